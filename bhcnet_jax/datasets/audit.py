@@ -1,0 +1,193 @@
+"""What could let a network cheat on an image set: duplicates, and shortcuts in size, format and grey level.
+
+    python -m bhcnet_jax.datasets.audit [--name=head_ct|folder|phantom|auto] [--dir=DIR] [--out=audit.json]
+"""
+
+import argparse
+import collections
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from bhcnet_jax import input_pipeline, metrics, splits
+from bhcnet_jax.datasets import DatasetError
+from bhcnet_jax.input_pipeline import ImageSet
+from bhcnet_jax.run_dir import write_json
+
+BLACK, WHITE = 8, 247  # grey levels from which a pixel counts as black or white, with room for JPEG noise
+GREY_MODES = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'F')  # of Pillow
+
+
+def audit(image_set: ImageSet, grouping: splits.Grouping) -> dict[str, Any]:
+    """Everything found, ready for JSON: no nan, plain numbers and strings.
+
+    Keys: mark ('PHANTOM' for synthetic images, else ''), dataset, fingerprint, images, hemorrhage, reasons
+    (number of pairs by reason), groups (ids of every group of two or more), pairs (two ids, labels, reason,
+    similarity; see splits.Pair), conflicts (pairs of exact or near duplicates with different labels), modes
+    (files of each class by Pillow's mode) and shortcuts (see `shortcuts`).
+    """
+    ids, labels = image_set.ids, image_set.labels
+    pairs = [
+        {
+            'a': ids[pair.a],
+            'b': ids[pair.b],
+            'labels': [int(labels[pair.a]), int(labels[pair.b])],
+            'reason': pair.reason,
+            'similarity': round(pair.similarity, 4),
+        }
+        for pair in grouping.pairs
+    ]
+    members = collections.defaultdict(list)
+    for image_id, group in zip(ids, grouping.groups.tolist(), strict=True):
+        members[group].append(image_id)
+    modes = collections.Counter(zip(image_set.modes, labels.tolist(), strict=True))
+    return {
+        'mark': 'PHANTOM' if image_set.synthetic else '',
+        'dataset': image_set.name,
+        'fingerprint': image_set.fingerprint,
+        'images': len(ids),
+        'hemorrhage': int(labels.sum()),
+        'reasons': dict(collections.Counter(pair['reason'] for pair in pairs)),
+        'groups': [group for group in members.values() if len(group) > 1],
+        'pairs': pairs,
+        'conflicts': sum(pair['reason'] != 'published' and len(set(pair['labels'])) == 2 for pair in pairs),
+        'modes': {
+            mode: {'normal': modes[mode, 0], 'hemorrhage': modes[mode, 1]}
+            for mode in sorted(set(image_set.modes))
+        },
+        'shortcuts': shortcuts(image_set),
+    }
+
+
+def shortcuts(image_set: ImageSet) -> list[dict[str, Any]]:
+    """How well one number of a file tells the classes apart, the best first.
+
+    Each: feature, auc, low, high (DeLong's 95 % interval, None where undefined), n, higher_in (the class
+    with the higher values, or '') and the median in each class. The AUC has no direction, max(a, 1 - a):
+    0.5 is its least value, and chance alone lies somewhat above. Grey is that of the resized images.
+    """
+    labels = image_set.labels
+    found = []
+    for name, values in _features(image_set).items():
+        auc, low, high = metrics.delong(labels, values)
+        higher_in = 'hemorrhage' if auc > 0.5 else ''
+        if auc < 0.5:
+            auc, low, high, higher_in = 1 - auc, 1 - high, 1 - low, 'normal'
+        found.append({
+            'feature': name,
+            'auc': _plain(auc),
+            'low': _plain(low),
+            'high': _plain(high),
+            'n': len(labels),
+            'higher_in': higher_in,
+            'normal': _median(values[labels == 0]),
+            'hemorrhage': _median(values[labels == 1]),
+        })
+    return sorted(found, key=lambda shortcut: -(shortcut['auc'] or 0))
+
+
+def _features(image_set: ImageSet) -> dict[str, np.ndarray]:
+    """float64 [N] each."""
+    height, width = image_set.heights.astype(float), image_set.widths.astype(float)
+    file_bytes = image_set.file_bytes.astype(float)
+    grey = image_set.images.reshape(len(image_set.ids), -1)  # [N, H * W]
+    return {
+        'width, pixels': width,
+        'height, pixels': height,
+        'area, pixels': height * width,
+        'aspect, width / height': width / height,
+        'file size, bytes': file_bytes,
+        'compression, bytes per pixel': file_bytes / (height * width),
+        'alpha channel': np.array([mode.endswith(('A', 'a')) for mode in image_set.modes], float),
+        'colour mode': np.array([mode not in GREY_MODES for mode in image_set.modes], float),
+        'mean grey': grey.mean(axis=1),
+        'sd grey': grey.std(axis=1),
+        'median grey': np.median(grey, axis=1),
+        'share of black': (grey <= BLACK).mean(axis=1),
+        'share of white': (grey >= WHITE).mean(axis=1),
+    }
+
+
+def _median(values: np.ndarray) -> float | None:
+    return _plain(np.median(values)) if values.size else None
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 4)
+
+
+def report(found: dict[str, Any], console: Console) -> None:
+    """Prints what `audit` found; every title begins with the mark."""
+    mark = f'{found["mark"]} ' if found['mark'] else ''
+    largest = max(map(len, found['groups']), default=0)
+    console.print(
+        f'{mark}{found["dataset"]}: {found["images"]} images, {found["hemorrhage"]} with a hemorrhage\n'
+        f'fingerprint {found["fingerprint"]}\n'
+        f'{len(found["groups"])} groups of images that must stay together, the largest of {largest}; '
+        f'{found["conflicts"]} pairs of duplicates with different labels.\n'
+        'Other slices of one patient that look different are not found.'
+    )
+    for table in (_pair_table(found, mark), _mode_table(found, mark), _shortcut_table(found, mark)):
+        console.print(table)
+
+
+def _pair_table(found: dict[str, Any], mark: str) -> Table:
+    counts = ', '.join(f'{count} {reason}' for reason, count in found['reasons'].items()) or 'none'
+    table = Table('image', 'image', 'labels', 'reason', 'similarity', title=f'{mark}Pairs: {counts}')
+    for pair in sorted(found['pairs'], key=lambda pair: -pair['similarity']):
+        labels = ' '.join(map(str, pair['labels']))
+        table.add_row(pair['a'], pair['b'], labels, pair['reason'], f'{pair["similarity"]:.3f}')
+    return table
+
+
+def _mode_table(found: dict[str, Any], mark: str) -> Table:
+    table = Table('mode', 'normal', 'hemorrhage', title=f'{mark}Colour modes')
+    for mode, classes in found['modes'].items():
+        table.add_row(mode, str(classes['normal']), str(classes['hemorrhage']))
+    return table
+
+
+def _shortcut_table(found: dict[str, Any], mark: str) -> Table:
+    title = f'{mark}Shortcuts: AUC of one number, max(a, 1 - a), n = {found["images"]}; medians'
+    table = Table('feature', 'AUC', '95 % interval', 'higher in', 'normal', 'hemorrhage', title=title)
+    for shortcut in found['shortcuts']:
+        low, high = shortcut['low'], shortcut['high']
+        table.add_row(
+            shortcut['feature'],
+            _text(shortcut['auc']),
+            '-' if low is None else f'{low:.2f} to {high:.2f}',
+            shortcut['higher_in'],
+            _text(shortcut['normal']),
+            _text(shortcut['hemorrhage']),
+        )
+    return table
+
+
+def _text(number: float | None) -> str:
+    return '-' if number is None else f'{number:.4g}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--name', default='auto', choices=('head_ct', 'folder', 'phantom', 'auto'))
+    parser.add_argument('--dir', default='', help='where the images are; default as for training')
+    parser.add_argument('--out', default='audit.json', type=Path, help='the same as JSON')
+    flags = parser.parse_args()
+    try:
+        image_set = input_pipeline.load(ConfigDict({'name': flags.name, 'dir': flags.dir, 'image_size': 128}))
+        found = audit(image_set, splits.find_groups(image_set))
+        write_json(flags.out, found)
+    except (DatasetError, OSError) as error:
+        sys.exit(f'error: {error}')
+    report(found, Console())
+    print(f'Written to {flags.out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Any labelled folder as a data set."""

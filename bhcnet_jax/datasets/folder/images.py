@@ -1,0 +1,73 @@
+"""One published image: what is accepted, and how it becomes grey."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from bhcnet_jax.datasets import DatasetError
+
+MAX_PIXELS = 2**25  # of one image, 5792 x 5792; as RGBA 128 MiB, of which grey takes up to four copies
+
+
+def check_image(data: bytes, name: str, image_format: str | None) -> None:
+    """Takes data through `to_grey` once. DatasetError, naming the image, where that fails.
+
+    image_format: Pillow's name of the only format allowed; None: all.
+    """
+    formats = None if image_format is None else (image_format,)
+    try:
+        with warnings.catch_warnings():
+            # What Pillow finds odd in metadata, and its limit of pixels; the limit here is MAX_PIXELS.
+            warnings.simplefilter('ignore')
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                _check_header(image, name)
+                to_grey(image)
+    except DatasetError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DatasetError(f'{name}: more than the {MAX_PIXELS} pixels allowed. Scale it down.') from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken input
+        kind = 'an image that Pillow reads' if image_format is None else f'an intact {image_format}'
+        raise DatasetError(
+            f'{name}: {len(data)} bytes, not {kind} ({reason(error)}). Download it again or remove its row.'
+        ) from error
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """One channel of 8 bits (mode L): ITU-R 601 luminance of the image turned upright by its EXIF tag.
+
+    Transparency is composited on black; 16-bit grey is scaled by 255/65535, not clipped.
+    """
+    deep = _is_16_bit(image)
+    image = ImageOps.exif_transpose(image)
+    if deep:
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
+    return image.convert('RGB').convert('L')
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, without the path that the caller names anyway."""
+    return getattr(error, 'strerror', None) or str(error) or type(error).__name__
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    # Pillow opens some 16-bit files in its 32-bit mode I.
+    return image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
+
+
+def _check_header(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise DatasetError(
+            f'{name}: {image.width} x {image.height} pixels, expected at most {MAX_PIXELS}. Scale it down.'
+        )
+    if image.mode in ('I', 'F') and not _is_16_bit(image):
+        raise DatasetError(
+            f'{name}: 32-bit grey (mode {image.mode}) has no fixed black and white. '
+            'Apply a window and save it with 8 or 16 bits.'
+        )

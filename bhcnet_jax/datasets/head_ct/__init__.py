@@ -1,0 +1,1 @@
+"""The 200 real head-CT images."""

@@ -1,0 +1,24 @@
+"""tfds builder of the head-CT images that Felipe Kitamura published on Kaggle: 100 normal, 100 hemorrhage."""
+
+from etils import epath
+
+from bhcnet_jax.datasets.folder import folder_dataset_builder, source
+
+
+class Builder(folder_dataset_builder.Builder):
+    """A labelled folder with another header, file names made from numbers, and a known content."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        'Download https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage and name the zip, or the '
+        'folder that it unpacks to, by config.dataset.dir or HEAD_CT_DIR, or put it in the manual folder.'
+    )
+    CLASSES = ('normal', 'hemorrhage')
+    LAYOUT = source.Layout(
+        header=('id', 'hemorrhage'),
+        file_name=lambda number: f'{number.zfill(3)}.png',
+        any_subfolder=True,
+        image_format='PNG',
+        class_counts=(100, 100),
+        published='6b93e0a7808bd2ff503025cb1013e1582b53cb4eda4bf841a95c3f1ea62047fb',
+    )
+    pkg_dir_path = epath.Path(__file__).parent

@@ -1,0 +1,92 @@
+"""Trains a config: `python -m bhcnet_jax.main --config=imbalanced`. The only module of a run that defines flags."""
+
+import pathlib
+import shlex
+import signal
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from bhcnet_jax import configs
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'A config: the name of one that comes with the package, or the path of a .py file. Keys are overridden like '
+    '--config.balanced.epochs=4.',
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; default: runs/<recipe>-<data set>.')
+
+
+def _available() -> list[str]:
+    return sorted(path.stem for path in pathlib.Path(configs.__path__[0]).glob('*.py') if path.stem != '__init__')
+
+
+def _find_config(value: str) -> str:
+    """The path of a config from its path or name; 'imbalanced' and 'configs/imbalanced.py' work from any folder."""
+    path = pathlib.Path(value)
+    if path.is_file():
+        return value
+    shipped = pathlib.Path(configs.__path__[0]) / f'{path.stem}.py'
+    if path.parent in (pathlib.Path('.'), pathlib.Path('configs')) and shipped.is_file():
+        return str(shipped)
+    _fail(f'--config={value}: no such file, and no config of that name; expected a path or one of '
+          f'{", ".join(_available())}.')  # fmt: skip
+
+
+def _fail(message: str) -> None:
+    print(f'error: {" ".join(message.split())}', file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; what is wrong with them is said in one line."""
+    argv = list(argv)
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.partition('=')
+        if name in ('--config', '-config') and equals:
+            argv[place] = f'{name}={_find_config(value)}'
+        elif name in ('--config', '-config') and place + 1 < len(argv):
+            argv[place + 1] = _find_config(argv[place + 1])
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(str(error))
+    if len(rest) > 1:
+        _fail(f'{rest[1]}: unexpected argument; keys are set like --config.seed=1.')
+    if _CONFIG.value is None:
+        _fail(f'--config is missing; expected a path or one of {", ".join(_available())}.')
+    return rest
+
+
+def main(argv: list[str]) -> None:
+    """Runs the config in --config. argv: what is left beside the flags."""
+    del argv
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
+    # Imported here so that a wrong flag is answered at once.
+    from bhcnet_jax import train
+    from bhcnet_jax.datasets import DatasetError
+    from bhcnet_jax.results import ResultsError
+    from bhcnet_jax.run_dir import RunDirError
+    from bhcnet_jax.trial import ConfigError
+
+    command = shlex.join(['python', '-m', 'bhcnet_jax.main', *sys.argv[1:]])
+    try:
+        train.run(_CONFIG.value, _WORKDIR.value, command)
+    except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
+        _fail(str(error))
+    except train.Stopped as stop:
+        print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')
+        sys.exit(128 + stop.signum)
+
+
+def run() -> None:
+    """The console script `bhcnet-jax`."""
+    app.run(main, flags_parser=_parse)
+
+
+if __name__ == '__main__':
+    run()

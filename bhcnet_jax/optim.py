@@ -1,0 +1,27 @@
+"""The optimizer and its learning rates: Adam, linear warm-up, cosine decay (paper VI)."""
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+
+def optimizer(learning_rate: jax.Array, weight_decay: jax.Array) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay. Both arguments are scalars and may be traced; the state depends on neither."""
+    return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+
+def learning_rates(config: ConfigDict, epochs: int, steps_per_epoch: int) -> np.ndarray:
+    """The learning rate of every step of a phase, float32 [epochs, steps_per_epoch].
+
+    Linear from 0 to `config.peak_lr` over the first `config.warmup` of the steps, then a cosine to 0. A table, so
+    that the number of epochs is no constant of the compiled program.
+    """
+    steps = epochs * steps_per_epoch
+    warmup_steps = round(config.warmup * steps)
+    if warmup_steps:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, config.peak_lr, warmup_steps, steps)
+    else:
+        schedule = optax.cosine_decay_schedule(config.peak_lr, steps)
+    rates = jax.vmap(schedule)(np.arange(steps, dtype=np.float32))
+    return np.asarray(rates, np.float32).reshape(epochs, steps_per_epoch)

@@ -1,0 +1,191 @@
+"""The run directory: whose it is, what made it, and that only one process at a time writes to it."""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bhcnet_jax import __version__
+from bhcnet_jax.input_pipeline import ImageSet
+from bhcnet_jax.splits import Grouping
+from bhcnet_jax.trial import Trial, resolve
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain', 'numpy', 'pillow')
+
+
+class RunDirError(ValueError):
+    """The run directory cannot be used; one line that says why and what to do."""
+
+
+def dataset_label(image_set: ImageSet) -> str:
+    """The data set's name in everything that a run writes; PHANTOM where the images are synthetic."""
+    return 'PHANTOM' if image_set.synthetic else image_set.name
+
+
+def write_json(path: pathlib.Path, tree: Any) -> None:
+    """Writes JSON that is complete or not there."""
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_text(json.dumps(tree, indent=2) + '\n')
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def claim(path: pathlib.Path, trial: Trial, image_set: ImageSet) -> Iterator[None]:
+    """Makes the directory or takes it up again, and keeps other processes out of it.
+
+    RunDirError if it belongs to another config or other data, if another process writes to it, if it holds other
+    files, or if it cannot be written.
+    """
+    mine = {
+        'dataset': dataset_label(image_set),
+        'trial_id': trial.trial_id,
+        'identity': _identity(trial, image_set),
+        'config': trial.config.to_dict(),
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()) and not (path / 'config.json').exists():
+            raise RunDirError(f'{path} holds files but no config.json, so it is no run directory. Use another --workdir.')
+        lock = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise RunDirError(f'{path} cannot be used: {error.strerror}. Use another --workdir.') from error
+    try:
+        _lock(lock, path)
+        if (path / 'config.json').exists():
+            _refuse_others(path, mine['identity'])
+        else:
+            write_json(path / 'config.json', mine)
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise RunDirError(f'{path} cannot be written: {error.strerror}. Nothing done so far is lost.') from error
+    finally:
+        os.close(lock)
+
+
+def _identity(trial: Trial, image_set: ImageSet) -> dict[str, Any]:
+    """All that fixes the trial's result, flat: dotted key -> value."""
+    tree = {
+        **resolve(trial.config),
+        'seed': trial.config.seed,
+        'split.fold': trial.config.split.fold,
+        'data fingerprint': image_set.fingerprint,
+        'split digest': trial.split.digest,
+    }
+    return dict(_flatten('', json.loads(json.dumps(tree))))
+
+
+def _flatten(prefix: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _flatten(f'{prefix}.{key}' if prefix else key, value)
+    else:
+        yield prefix, tree
+
+
+def _lock(descriptor: int, path: pathlib.Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
+    except BlockingIOError:
+        raise RunDirError(f'{path}: another process is training here. Wait for it, or use another --workdir.') from None
+
+
+def _refuse_others(path: pathlib.Path, mine: dict[str, Any]) -> None:
+    try:
+        theirs = json.loads((path / 'config.json').read_text())['identity']
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDirError(f'{path}/config.json cannot be read ({error}). Use another --workdir.') from error
+    keys = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+    if keys:
+        shown = '; '.join(f'{key} is {theirs.get(key)} there, {mine.get(key)} here' for key in keys[:3])
+        more = f'; and {len(keys) - 3} more' if len(keys) > 3 else ''
+        raise RunDirError(f'{path} holds another run ({shown}{more}). Use another --workdir.')
+
+
+def hardware() -> str:
+    """The devices and the machine's processor cores, in a few words."""
+    devices = jax.local_devices()
+    return f'{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, {_processor()}'
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def code_version() -> str:
+    """The version, and the commit where the code lies in a git checkout; '+' marks uncommitted changes."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    commands = (['rev-parse', '--short=12', 'HEAD'], ['status', '--porcelain', '--untracked-files=no'])
+    try:
+        commit, changes = (
+            subprocess.run(['git', '-C', root, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in commands
+            if (root / '.git').exists()
+        )
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return __version__
+    return f'{__version__} {commit}{"+" if changes else ""}'
+
+
+def record_start(path: pathlib.Path, command: str) -> None:
+    """Adds this process to env.json: a list, since a resumed run may have had several, on several machines."""
+    file = path / 'env.json'
+    starts = json.loads(file.read_text()) if file.exists() else []
+    starts.append(
+        {
+            'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+            'command': command,
+            'code': code_version(),
+            'python': platform.python_version(),
+            'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
+            'platform': platform.platform(),
+            'hardware': hardware(),
+            'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
+        }
+    )
+    write_json(file, starts)
+
+
+def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, trial: Trial) -> None:
+    """Writes data.json: fingerprint, split and groups, by image id."""
+    ids = np.array(image_set.ids)
+    members = [ids[grouping.groups == group].tolist() for group in np.unique(grouping.groups)]
+    tree = {
+        'dataset': dataset_label(image_set),
+        'fingerprint': image_set.fingerprint,
+        'images': {'normal': int(np.sum(image_set.labels == 0)), 'hemorrhage': int(np.sum(image_set.labels == 1))},
+        'split_digest': trial.split.digest,
+        'train': ids[trial.split.train].tolist(),
+        'test': ids[trial.split.test].tolist(),
+        'groups': [group for group in members if len(group) > 1],
+        'pairs': [_pair(ids, pair) for pair in grouping.pairs],
+        'phases': {
+            phase.name: {'normal': phase.counts[0], 'hemorrhage': phase.counts[1], 'augmented': len(phase.sources)}
+            for phase in trial.phases
+        },
+    }
+    write_json(path / 'data.json', tree)
+
+
+def _pair(ids: Sequence[str], pair: Any) -> dict[str, Any]:
+    return {
+        'a': str(ids[pair.a]),
+        'b': str(ids[pair.b]),
+        'reason': pair.reason,
+        'similarity': round(pair.similarity, 4),
+    }

@@ -1,0 +1,178 @@
+"""One trial's training step, epoch and evaluation as pure functions; the engine maps them over lanes and devices.
+
+Shapes: B batch, S steps of an epoch, M augmented images of an epoch, N images in the set, T scored images,
+H W pixels.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+from ml_collections import ConfigDict
+
+from bhcnet_jax import models, optim
+from bhcnet_jax.augment import augment
+
+STREAMS = ('init', 'augment', 'shuffle', 'dropout')  # append only: a stream's key is made from its place here
+
+
+@struct.dataclass
+class TrainState:
+    """What training changes: the weights and Adam's moments."""
+
+    params: Any
+    opt_state: Any
+
+
+@struct.dataclass
+class Lane:
+    """What one trial brings to one epoch. All of it is traced: other values compile nothing."""
+
+    seed: jax.Array  # int32
+    phase: jax.Array  # int32, place of the phase in the trial
+    epoch: jax.Array  # int32, 0-based inside the phase
+    sources: jax.Array  # int32 [M], the image that each augmented image is made from
+    class_weights: jax.Array  # float32 [2], of normal and hemorrhage
+    learning_rates: jax.Array  # float32 [S]
+    weight_decay: jax.Array  # float32
+    dropout: jax.Array  # float32
+    strengths: dict[str, jax.Array]  # float32 each, of the augmentation policy
+    scored: jax.Array  # int32 [T], the images to evaluate on
+
+
+class Sums(NamedTuple):
+    """Sums over images, float32: divide once, at the end."""
+
+    loss: jax.Array  # weighted binary cross-entropy, nats
+    hits: jax.Array
+    images: jax.Array
+
+
+def stream(seed: jax.Array, name: str, *indices: jax.Array) -> jax.Array:
+    """The random key of a stream, made from (seed, name) and then from each index in turn."""
+    key = jax.random.fold_in(jax.random.key(seed), STREAMS.index(name))
+    for index in indices:
+        key = jax.random.fold_in(key, index)
+    return key
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+    """uint8 [...] -> float32 [...] in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
+
+
+def make_init(config: ConfigDict) -> Callable[[Lane], TrainState]:
+    """Returns init(lane): the weights that its seed gives, with a fresh optimizer."""
+    model = models.create(config.model)
+    size = config.dataset.image_size
+
+    def init(lane: Lane) -> TrainState:
+        params = model.init(stream(lane.seed, 'init'), jnp.zeros((1, size, size, 1)))['params']
+        return TrainState(params, optim.optimizer(0.0, 0.0).init(params))
+
+    return init
+
+
+def make_train_step(config: ConfigDict, axis: str | None = None) -> Callable[..., tuple[TrainState, Sums]]:
+    """Returns train_step(state, lane, images, labels, positions, mask, learning_rate) -> state, Sums.
+
+    images: uint8 [N, H, W]; labels: int32 [N]. positions: int32 [B], places in `lane.sources`; mask: float32 [B], 0
+    for padding. With `axis`, each device brings its part of the batch, and gradients and sums are added over the
+    devices of that axis.
+    """
+    model = models.create(config.model)
+    policy, frozen = config.augment.policy, config.augment.frozen
+
+    def draw(lane: Lane, image: jax.Array, position: jax.Array) -> jax.Array:
+        # A frozen image depends on its place in the enlarged set alone, not on the epoch: it never needs storing.
+        epoch = 0 if frozen else lane.epoch
+        key = stream(lane.seed, 'augment', lane.phase, epoch, position)
+        return augment(key, to_unit(image), lane.strengths, policy)
+
+    def train_step(
+        state: TrainState,
+        lane: Lane,
+        images: jax.Array,
+        labels: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        learning_rate: jax.Array,
+    ) -> tuple[TrainState, Sums]:
+        sources = lane.sources[positions]
+        target = labels[sources]
+        inputs = jax.vmap(draw, in_axes=(None, 0, 0))(lane, images[sources], positions)[..., None]  # [B, H, W, 1]
+        dropout_key = stream(lane.seed, 'dropout', lane.phase, lane.epoch)
+        dropout_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(dropout_key, positions)
+
+        def summed_loss(params: Any) -> tuple[jax.Array, Sums]:
+            logits = model.apply({'params': params}, inputs, lane.dropout, dropout_keys)
+            losses = optax.sigmoid_binary_cross_entropy(logits, target.astype(jnp.float32))
+            loss = jnp.sum(mask * lane.class_weights[target] * losses)
+            hits = jnp.sum(jnp.where((logits >= 0) == (target == 1), mask, 0.0))
+            return loss, Sums(loss, hits, jnp.sum(mask))
+
+        grads, sums = jax.grad(summed_loss, has_aux=True)(state.params)
+        if axis is not None:
+            grads, sums = lax.psum((grads, sums), axis)
+        grads = jax.tree.map(lambda grad: grad / sums.images, grads)
+        adam = optim.optimizer(learning_rate, lane.weight_decay)
+        with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer step count
+            updates, opt_state = adam.update(grads, state.opt_state, state.params)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state), sums
+
+    return train_step
+
+
+def steps_per_epoch(config: ConfigDict) -> int:
+    """S; the last step is filled up with masked images."""
+    return -(-config.augment.samples // config.batch_size)
+
+
+def make_train_epoch(config: ConfigDict, axis: str | None = None, shards: int = 1) -> Callable[..., Any]:
+    """Returns train_epoch(state, lane, images, labels) -> state, Sums: every augmented image once, shuffled.
+
+    With `axis`, the batch is cut into `shards` parts, one for each device of that axis.
+    """
+    train_step = make_train_step(config, axis)
+    samples, steps = config.augment.samples, steps_per_epoch(config)
+    padding = steps * config.batch_size - samples
+
+    def train_epoch(
+        state: TrainState, lane: Lane, images: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, Sums]:
+        shuffle_key = stream(lane.seed, 'shuffle', lane.phase, lane.epoch)
+        order = jnp.pad(jax.random.permutation(shuffle_key, samples), (0, padding))
+        mask = jnp.pad(jnp.ones(samples), (0, padding))
+        shard = 0 if axis is None else lax.axis_index(axis)
+
+        def step(state: TrainState, batch: tuple[jax.Array, ...]) -> tuple[TrainState, Sums]:
+            positions, mask, learning_rate = batch
+            return train_step(state, lane, images, labels, positions[shard], mask[shard], learning_rate)
+
+        per_step = (steps, shards, config.batch_size // shards)
+        batches = (order.reshape(per_step), mask.reshape(per_step), lane.learning_rates)
+        state, sums = lax.scan(step, state, batches)
+        return state, jax.tree.map(jnp.sum, sums)
+
+    return train_epoch
+
+
+def make_evaluate(config: ConfigDict) -> Callable[..., jax.Array]:
+    """Returns evaluate(params, scored, images) -> logits float32 [T], in batches of at most `config.batch_size`."""
+    model = models.create(config.model)
+
+    def evaluate(params: Any, scored: jax.Array, images: jax.Array) -> jax.Array:
+        count = scored.shape[0]
+        batch = min(count, config.batch_size)
+        batches = jnp.pad(scored, (0, -count % batch)).reshape(-1, batch)
+
+        def logits(indices: jax.Array) -> jax.Array:
+            return model.apply({'params': params}, to_unit(images[indices])[..., None])
+
+        return lax.map(logits, batches).reshape(-1)[:count]
+
+    return evaluate

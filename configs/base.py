@@ -1,0 +1,115 @@
+"""Every key of a recipe, once, with its unit and its source. The other configs only override.
+
+"paper" is BHCNet (Anjum and Oberoi, 2022). Where it is silent, the comment says what was chosen and why.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.recipe = 'base'  # label in tables and of the default run directory; not part of a trial's identity
+    c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
+    c.phases = ('balanced', 'imbalanced')  # in this order; each has a section of its own below
+    c.batch_size = 32  # images per step; the paper is silent, 32 is the default of Keras
+    c.dataset = dataset()
+    c.split = split()
+    c.balanced = balanced()
+    c.imbalanced = imbalanced()
+    c.model = model()
+    c.augment = augment()
+    c.optimizer = optimizer()
+    c.engine = engine()
+    return c
+
+
+def dataset() -> ConfigDict:
+    c = ConfigDict()
+    c.name = 'auto'  # head_ct, folder (any labelled folder), phantom (synthetic); auto: head_ct, else phantom
+    c.dir = ''  # where the images are; '': $HEAD_CT_DIR, then the manual folder of tensorflow_datasets
+    c.image_size = 128  # pixels, height and width after resizing; paper IV.B
+    return c
+
+
+def split() -> ConfigDict:
+    c = ConfigDict()
+    c.scheme = 'holdout'  # holdout: 1/folds of each class is the test part; kfold: its complements
+    c.folds = 10  # 10: the paper's 90/10, 90+90 training and 10+10 test images; paper IV.C
+    c.fold = 0  # which part is the test part, 0 to folds-1; holdout has fold 0 only
+    c.seed = 0  # which split; kept apart from config.seed so that seed noise and sampling noise stay apart
+    return c
+
+
+def balanced() -> ConfigDict:
+    c = ConfigDict()
+    c.epochs = 24  # the best of table 1; an epoch is augment.samples images
+    # 'computed': n / (2 n_class) of this phase's images; 1 and 1 where the classes are of one size.
+    c.class_weights = 'computed'
+    c.optimizer_state = 'fresh'  # what 'imbalanced' says of it; matters only where this phase is not the first
+    return c
+
+
+def imbalanced() -> ConfigDict:
+    c = ConfigDict()
+    c.epochs = 12  # the best of table 2
+    # "The training data consists of 243 images": 90 normal, so 153 hemorrhages, 63 of them drawn again; paper VI.B
+    c.positives = 153
+    # 'carried': "The prior class weights from the training phase based on epochs are kept and uploaded once
+    # again" (paper VI.B). 'computed': from this phase's own images, as n / (2 n_class).
+    c.class_weights = 'carried'
+    # 'fresh': "the same set of layers and hyperparameters are once more added to the CNN model" (paper VI.B):
+    # only weights are said to be uploaded. 'carried': Adam's moments go on; the schedule restarts either way.
+    c.optimizer_state = 'fresh'
+    return c
+
+
+def model() -> ConfigDict:
+    c = ConfigDict()
+    c.name = 'cnn'  # cnn, cnn_lstm, cnn_gru
+    c.filters = (32, 64, 128)  # of the three 3x3 convolutions; the paper is silent, doubling is customary
+    # Width of a dense ReLU layer before the logit, 0 for none. The paper lists one "dense layer" after the
+    # pooling (II) and wants "the minimum number of layers" (VI.C).
+    c.hidden_units = 0
+    c.recurrent_units = 64  # state size of the LSTM or GRU; the paper is silent
+    # Share of features dropped before the head. "a dropout rate that controls the overfitting" (VI.C) gives no
+    # number; 0.5 is the value of Srivastava et al. (2014) for hidden layers.
+    c.dropout = 0.5
+    c.dtype = 'float32'  # of the computation, float32 or bfloat16; weights and loss are always float32
+    return c
+
+
+def augment() -> ConfigDict:
+    c = ConfigDict()
+    c.policy = 'affine'  # affine (paper IV.D), distort (paper VI), none
+    c.samples = 1000  # augmented images per epoch, drawn from the training part; paper V
+    c.frozen = True  # the same `samples` images in every epoch, as the paper's enlarged set; False: new ones
+    c.affine = ConfigDict()
+    c.affine.flip = 0.5  # probability of a horizontal flip; paper IV.D names flipping
+    c.affine.shear = 5.0  # degrees, 0 to this, counterclockwise as in the paper, which gives no number
+    c.affine.zoom = 0.05  # scale drawn from 1-zoom to 1+zoom; paper IV.D
+    c.affine.rotation = 10.0  # degrees either way; the paper says "different angles" (IV.D)
+    c.affine.shift = 0.05  # share of height and of width, either way; paper IV.D
+    c.distort = ConfigDict()  # paper VI names the transforms and gives one number, the rotation
+    c.distort.crop = 0.8  # smallest side of the random crop as a share of the image
+    c.distort.rotation = 30.0  # degrees, drawn from 0 to this; paper VI
+    c.distort.resize = 0.1  # scale drawn from 1-resize to 1+resize
+    c.distort.optical = 0.3  # radial coefficient k, either way
+    c.distort.grid = 0.3  # relative change of the spacing of the grid's lines, either way
+    c.distort.noise = 0.02  # standard deviation of Gaussian noise, on images in [0, 1]
+    return c
+
+
+def optimizer() -> ConfigDict:
+    c = ConfigDict()
+    c.peak_lr = 1e-3  # Adam; paper VI
+    c.warmup = 0.1  # share of a phase's steps with a linear warm-up; the paper gives no length
+    c.weight_decay = 0.0  # decoupled (AdamW); the paper is silent
+    return c
+
+
+def engine() -> ConfigDict:
+    c = ConfigDict()
+    c.lanes = 1  # trials that each device trains together
+    c.spread = 'lanes'  # over the devices: lanes (trials), or batch (one trial's batch, gradients averaged)
+    c.checkpoint_every = 1  # epochs between checkpoints
+    return c

@@ -1,0 +1,14 @@
+"""The paper's CNN in two phases: balanced, then imbalanced with the weights and class weights carried over.
+
+    python -m bhcnet_jax.main --config=imbalanced
+"""
+
+from ml_collections import ConfigDict
+
+from bhcnet_jax.configs import base
+
+
+def get_config() -> ConfigDict:
+    c = base.get_config()
+    c.recipe = 'imbalanced'
+    return c

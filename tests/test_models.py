@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from bhcnet_jax import models
+from bhcnet_jax.configs import base
+from bhcnet_jax.models import layers
+
+
+def model_config(name='cnn', dtype='float32'):
+    config = base.get_config().model
+    config.name, config.dtype, config.filters = name, dtype, (4, 6, 8)
+    return config
+
+
+def random(shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 8, 1), (1, 5, 7, 3), (3, 1, 1, 2)])
+def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
+    x = random(shape)
+    reference = nn.Conv(6, (3, 3))
+    variables = reference.init(jax.random.key(1), x)
+    ours = layers.Conv3x3(6)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x)) == jax.tree.map(jnp.shape, variables)
+
+    def loss(module, variables, x):
+        return jnp.sum(jnp.sin(module.apply(variables, x)))
+
+    np.testing.assert_allclose(ours.apply(variables, x), reference.apply(variables, x), atol=1e-5)
+    gradients = jax.grad(loss, argnums=(1, 2))
+    for found, expected in zip(
+        jax.tree.leaves(gradients(ours, variables, x)),
+        jax.tree.leaves(gradients(reference, variables, x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
+def test_max_pool_equals_nn_max_pool_in_output_and_gradient(shape):
+    x = random(shape)
+
+    def loss(pool, x):
+        return jnp.sum(jnp.sin(pool(x)))
+
+    def reference(x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+    np.testing.assert_array_equal(layers.max_pool2x2(x), reference(x))
+    np.testing.assert_allclose(
+        jax.grad(loss, argnums=1)(layers.max_pool2x2, x), jax.grad(loss, argnums=1)(reference, x), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize('layer', [lambda x: layers.conv3x3(x, random((3, 3, 2, 4), 1)), layers.max_pool2x2])
+def test_layers_are_the_same_eager_jitted_and_vmapped(layer):
+    x = random((3, 6, 6, 2))
+    eager = layer(x)
+    np.testing.assert_allclose(jax.jit(layer)(x), eager, atol=1e-5)
+    one_by_one = jax.vmap(lambda image: layer(image[None])[0])(x)
+    np.testing.assert_allclose(one_by_one, eager, atol=1e-5)
+
+
+def test_a_compiled_gradient_has_no_convolution_and_no_scatter():
+    model = models.create(model_config())
+    x = random((2, 16, 16, 1))
+    params = model.init(jax.random.key(0), x)
+    text = jax.jit(jax.grad(lambda params: model.apply(params, x).sum())).lower(params).as_text()
+    assert 'stablehlo.dot_general' in text
+    assert 'convolution' not in text
+    assert 'select_and_scatter' not in text
+
+
+def test_dropout_keeps_the_mean_and_drops_the_given_share():
+    x = jnp.ones((64, 1000))
+    keys = jax.random.split(jax.random.key(0), 64)
+    dropped = layers.dropout(x, jnp.float32(0.3), keys)
+    assert abs(float((dropped == 0).mean()) - 0.3) < 0.01
+    assert abs(float(dropped.mean()) - 1) < 0.01
+    np.testing.assert_array_equal(layers.dropout(x, jnp.float32(0), keys), x)
+
+
+def test_dropout_of_an_image_depends_on_its_key_alone():
+    x = random((4, 50))
+    keys = jax.random.split(jax.random.key(0), 4)
+    whole = layers.dropout(x, jnp.float32(0.5), keys)
+    half = layers.dropout(x[2:], jnp.float32(0.5), keys[2:])
+    np.testing.assert_array_equal(whole[2:], half)
+    assert not np.array_equal(whole[0] == 0, whole[1] == 0)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('name', models.NAMES)
+def test_every_model_gives_one_float32_logit_per_image_and_float32_weights(name, dtype):
+    model = models.create(model_config(name, dtype))
+    x = random((3, 16, 16, 1))
+    params = model.init(jax.random.key(0), x)
+    logits = model.apply(params, x)
+    assert (logits.shape, logits.dtype) == ((3,), jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_bfloat16_changes_logits_a_little_only(name):
+    x = random((3, 16, 16, 1))
+    exact, rounded = (models.create(model_config(name, dtype)) for dtype in ('float32', 'bfloat16'))
+    params = exact.init(jax.random.key(0), x)
+    difference = np.abs(exact.apply(params, x) - rounded.apply(params, x))
+    assert 0 < difference.max() < 0.1
+
+
+@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+def test_a_recurrent_model_reads_the_rows_from_top_to_bottom(cell):
+    model = models.create(model_config(f'cnn_{cell}'))
+    x = random((2, 16, 16, 1))
+    params = model.init(jax.random.key(0), x)
+    assert not np.allclose(model.apply(params, x), model.apply(params, x[:, ::-1]), atol=1e-4)
+
+    features = layers.ConvTrunk((4, 6, 8)).apply({'params': params['params']['trunk']}, x)  # [2, 4, 4, 8]
+    reference = {'lstm': nn.OptimizedLSTMCell, 'gru': nn.GRUCell}[cell](64)
+    carry = reference.initialize_carry(jax.random.key(0), (2, 32))
+    for row in range(4):
+        carry, output = reference.apply({'params': params['params'][cell]}, carry, features[:, row].reshape(2, 32))
+    head = params['params']['head']['logit']
+    np.testing.assert_allclose(model.apply(params, x), (output @ head['kernel'] + head['bias'])[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_the_layer_table_counts_every_parameter(name):
+    config = model_config(name)
+    config.hidden_units = 5
+    model = models.create(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    rows = models.describe(model, 16)
+    assert sum(row.parameters for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert rows[0] == ('trunk/conv1', (16, 16, 4), 40)
+    assert rows[-2:] == [('head/hidden', (5,), rows[-2].parameters), ('head/logit', (1,), 6)]
+
+
+def test_the_papers_cnn_has_the_parameters_that_its_layers_add_up_to():
+    rows = models.describe(models.create(base.get_config().model), 128)
+    assert [row.parameters for row in rows] == [9 * 32 + 32, 9 * 32 * 64 + 64, 9 * 64 * 128 + 128, 129]
+
+
+def test_an_unknown_model_is_refused():
+    config = model_config()
+    config.name = 'resnet'
+    with pytest.raises(ValueError, match=r"'resnet'; expected one of cnn, cnn_lstm, cnn_gru"):
+        models.create(config)

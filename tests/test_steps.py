@@ -1,0 +1,172 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from lanes import one, small_config, small_images, small_lanes
+
+from bhcnet_jax import models, steps
+from bhcnet_jax.augment import augment
+
+
+def trees_equal(first, second):
+    return all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
+
+
+def start(config, seed=0):
+    images, labels = small_images()
+    lane = one(small_lanes(config, [seed]))
+    return steps.make_init(config)(lane), lane, jnp.asarray(images), jnp.asarray(labels)
+
+
+def step_once(config, lane, state, images, labels, positions=8, mask=None):
+    mask = jnp.ones(positions) if mask is None else mask
+    return steps.make_train_step(config)(
+        state, lane, images, labels, jnp.arange(len(mask)), mask, jnp.float32(1e-3)
+    )
+
+
+def test_a_step_changes_every_weight():
+    config = small_config()
+    state, lane, images, labels = start(config)
+    after, _ = step_once(config, lane, state, images, labels)
+    for before, changed in zip(jax.tree.leaves(state.params), jax.tree.leaves(after.params), strict=True):
+        assert not np.array_equal(before, changed)
+
+
+def test_a_step_is_adam_on_the_weighted_cross_entropy():
+    config = small_config(augment__policy='none', model__dropout=0.0)
+    state, lane, images, labels = start(config)
+    lane = lane.replace(class_weights=jnp.array([0.5, 2.0]))
+    after, sums = step_once(config, lane, state, images, labels)
+
+    inputs, target = steps.to_unit(images[:8, ..., None]), labels[:8]
+    model = models.create(config.model)
+
+    def loss(params):
+        losses = optax.sigmoid_binary_cross_entropy(model.apply({'params': params}, inputs), target.astype(float))
+        return jnp.mean(jnp.array([0.5, 2.0])[target] * losses)
+
+    adam = optax.adam(1e-3)
+    with jax.numpy_dtype_promotion('standard'):
+        updates, _ = adam.update(jax.grad(loss)(state.params), adam.init(state.params), state.params)
+    expected = optax.apply_updates(state.params, updates)
+    for found, wanted in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert float(sums.loss / sums.images) == pytest.approx(float(loss(state.params)), rel=1e-5)
+
+
+def test_masked_images_change_nothing():
+    config = small_config()
+    state, lane, images, labels = start(config)
+    short, short_sums = step_once(config, lane, state, images, labels, mask=jnp.ones(5))
+    padded, padded_sums = step_once(config, lane, state, images, labels, mask=jnp.array([1.0] * 5 + [0.0] * 3))
+    assert float(padded_sums.images) == 5
+    np.testing.assert_allclose(short_sums, padded_sums, rtol=1e-6)
+    for first, second in zip(jax.tree.leaves(short.params), jax.tree.leaves(padded.params), strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def test_an_epoch_shows_every_augmented_image_once():
+    # 20 images in batches of 8: the last step is filled up with 4 masked ones.
+    config = small_config(model__dropout=0.0, optimizer__peak_lr=0.0)
+    state, lane, images, labels = start(config)
+    lane = lane.replace(learning_rates=jnp.zeros(3))
+    _, sums = steps.make_train_epoch(config)(state, lane, images, labels)
+    assert float(sums.images) == 20
+    # The weights stand still, so the epoch's loss is that of the 20 images one by one, each with its own key.
+    model = models.create(config.model)
+    total = 0.0
+    for position in range(20):
+        key = steps.stream(lane.seed, 'augment', 0, 0, position)
+        source = int(lane.sources[position])
+        image = augment(key, steps.to_unit(images[source]), lane.strengths, 'affine')
+        logit = model.apply({'params': state.params}, image[None, ..., None])[0]
+        total += float(optax.sigmoid_binary_cross_entropy(logit, labels[source].astype(float)))
+    assert float(sums.loss) == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_frozen_augmentation_is_the_same_in_every_epoch_and_fresh_is_not(frozen):
+    config = small_config(augment__frozen=frozen, model__dropout=0.0)
+    state, lane, images, labels = start(config)
+    lane = lane.replace(learning_rates=jnp.zeros(3))
+    train_epoch = jax.jit(steps.make_train_epoch(config))
+    losses = [float(train_epoch(state, lane.replace(epoch=epoch), images, labels)[1].loss) for epoch in (0, 1)]
+    # Frozen images come in another order each epoch, so their sum is equal up to rounding.
+    assert (abs(losses[0] - losses[1]) < 1e-4) == frozen
+
+
+def test_the_two_phases_draw_other_augmented_images():
+    config = small_config(model__dropout=0.0)
+    state, lane, images, labels = start(config)
+    lane = lane.replace(learning_rates=jnp.zeros(3))
+    train_epoch = jax.jit(steps.make_train_epoch(config))
+    losses = [float(train_epoch(state, lane.replace(phase=phase), images, labels)[1].loss) for phase in (0, 1)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_two_seeds_give_different_weights():
+    config = small_config()
+    first, second = (start(config, seed)[0].params for seed in (0, 1))
+    assert not np.array_equal(first['trunk']['conv1']['kernel'], second['trunk']['conv1']['kernel'])
+    assert trees_equal(first, start(config, 0)[0].params)
+
+
+def test_two_seeds_give_different_augmentation():
+    image = steps.to_unit(jnp.asarray(small_images()[0][1]))
+    strengths = one(small_lanes(small_config())).strengths
+    first, second = (augment(steps.stream(seed, 'augment', 0, 0, 0), image, strengths, 'affine') for seed in (0, 1))
+    assert not np.allclose(first, second)
+
+
+@pytest.mark.parametrize(
+    ('stream', 'overrides'),
+    [('dropout', {'augment__policy': 'none'}), ('shuffle', {'augment__policy': 'none', 'model__dropout': 0.0})],
+)
+def test_two_seeds_give_different_dropout_and_another_order(stream, overrides):
+    # Same weights and same images, so what differs after an epoch comes from the one stream that is left.
+    config = small_config(**overrides)
+    state, lane, images, labels = start(config)
+    if stream == 'dropout':  # one batch: its order changes sums by rounding only
+        config.batch_size = 20
+        lane = lane.replace(learning_rates=lane.learning_rates[:1])
+    train_epoch = jax.jit(steps.make_train_epoch(config))
+    losses = [float(train_epoch(state, lane.replace(seed=seed), images, labels)[1].loss) for seed in (0, 1)]
+    assert abs(losses[0] - losses[1]) > 1e-5
+
+
+def test_no_two_streams_share_a_key():
+    keys = [
+        jax.random.key_data(steps.stream(seed, name, *indices)).tobytes()
+        for seed in (0, 1)
+        for name in steps.STREAMS
+        for indices in [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 1), (0, 1, 0)]
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize('count', [1, 4, 8, 11])
+def test_evaluation_scores_every_image_in_its_place(count):
+    config = small_config()
+    state, _, images, _ = start(config)
+    scored = jnp.arange(count)[::-1]
+    logits = steps.make_evaluate(config)(state.params, scored, images)
+    expected = models.create(config.model).apply(
+        {'params': state.params}, steps.to_unit(images[scored])[..., None]
+    )
+    assert logits.shape == (count,)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_training_learns_an_easy_task(name):
+    config = small_config(model__name=name, model__dropout=0.0, optimizer__peak_lr=1e-2, augment__samples=64)
+    state, lane, images, labels = start(config)
+    lane = lane.replace(sources=jnp.arange(64) % 8, learning_rates=jnp.full(8, 1e-2))
+    train_epoch = jax.jit(steps.make_train_epoch(config))
+    for epoch in range(12):
+        state, sums = train_epoch(state, lane.replace(epoch=epoch), images, labels)
+    logits = steps.make_evaluate(config)(state.params, jnp.arange(8, 12), images)
+    assert float(sums.hits / sums.images) == 1.0
+    np.testing.assert_array_equal(logits > 0, labels[8:12] == 1)
