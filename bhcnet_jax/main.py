@@ -1,6 +1,7 @@
 """Trains a config: `python -m bhcnet_jax.main --config=imbalanced`. The only module of a run that defines flags."""
 
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -41,6 +42,13 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
+def _culprit(argv: list[str], message: str) -> str:
+    """The argument whose key the config library complains of; it names the last part only."""
+    named = re.search(r"\w+", message)
+    keys = [argument.partition('=')[0] for argument in argv]
+    return next((key for key in keys if named and named[0] in key.split('.')), '--config')
+
+
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them is said in one line."""
     argv = list(argv)
@@ -52,7 +60,9 @@ def _parse(argv: list[str]) -> list[str]:
             argv[place + 1] = _find_config(argv[place + 1])
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError) as error:
+        _fail(f'{_culprit(argv, str(error))}: no such key. {error} Every key is in configs/base.py.')
+    except (flags.Error, TypeError, ValueError) as error:
         _fail(str(error))
     if len(rest) > 1:
         _fail(f'{rest[1]}: unexpected argument; keys are set like --config.seed=1.')
@@ -76,7 +86,7 @@ def main(argv: list[str]) -> None:
     command = shlex.join(['python', '-m', 'bhcnet_jax.main', *sys.argv[1:]])
     try:
         train.run(_CONFIG.value, _WORKDIR.value, command)
-    except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
+    except (ConfigError, DatasetError, ResultsError, RunDirError, train.Diverged) as error:
         _fail(str(error))
     except train.Stopped as stop:
         print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')

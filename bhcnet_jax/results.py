@@ -4,10 +4,11 @@ A trial's row says RUNNING until its last epoch is in, then DONE. Everything abo
 transaction before the epoch's checkpoint is written; a resumed trial writes the same rows again.
 """
 
+import contextlib
 import os
 import pathlib
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -89,8 +90,9 @@ class Results:
 
     def __init__(self, path: pathlib.Path):
         """Opens or makes the database. ResultsError if it is damaged or of another schema."""
-        self._database = sqlite3.connect(path)
+        self._path = path
         try:
+            self._database = sqlite3.connect(path)
             version = self._database.execute('PRAGMA user_version').fetchone()[0]
             damage = self._database.execute('PRAGMA quick_check').fetchone()[0]
         except sqlite3.DatabaseError as error:
@@ -102,11 +104,21 @@ class Results:
                 f'{path}: schema {version}, this version of bhcnet_jax writes {SCHEMA_VERSION}. '
                 'Use the version that wrote it, or another --workdir.'
             )
-        with self._database:
+        with self._transaction():
             for table, (columns, key) in TABLES.items():
                 listed = ', '.join(f'{name} {kind}' for name, kind in columns.items())
                 self._database.execute(f'CREATE TABLE IF NOT EXISTS {table} ({listed}{key})')
             self._database.execute(f'PRAGMA user_version = {SCHEMA_VERSION}')
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            with self._database:
+                yield
+        except sqlite3.OperationalError as error:  # a full or vanished disk, a lost permission
+            raise ResultsError(
+                f'{self._path}: {error}. What was committed before is safe; see to it and start again.'
+            ) from error
 
     def close(self) -> None:
         """Closes the database; everything committed stays."""
@@ -120,12 +132,12 @@ class Results:
     def begin(self, row: Mapping[str, Any]) -> None:
         """Enters a trial as RUNNING, unless it is there already."""
         if self.status(row['trial_id']) is None:
-            with self._database:
+            with self._transaction():
                 self._insert('trials', [{**row, 'status': 'RUNNING'}])
 
     def record_epoch(self, epochs: Iterable[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]) -> None:
         """Commits one epoch of every lane, and the predictions that it ended with in place of earlier ones."""
-        with self._database:
+        with self._transaction():
             self._insert('epochs', epochs)
             self._insert('predictions', predictions)
 
@@ -133,7 +145,7 @@ class Results:
         """Enters a trial's scores and sets it to DONE."""
         scores = {**scores, 'status': 'DONE'}
         assignments = ', '.join(f'{name} = :{name}' for name in scores)
-        with self._database:
+        with self._transaction():
             self._database.execute(
                 f'UPDATE trials SET {assignments} WHERE trial_id = :trial_id', {**scores, 'trial_id': trial_id}
             )

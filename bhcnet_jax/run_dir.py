@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -21,6 +22,8 @@ from bhcnet_jax.splits import Grouping
 from bhcnet_jax.trial import Trial, resolve
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain', 'numpy', 'pillow')
+PARTIAL = '.partial'  # ends the names of files that are being written
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 class RunDirError(ValueError):
@@ -34,7 +37,7 @@ def dataset_label(image_set: ImageSet) -> str:
 
 def write_json(path: pathlib.Path, tree: Any) -> None:
     """Writes JSON that is complete or not there."""
-    partial = path.with_name(f'{path.name}.partial')
+    partial = path.with_name(path.name + PARTIAL)
     partial.write_text(json.dumps(tree, indent=2) + '\n')
     os.replace(partial, path)
 
@@ -54,8 +57,6 @@ def claim(path: pathlib.Path, trial: Trial, image_set: ImageSet) -> Iterator[Non
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()) and not (path / 'config.json').exists():
-            raise RunDirError(f'{path} holds files but no config.json, so it is no run directory. Use another --workdir.')
         lock = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise RunDirError(f'{path} cannot be used: {error.strerror}. Use another --workdir.') from error
@@ -64,12 +65,15 @@ def claim(path: pathlib.Path, trial: Trial, image_set: ImageSet) -> Iterator[Non
         if (path / 'config.json').exists():
             _refuse_others(path, mine['identity'])
         else:
+            _refuse_strangers(path)
             write_json(path / 'config.json', mine)
         yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno not in UNWRITABLE:
             raise
-        raise RunDirError(f'{path} cannot be written: {error.strerror}. Nothing done so far is lost.') from error
+        raise RunDirError(
+            f'{path} cannot be written: {error.strerror}. What was written is safe; see to it and start again.'
+        ) from error
     finally:
         os.close(lock)
 
@@ -99,6 +103,11 @@ def _lock(descriptor: int, path: pathlib.Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
     except BlockingIOError:
         raise RunDirError(f'{path}: another process is training here. Wait for it, or use another --workdir.') from None
+
+
+def _refuse_strangers(path: pathlib.Path) -> None:
+    if any(file.suffix != PARTIAL for file in path.iterdir()):
+        raise RunDirError(f'{path} holds files but no config.json: no run directory. Use another --workdir.')
 
 
 def _refuse_others(path: pathlib.Path, mine: dict[str, Any]) -> None:

@@ -13,15 +13,13 @@ from ml_collections import ConfigDict
 from scipy.special import expit
 from tensorboardX import SummaryWriter
 
-from bhcnet_jax import checkpoint, input_pipeline, metrics, models, optim, phases, run_dir, splits, steps, trial
+from bhcnet_jax import checkpoint, input_pipeline, metrics, optim, phases, run_dir, splits, steps, trial
 from bhcnet_jax.engine import Engine, EpochResult
 from bhcnet_jax.input_pipeline import ImageSet
-from bhcnet_jax.report import figures, paper, tables
+from bhcnet_jax.report import summary
 from bhcnet_jax.report.progress import Progress
 from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, Results
 from bhcnet_jax.trial import ConfigError, Trial
-
-MARK = 'PHANTOM: synthetic images'
 
 
 class Stopped(Exception):
@@ -30,6 +28,10 @@ class Stopped(Exception):
     def __init__(self, signum: int, where: str):
         super().__init__(where)
         self.signum = signum
+
+
+class Diverged(ArithmeticError):
+    """A loss or logit is not finite any more; one line that says when."""
 
 
 def run(config: ConfigDict, workdir: str | None = None, command: str = '') -> None:
@@ -42,6 +44,7 @@ def run(config: ConfigDict, workdir: str | None = None, command: str = '') -> No
 
     Raises:
       ConfigError, DatasetError, RunDirError, ResultsError: each with one line for the user.
+      Diverged: where the loss is not finite any more.
       Stopped: on SIGTERM or SIGINT, at the end of an epoch.
     """
     trial.check(config)
@@ -52,15 +55,15 @@ def run(config: ConfigDict, workdir: str | None = None, command: str = '') -> No
     with run_dir.claim(path, this, image_set), contextlib.closing(Results(path / 'results.sqlite')) as results:
         run_dir.record_start(path, command)
         run_dir.record_data(path, image_set, grouping, this)
-        _describe(this, image_set)
+        summary.describe(this, image_set)
         if results.status(this.trial_id) == 'DONE':
             print(f'This run is finished; its results are in {path}.')
         else:
             params = _Training([this], image_set, path, results).run()
             results.finish(this.trial_id, _score(this, results))
-            _draw(this, image_set, jax.tree.map(lambda leaf: leaf[0], params), results, path / 'figures')
+            summary.draw(this, image_set, jax.tree.map(lambda leaf: leaf[0], params), results, path / 'figures')
         results.export(path)
-        _print_result(this, image_set, results)
+        summary.print_result(this, image_set, results)
         print(f'Everything is in {path}')
 
 
@@ -71,23 +74,6 @@ def _make_trial(config: ConfigDict, image_set: ImageSet, grouping: splits.Groupi
         return trial.make(config, image_set.labels, split, image_set.fingerprint)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _describe(this: Trial, image_set: ImageSet) -> None:
-    """Prints what is about to be trained, and on what."""
-    train, test = (image_set.labels[part] for part in (this.split.train, this.split.test))
-    print(
-        f'Data: {run_dir.dataset_label(image_set)}, {len(image_set.labels)} images; '
-        f'training part {np.sum(train == 0)} normal + {np.sum(train == 1)} hemorrhage, '
-        f'test part {np.sum(test == 0)} + {np.sum(test == 1)}'
-    )
-    for phase in this.phases:
-        print(
-            f'Phase {phase.name}: {phase.counts[0]} normal + {phase.counts[1]} hemorrhage '
-            f'made into {len(phase.sources)} images, {phase.epochs} epochs'
-        )
-    config = this.config
-    tables.print_model_table(models.describe(models.create(config.model), config.dataset.image_size))
 
 
 class _Training:
@@ -115,7 +101,7 @@ class _Training:
             raise ConfigError(str(error)) from error
         for each in self._trials:
             self._results.begin(_trial_row(each, self._image_set, self._engine))
-        lanes = self._lanes(self._phases[0])
+        lanes = trial.stack(self._trials, self._phases[0].index)
         seconds = self._engine.compile(lanes)
         print(f'Compiled in {seconds:.1f} s for {run_dir.hardware()}', flush=True)
         tree = {'state': self._engine.init(lanes), 'class_weights': lanes.class_weights}
@@ -133,33 +119,9 @@ class _Training:
         writer.add_text('dataset', self._dataset)
         return writer
 
-    def _lanes(self, phase: phases.Phase) -> steps.Lane:
-        """What the lanes bring to a phase. Epoch, learning rates and carried class weights are filled in later."""
-        config, count = self._config, len(self._trials)
-        each_phase = [each.phases[phase.index] for each in self._trials]
-        per_epoch = steps.steps_per_epoch(config)
-
-        def floats(name: str, values: Sequence[ConfigDict]) -> np.ndarray:
-            return np.array([value[name] for value in values], np.float32)
-
-        configs = [each.config for each in self._trials]
-        policies = [trial.strengths(each) for each in configs]
-        return steps.Lane(
-            seed=np.array([each.seed for each in configs], np.int32),
-            phase=np.full(count, phase.index, np.int32),
-            epoch=np.zeros(count, np.int32),
-            sources=np.stack([one.sources for one in each_phase]),
-            class_weights=np.stack([phases.class_weights(one.counts) for one in each_phase]),
-            learning_rates=np.zeros((count, per_epoch), np.float32),
-            weight_decay=floats('weight_decay', [each.optimizer for each in configs]),
-            dropout=floats('dropout', [each.model for each in configs]),
-            strengths={name: floats(name, policies) for name in policies[0]},
-            scored=np.stack([each.split.test for each in self._trials]),
-        )
-
     def _run_phase(self, phase: phases.Phase, before: dict[str, Any]) -> dict[str, Any]:
         """Trains a phase, from its newest checkpoint where there is one. before: what the phase before ended with."""
-        lanes = self._lanes(phase)
+        lanes = trial.stack(self._trials, phase.index)
         metadata = {'dataset': self._dataset, 'phase': phase.name, 'trials': [each.trial_id for each in self._trials]}
         directory = self._path / 'checkpoints' / phase.name
         with contextlib.closing(checkpoint.Checkpoints(directory, metadata)) as checkpoints:
@@ -205,6 +167,11 @@ class _Training:
     def _record(self, phase: phases.Phase, epoch: int, result: EpochResult, seconds: float) -> None:
         """Commits an epoch of all lanes, then shows it. epoch: 1-based."""
         rows, predictions = [], []
+        if not all(np.isfinite(part).all() for part in (result.sums.loss, result.logits)):
+            raise Diverged(
+                f'The loss or a logit is not finite after {phase.name} epoch {epoch}: training diverged. '
+                'Lower optimizer.peak_lr; nothing of this epoch is kept.'
+            )
         for lane, this in enumerate(self._trials):
             sums = [float(part[lane]) for part in result.sums]
             rows.append({
@@ -314,39 +281,3 @@ def _score(this: Trial, results: Results) -> dict[str, Any]:
         'train_seconds': float(epochs.seconds.sum()),
         'images_per_second': float(epochs.images.sum() / epochs.seconds.sum()),
     }
-
-
-def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
-    row = results.read('trials', this.trial_id).astype({name: float for name in SCORES}).iloc[0]
-    tables.print_result(
-        {name: row[name] for name in (*COUNTS, *SCORES)},
-        {name: (row[f'{name}_low'], row[f'{name}_high']) for name in PROPORTIONS},
-        paper.row_for(row['model'], tuple(this.config.phases), row['epochs']),
-        image_set.synthetic,
-    )
-    print(f'Trained in {row["train_seconds"]:.0f} s, {row["images_per_second"]:.0f} images per second')
-
-
-def _draw(this: Trial, image_set: ImageSet, params: Any, results: Results, directory: pathlib.Path) -> None:
-    """Draws the figures of one trial. params: its final weights."""
-    directory.mkdir(exist_ok=True)
-    mark = MARK if image_set.synthetic else ''
-    test = this.split.test
-    predictions = results.read('predictions', this.trial_id)
-    row = results.read('trials', this.trial_id).iloc[0]
-    first = params['trunk']['conv1']
-    labels = image_set.labels
-    figures.curves(results.read('epochs', this.trial_id), directory / 'curves.png', mark)
-    figures.confusion_matrix({name: int(row[name]) for name in COUNTS}, directory / 'confusion_matrix.png', mark)
-    figures.image_sizes(image_set.heights, image_set.widths, labels, directory / 'image_sizes.png', mark)
-    figures.grey_density(image_set.images, labels, directory / 'grey_density.png', mark)
-    figures.predictions(
-        image_set.images[test],
-        labels[test],
-        predictions.probability.to_numpy(),
-        list(predictions.image_id),
-        directory / 'predictions.png',
-        mark,
-    )
-    hemorrhage = test[labels[test] == 1][0]
-    figures.features(first['kernel'], first['bias'], image_set.images[hemorrhage], directory / 'features.png', mark)

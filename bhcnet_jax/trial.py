@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bhcnet_jax import models, phases
+from bhcnet_jax import models, phases, steps
 from bhcnet_jax.splits import Split
 
 DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
@@ -72,6 +73,30 @@ def resolve(config: ConfigDict) -> dict[str, Any]:
 def strengths(config: ConfigDict) -> dict[str, float]:
     """The strengths of the augmentation policy in use."""
     return {} if config.augment.policy == 'none' else config.augment[config.augment.policy].to_dict()
+
+
+def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
+    """What trials of one signature bring to a phase, numpy [lanes, ...]: at its first epoch, at learning rate 0.
+
+    The class weights are those of the phase's own images.
+    """
+    configs, count = [each.config for each in trials], len(trials)
+    planned = [each.phases[phase_index] for each in trials]
+    strengths_of = [strengths(each) for each in configs]
+    return steps.Lane(
+        seed=np.array([each.seed for each in configs], np.int32),
+        phase=np.full(count, phase_index, np.int32),
+        epoch=np.zeros(count, np.int32),
+        sources=np.stack([phase.sources for phase in planned]),
+        class_weights=np.stack([phases.class_weights(phase.counts) for phase in planned]),
+        learning_rates=np.zeros((count, steps.steps_per_epoch(configs[0])), np.float32),
+        weight_decay=np.array([each.optimizer.weight_decay for each in configs], np.float32),
+        dropout=np.array([each.model.dropout for each in configs], np.float32),
+        strengths={
+            name: np.array([each[name] for each in strengths_of], np.float32) for name in strengths_of[0]
+        },
+        scored=np.stack([each.split.test for each in trials]),
+    )
 
 
 def _digest(tree: dict[str, Any]) -> str:

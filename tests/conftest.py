@@ -6,7 +6,26 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
+import numpy as np
+import pytest
 from absl import flags
+from PIL import Image
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags; under pytest nobody else parses them
+
+
+@pytest.fixture(scope='session')
+def labelled_folder(tmp_path_factory):
+    """A folder with labels.csv and 40 images of noise, with a bright square on those labelled 1."""
+    folder = tmp_path_factory.mktemp('labelled_folder')
+    generator = np.random.default_rng(0)
+    rows = ['file,label']
+    for number in range(40):
+        pixels = generator.integers(0, 120, (24, 20), dtype=np.uint8)
+        if number % 2:
+            pixels[8:16, 6:14] = 230
+        Image.fromarray(pixels).save(folder / f'{number:02}.png')
+        rows.append(f'{number:02}.png,{number % 2}')
+    (folder / 'labels.csv').write_text('\n'.join(rows) + '\n')
+    return folder

@@ -1,9 +1,9 @@
 import jax
 import numpy as np
 import pytest
-from lanes import small_config, small_images, small_lanes
 
 from bhcnet_jax.engine import Engine
+from lanes import small_config, small_images, small_lanes
 
 
 def train(config, seeds=(0,), epochs=3, trials=None):

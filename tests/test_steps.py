@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from lanes import one, small_config, small_images, small_lanes
 
 from bhcnet_jax import models, steps
 from bhcnet_jax.augment import augment
+from lanes import one, small_config, small_images, small_lanes
 
 
 def trees_equal(first, second):

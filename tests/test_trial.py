@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from lanes import small_config
+
+from bhcnet_jax import splits, trial
+from bhcnet_jax.trial import ConfigError
+
+LABELS = (np.arange(40) % 2).astype(np.int32)
+
+
+def make(fingerprint='data', **overrides):
+    config = small_config(imbalanced__positives=30, **overrides)
+    part = config.split
+    split = splits.split(LABELS, np.arange(40), part.scheme, part.folds, part.fold, part.seed)
+    return trial.make(config, LABELS, split, fingerprint)
+
+
+def test_equal_trials_have_equal_ids():
+    assert make().trial_id == make().trial_id
+    assert len(make().trial_id) == 64
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {'optimizer__peak_lr': 2e-3},
+        {'model__dropout': 0.4},
+        {'imbalanced__epochs': 13},
+        {'imbalanced__class_weights': 'computed'},
+        {'augment__affine__zoom': 0.1},
+        {'augment__frozen': False},
+        {'phases': ('balanced',)},
+        {'dataset__image_size': 32},
+        {'split__seed': 1},
+    ],
+)
+def test_what_changes_a_result_changes_trial_and_recipe(overrides):
+    assert make(**overrides).trial_id != make().trial_id
+    assert make(**overrides).recipe_id != make().recipe_id
+
+
+@pytest.mark.parametrize('overrides', [{'seed': 1}, {'split__scheme': 'kfold', 'split__fold': 3}])
+def test_seed_and_fold_change_the_trial_but_not_the_recipe(overrides):
+    base = {key: value for key, value in overrides.items() if key == 'split__scheme'}
+    assert make(**overrides).trial_id != make(**base).trial_id
+    assert make(**overrides).recipe_id == make(**base).recipe_id
+
+
+def test_other_data_make_another_trial():
+    assert make(fingerprint='other').trial_id != make().trial_id
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {'recipe': 'my label'},
+        {'engine__checkpoint_every': 5},
+        {'dataset__dir': '/elsewhere'},
+        {'augment__distort__noise': 0.5},  # the policy in use is affine
+        {'model__recurrent_units': 7},  # the model in use has none
+        {'balanced__optimizer_state': 'carried'},  # nothing comes before the first phase
+    ],
+)
+def test_what_changes_no_result_changes_no_id(overrides):
+    assert make(**overrides).trial_id == make().trial_id
+
+
+def test_a_section_that_is_not_in_use_does_not_count():
+    balanced = {'phases': ('balanced',)}
+    assert make(**balanced, imbalanced__epochs=3).trial_id == make(**balanced).trial_id
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'optimizer__peak_lr': -1e-3}, r'optimizer.peak_lr is -0.001; expected 0.0 to 10.0'),
+        ({'optimizer__peak_lr': float('nan')}, r'optimizer.peak_lr is nan'),
+        ({'split__fold': 12, 'split__scheme': 'kfold'}, r"split.fold is 12; .*'kfold' of 10 folds allows 0 to 9"),
+        ({'split__fold': 1}, r"'holdout' of 10 folds allows 0 to 0"),
+        ({'model__name': 'resnet'}, r"model.name is 'resnet'; expected one of cnn, cnn_lstm, cnn_gru"),
+        ({'dataset__name': 'mnist'}, r"dataset.name is 'mnist'; expected one of auto, head_ct"),
+        ({'augment__policy': 'mixup'}, r'expected one of affine, distort, none'),
+        ({'augment__samples': 0}, r'augment.samples is 0; expected 1 to'),
+        ({'balanced__epochs': 0}, r'balanced.epochs is 0; expected 1 to'),
+        ({'model__dropout': 1.0}, r'model.dropout is 1.0; expected 0.0 to 0.99'),
+        ({'model__filters': (32, 0)}, r'model.filters is \(32, 0\)'),
+        ({'model__filters': ()}, r'model.filters is \(\)'),
+        ({'model__filters': (1,) * 5, 'dataset__image_size': 8}, r'image_size is 8; 5 convolutions halve it 4 times'),
+        ({'phases': ()}, r'phases is \(\); expected balanced, imbalanced or both, each once'),
+        ({'phases': ('balanced', 'balanced')}, r'each once'),
+        ({'phases': ('warmup',)}, r'expected balanced, imbalanced or both'),
+        ({'phases': ('imbalanced',)}, r'no phase comes before imbalanced'),
+        ({'seed': -1}, r'seed is -1; expected 0 to 2147483647'),
+        ({'engine__spread': 'rows'}, r'expected one of lanes, batch'),
+    ],
+)
+def test_an_impossible_value_is_refused_with_what_is_allowed(overrides, message):
+    with pytest.raises(ConfigError, match=message) as refusal:
+        trial.check(small_config(**overrides))
+    assert '\n' not in str(refusal.value)
+
+
+def test_lanes_carry_each_trials_own_values():
+    trials = [make(seed=3), make(seed=5, optimizer__weight_decay=0.1, model__dropout=0.2, augment__affine__zoom=0.3)]
+    lanes = trial.stack(trials, 1)
+    np.testing.assert_array_equal(lanes.seed, [3, 5])
+    np.testing.assert_allclose(lanes.weight_decay, [0, 0.1])
+    np.testing.assert_allclose(lanes.dropout, [0.5, 0.2])
+    np.testing.assert_allclose(lanes.strengths['zoom'], [0.05, 0.3])
+    np.testing.assert_array_equal(lanes.sources[1], trials[1].phases[1].sources)
+    np.testing.assert_array_equal(lanes.scored[0], trials[0].split.test)
+    assert {leaf.dtype.name for leaf in (lanes.seed, lanes.phase, lanes.epoch, lanes.sources, lanes.scored)} == {'int32'}
