@@ -263,7 +263,7 @@ def _trial_row(this: Trial, image_set: ImageSet, engine: Engine) -> dict[str, An
         'split_digest': this.split.digest,
         'code': run_dir.code_version(),
         'hardware': run_dir.hardware(),
-        'engine': f'{len(engine.devices)} devices, {config.engine.lanes} lanes each, spread {config.engine.spread}',
+        'engine': f'devices {len(engine.devices)}, lanes {config.engine.lanes}, spread {config.engine.spread}',
     }
 
 

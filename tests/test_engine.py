@@ -6,7 +6,8 @@ from bhcnet_jax.engine import Engine
 from lanes import small_config, small_images, small_lanes
 
 
-def train(config, seeds=(0,), epochs=3, trials=None):
+def train(config, seeds=(0,), epochs=2, trials=None):
+    """Trains lanes that differ by seed. -> engine, final states, results of the epochs."""
     engine = Engine(config, *small_images(), trials or len(seeds))
     states = engine.to_devices(engine.init(small_lanes(config, seeds)))
     results = []
@@ -14,6 +15,18 @@ def train(config, seeds=(0,), epochs=3, trials=None):
         states, result = engine.epoch(states, small_lanes(config, seeds, epoch))
         results.append(result)
     return engine, engine.to_host(states, len(seeds)), results
+
+
+@pytest.fixture(scope='module')
+def pair():
+    """Seeds 3 and 7, a lane on each of two devices."""
+    return train(small_config(), (3, 7))
+
+
+@pytest.fixture(scope='module')
+def alone():
+    """Seed 7 on one device."""
+    return train(small_config(), (7,))
 
 
 def assert_equal(first, second, lanes=(0, 0)):
@@ -28,43 +41,43 @@ def test_these_tests_run_on_two_devices():
 
 @pytest.mark.parametrize('lanes', [1, 2])
 def test_a_lane_does_not_depend_on_its_neighbours(lanes):
+    # The second batch has one trial only and is filled up with copies of it.
     config = small_config(engine__lanes=lanes)
-    _, alone, alone_results = train(config, [7], trials=2 * lanes)
-    _, among, among_results = train(config, [3, 7, 5][: 2 * lanes], trials=2 * lanes)
-    assert_equal(alone, among, (0, 1))
-    assert_equal(alone_results, among_results, (0, 1))
+    engine = Engine(config, *small_images(), 2 * lanes)
+    ends = []
+    for seeds in ((3, 7, 5)[: 2 * lanes], (7,)):
+        states = engine.to_devices(engine.init(small_lanes(config, seeds)))
+        states, result = engine.epoch(states, small_lanes(config, seeds))
+        ends.append((engine.to_host(states, len(seeds)), result))
+    assert_equal(ends[0], ends[1], (1, 0))
 
 
-def test_a_lane_is_the_same_on_either_device():
-    config = small_config()
-    engine, first, _ = train(config, [3, 7])
+def test_a_lane_is_the_same_on_either_device(pair):
+    engine, states, results = pair
     assert len(engine.devices) == 2
-    _, second, _ = train(config, [7, 3])
-    assert_equal(first, second, (0, 1))
-    assert_equal(first, second, (1, 0))
+    swapped = engine.to_devices(engine.init(small_lanes(small_config(), (7, 3))))
+    for epoch in range(2):
+        swapped, result = engine.epoch(swapped, small_lanes(small_config(), (7, 3), epoch))
+    assert_equal(states, engine.to_host(swapped, 2), (0, 1))
+    assert_equal(results[1], result, (1, 0))
 
 
-def test_a_lane_on_two_devices_equals_one_device_up_to_rounding():
-    _, both, _ = train(small_config(), [3, 7])
-    engine, alone, _ = train(small_config(), [7])
-    assert len(engine.devices) == 1
-    for a, b in zip(jax.tree.leaves(both.params), jax.tree.leaves(alone.params), strict=True):
-        np.testing.assert_allclose(a[1], b[0], atol=1e-4)
+def test_two_devices_compute_what_one_does_up_to_rounding(pair, alone):
+    assert len(alone[0].devices) == 1
+    for both, one in zip(jax.tree.leaves(pair[1].params), jax.tree.leaves(alone[1].params), strict=True):
+        np.testing.assert_allclose(both[1], one[0], atol=1e-4)
 
 
-def test_a_lane_computes_with_other_lane_settings_up_to_rounding():
-    one = train(small_config(engine__lanes=1), [3, 7])[1]
-    two = train(small_config(engine__lanes=2), [3, 7])[1]
-    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+def test_two_lanes_on_a_device_compute_what_one_does_up_to_rounding(pair):
+    _, states, _ = train(small_config(engine__lanes=2), (3, 7))
+    for together, apart in zip(jax.tree.leaves(states.params), jax.tree.leaves(pair[1].params), strict=True):
+        np.testing.assert_allclose(together, apart, atol=1e-4)
 
 
-@pytest.mark.parametrize('policy', ['affine', 'distort'])
-def test_one_batch_over_two_devices_equals_one_device(policy):
+def test_one_batch_over_two_devices_equals_one_device(alone):
     # Dropout and augmentation have a key per image, so they are the same however the batch is spread.
-    _, whole, whole_results = train(small_config(augment__policy=policy))
-    config = small_config(augment__policy=policy, engine__spread='batch')
-    engine, spread, spread_results = train(config)
+    _, whole, whole_results = alone
+    engine, spread, spread_results = train(small_config(engine__spread='batch'), (7,))
     assert len(engine.devices) == 2
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(spread.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -79,30 +92,17 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused():
         Engine(small_config(engine__spread='batch', batch_size=7), *small_images())
 
 
-def test_compiling_ahead_gives_the_same_program():
-    config = small_config()
-    engine = Engine(config, *small_images())
-    lanes = small_lanes(config)
-    assert engine.compile(lanes) > 0
-    states, result = engine.epoch(engine.to_devices(engine.init(lanes)), lanes)
-    _, expected, expected_results = train(config, epochs=1)
-    assert_equal(engine.to_host(states, 1), expected)
-    assert_equal(result, expected_results[0])
+def test_a_state_goes_on_after_a_detour_over_the_host(alone):
+    engine, straight, _ = alone
+    states, _ = engine.epoch(engine.to_devices(engine.init(small_lanes(small_config(), (7,)))),
+                             small_lanes(small_config(), (7,), 0))  # fmt: skip
+    halfway = engine.to_devices(engine.to_host(states, 1))
+    states, _ = engine.epoch(halfway, small_lanes(small_config(), (7,), 1))
+    assert_equal(engine.to_host(states, 1), straight)
 
 
-def test_a_state_goes_on_after_a_detour_over_the_host():
-    config = small_config()
-    _, straight, _ = train(config, [1, 2], epochs=2)
-    engine, half, _ = train(config, [1, 2], epochs=1)
-    states, _ = engine.epoch(engine.to_devices(half), small_lanes(config, [1, 2], 1))
-    assert_equal(engine.to_host(states, 2), straight, (1, 1))
-
-
-def test_other_traced_values_compile_nothing():
-    config = small_config()
-    engine = Engine(config, *small_images())
-    lanes = small_lanes(config)
-    states, _ = engine.epoch(engine.to_devices(engine.init(lanes)), lanes)
+def test_other_traced_values_compile_nothing(alone):
+    engine, lanes = alone[0], small_lanes(small_config(), (7,))
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
@@ -118,7 +118,7 @@ def test_other_traced_values_compile_nothing():
         strengths={name: value / 2 for name, value in lanes.strengths.items()},
         scored=lanes.scored - 1,
     )
-    states, _ = engine.epoch(states, other)
+    engine.epoch(engine.to_devices(engine.init(other)), other)
     assert compiled == []
-    train(small_config(batch_size=4), epochs=1)
+    jax.jit(lambda x: x * 2 + 1)(np.float32(3))
     assert compiled  # the listener does listen
