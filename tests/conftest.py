@@ -1,6 +1,9 @@
 """Two CPU devices, strict dtype promotion, absl flags parsed: what every test here relies on."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -12,6 +15,11 @@ from absl import flags
 from PIL import Image
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+# Many tests compile the same small programs; a run of the suite compiles each once.
+_COMPILED = tempfile.mkdtemp(prefix='compiled')
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+jax.config.update('jax_compilation_cache_dir', _COMPILED)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags; under pytest nobody else parses them
 
 

@@ -16,14 +16,13 @@ def trees_equal(first, second):
 def start(config, seed=0):
     images, labels = small_images()
     lane = one(small_lanes(config, [seed]))
-    return steps.make_init(config)(lane), lane, jnp.asarray(images), jnp.asarray(labels)
+    return jax.jit(steps.make_init(config))(lane), lane, jnp.asarray(images), jnp.asarray(labels)
 
 
 def step_once(config, lane, state, images, labels, positions=8, mask=None):
     mask = jnp.ones(positions) if mask is None else mask
-    return steps.make_train_step(config)(
-        state, lane, images, labels, jnp.arange(len(mask)), mask, jnp.float32(1e-3)
-    )
+    train_step = jax.jit(steps.make_train_step(config))
+    return train_step(state, lane, images, labels, jnp.arange(len(mask)), mask, jnp.float32(1e-3))
 
 
 def test_a_step_changes_every_weight():
@@ -72,7 +71,7 @@ def test_an_epoch_shows_every_augmented_image_once():
     config = small_config(model__dropout=0.0, optimizer__peak_lr=0.0)
     state, lane, images, labels = start(config)
     lane = lane.replace(learning_rates=jnp.zeros(3))
-    _, sums = steps.make_train_epoch(config)(state, lane, images, labels)
+    _, sums = jax.jit(steps.make_train_epoch(config))(state, lane, images, labels)
     assert float(sums.images) == 20
     # The weights stand still, so the epoch's loss is that of the 20 images one by one, each with its own key.
     model = models.create(config.model)

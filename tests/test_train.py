@@ -46,8 +46,14 @@ def command(folder, workdir, *more):
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
-    """Of child processes: one device, as on a user's machine, and data prepared once for all."""
-    return {**os.environ, 'XLA_FLAGS': '', 'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds'))}
+    """Of child processes: one device, as on a user's machine; prepared data and programs are shared."""
+    return {
+        **os.environ,
+        'XLA_FLAGS': '',
+        'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds')),
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
 
 
 @pytest.fixture(scope='module')
