@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from lanes import small_config
 
 from bhcnet_jax import phases
 from bhcnet_jax.configs import base
 from bhcnet_jax.steps import TrainState
+from lanes import small_config
 
 
 def paper_plan(**overrides):

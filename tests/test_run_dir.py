@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 import pytest
-from lanes import small_config
 
 from bhcnet_jax import input_pipeline, run_dir, splits, trial
 from bhcnet_jax.run_dir import RunDirError
+from lanes import small_config
 
 
 @pytest.fixture(scope='module')

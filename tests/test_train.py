@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from lanes import small_config
 from sklearn import metrics as reference
 from tensorboardX.proto import event_pb2
 
 from bhcnet_jax import train
+from lanes import small_config
 
 PHASES = {'balanced': 12, 'imbalanced': 12}
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from lanes import small_config
 
 from bhcnet_jax import splits, trial
 from bhcnet_jax.trial import ConfigError
+from lanes import small_config
 
 LABELS = (np.arange(40) % 2).astype(np.int32)
 
@@ -109,4 +109,5 @@ def test_lanes_carry_each_trials_own_values():
     np.testing.assert_allclose(lanes.strengths['zoom'], [0.05, 0.3])
     np.testing.assert_array_equal(lanes.sources[1], trials[1].phases[1].sources)
     np.testing.assert_array_equal(lanes.scored[0], trials[0].split.test)
-    assert {leaf.dtype.name for leaf in (lanes.seed, lanes.phase, lanes.epoch, lanes.sources, lanes.scored)} == {'int32'}
+    whole_numbers = (lanes.seed, lanes.phase, lanes.epoch, lanes.sources, lanes.scored)
+    assert {leaf.dtype.name for leaf in whole_numbers} == {'int32'}
