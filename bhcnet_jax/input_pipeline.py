@@ -52,6 +52,7 @@ class ImageSet:
       pixel_sha256: N hex digests of the grey pixels at the published size (equal = exact duplicate).
       heights, widths: int32 [N], pixels as published.
       modes: N strings, Pillow's mode as published (L, LA, P, RGB, RGBA, I;16 ...).
+      coloured: bool [N], whether any pixel's red, green and blue differ.
       file_bytes: int32 [N], size of the published file.
     """
 
@@ -66,6 +67,7 @@ class ImageSet:
     heights: np.ndarray
     widths: np.ndarray
     modes: tuple[str, ...]
+    coloured: np.ndarray
     file_bytes: np.ndarray
 
 
@@ -101,6 +103,7 @@ def load(dataset: ConfigDict) -> ImageSet:
         heights=np.array(columns['height'], np.int32),
         widths=np.array(columns['width'], np.int32),
         modes=columns['mode'],
+        coloured=np.array(columns['coloured'], bool),
         file_bytes=np.array(columns['file_bytes'], np.int32),
     )
 
@@ -113,7 +116,7 @@ def decode(record: dict[str, Any], image_size: int) -> dict[str, Any]:
     """
     data = record['image']
     with Image.open(io.BytesIO(data)) as published:
-        mode = published.mode
+        mode, coloured = published.mode, images.is_coloured(published)
         grey = images.to_grey(published)
     pixels = f'{grey.width}x{grey.height} '.encode() + grey.tobytes()
     return {
@@ -125,6 +128,7 @@ def decode(record: dict[str, Any], image_size: int) -> dict[str, Any]:
         'height': grey.height,
         'width': grey.width,
         'mode': mode,
+        'coloured': coloured,
         'file_bytes': len(data),
         'file_sha256': hashlib.sha256(data).hexdigest(),
     }

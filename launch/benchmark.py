@@ -37,6 +37,7 @@ def random_images(count: int, size: int) -> ImageSet:
         heights=np.full(count, size, np.int32),
         widths=np.full(count, size, np.int32),
         modes=('L',) * count,
+        coloured=np.zeros(count, bool),
         file_bytes=np.zeros(count, np.int32),
     )
 

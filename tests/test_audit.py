@@ -29,6 +29,7 @@ def _image_set(seed=0, n=40):
         heights=rng.integers(300, 500, n).astype(np.int32),
         widths=rng.integers(300, 500, n).astype(np.int32),
         modes=('RGB',) * n,
+        coloured=np.zeros(n, bool),
         file_bytes=rng.integers(9000, 30000, n).astype(np.int32),
     )
 
@@ -86,6 +87,14 @@ def test_alpha_and_colour_modes_are_counted_by_class():
     found = _audit(dataclasses.replace(image_set, modes=modes))
     assert found['modes'] == {'L': {'normal': 0, 'hemorrhage': 20}, 'RGBA': {'normal': 20, 'hemorrhage': 0}}
     assert _shortcut(found, 'alpha channel')['auc'] == _shortcut(found, 'colour mode')['auc'] == 1.0
+
+
+def test_files_with_coloured_pixels_are_counted_by_class():
+    image_set = _image_set()
+    found = _audit(dataclasses.replace(image_set, coloured=image_set.labels == 1))
+    assert found['coloured'] == {'normal': 0, 'hemorrhage': 20}
+    assert _shortcut(found, 'coloured pixels')['auc'] == 1.0
+    assert 'coloured pixels' in _text(found)
 
 
 def test_duplicates_are_listed_and_label_conflicts_are_counted():
@@ -149,3 +158,4 @@ def test_the_command_finds_the_known_leaks_of_the_real_set(tmp_path, monkeypatch
     assert found['conflicts'] == 0
     assert _shortcut(found, 'width, pixels')['auc'] == pytest.approx(0.80, abs=0.01)
     assert found['modes']['RGBA'] == {'normal': 12, 'hemorrhage': 0}
+    assert found['coloured'] == {'normal': 42, 'hemorrhage': 23}

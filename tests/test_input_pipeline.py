@@ -104,6 +104,20 @@ def test_a_palette_is_looked_up_and_its_transparency_is_black() -> None:
     np.testing.assert_array_equal(grey(png(palette_image, transparency=2)), [[76, 150, 0]])
 
 
+@pytest.mark.parametrize(
+    ('mode', 'expected'), [('L', False), ('LA', False), ('I;16', False), ('RGB', True), ('P', True)]
+)
+def test_coloured_pixels_are_told_from_a_colour_mode(mode: str, expected: bool) -> None:
+    pixels = random(9, 7, 3)
+    if mode == 'I;16':
+        image = Image.fromarray(random(9, 7, high=65536, dtype=np.uint16))
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    assert images.is_coloured(image) == expected
+    grey_in_colour_mode = Image.fromarray(np.repeat(pixels[..., :1], 3, axis=2))
+    assert not images.is_coloured(grey_in_colour_mode)
+
+
 def test_16_bits_are_scaled_not_clipped() -> None:
     deep = random(9, 7, high=65536, dtype=np.uint16)
     deep[0, :3] = 0, 65535, 257

@@ -44,6 +44,7 @@ def _image_set(images, groups=None, labels=None):
         heights=np.full(n, 128, np.int32),
         widths=np.full(n, 128, np.int32),
         modes=('L',) * n,
+        coloured=np.zeros(n, bool),
         file_bytes=np.full(n, 5000, np.int32),
     )
 

@@ -21,6 +21,7 @@ from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.run_dir import write_json
 
 BLACK, WHITE = 8, 247  # grey levels from which a pixel counts as black or white, with room for JPEG noise
+CLASSES = ('normal', 'hemorrhage')
 GREY_MODES = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'F')  # of Pillow
 
 
@@ -30,7 +31,8 @@ def audit(image_set: ImageSet, grouping: splits.Grouping) -> dict[str, Any]:
     Keys: mark ('PHANTOM' for synthetic images, else ''), dataset, fingerprint, images, hemorrhage, reasons
     (number of pairs by reason), groups (ids of every group of two or more), pairs (two ids, labels, reason,
     similarity; see splits.Pair), conflicts (pairs of exact or near duplicates with different labels), modes
-    (files of each class by Pillow's mode) and shortcuts (see `shortcuts`).
+    (files of each class by Pillow's mode), coloured (files of each class whose red, green and blue differ
+    anywhere) and shortcuts (see `shortcuts`).
     """
     ids, labels = image_set.ids, image_set.labels
     pairs = [
@@ -57,6 +59,9 @@ def audit(image_set: ImageSet, grouping: splits.Grouping) -> dict[str, Any]:
         'groups': [group for group in members.values() if len(group) > 1],
         'pairs': pairs,
         'conflicts': sum(pair['reason'] != 'published' and len(set(pair['labels'])) == 2 for pair in pairs),
+        'coloured': {
+            name: int(image_set.coloured[labels == label].sum()) for label, name in enumerate(CLASSES)
+        },
         'modes': {
             mode: {'normal': modes[mode, 0], 'hemorrhage': modes[mode, 1]}
             for mode in sorted(set(image_set.modes))
@@ -105,6 +110,7 @@ def _features(image_set: ImageSet) -> dict[str, np.ndarray]:
         'file size, bytes': file_bytes,
         'compression, bytes per pixel': file_bytes / (height * width),
         'alpha channel': np.array([mode.endswith(('A', 'a')) for mode in image_set.modes], float),
+        'coloured pixels': image_set.coloured.astype(float),
         'colour mode': np.array([mode not in GREY_MODES for mode in image_set.modes], float),
         'mean grey': grey.mean(axis=1),
         'sd grey': grey.std(axis=1),
@@ -150,6 +156,7 @@ def _mode_table(found: dict[str, Any], mark: str) -> Table:
     table = Table('mode', 'normal', 'hemorrhage', title=f'{mark}Colour modes')
     for mode, classes in found['modes'].items():
         table.add_row(mode, str(classes['normal']), str(classes['hemorrhage']))
+    table.add_row('with coloured pixels', *(str(found['coloured'][name]) for name in CLASSES))
     return table
 
 

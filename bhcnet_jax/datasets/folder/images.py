@@ -51,6 +51,14 @@ def to_grey(image: Image.Image) -> Image.Image:
     return image.convert('RGB').convert('L')
 
 
+def is_coloured(image: Image.Image) -> bool:
+    """Whether any pixel's red, green and blue differ, whatever the mode says."""
+    if image.mode != 'P' and len(image.getbands()) < 3:
+        return False
+    colours = np.asarray(image.convert('RGBA'))[..., :3]  # to RGB Pillow warns of a transparent palette
+    return bool(np.ptp(colours, axis=-1).any())
+
+
 def reason(error: BaseException) -> str:
     """What an error says, without the path that the caller names anyway."""
     return getattr(error, 'strerror', None) or str(error) or type(error).__name__
