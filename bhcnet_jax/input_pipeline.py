@@ -26,6 +26,7 @@ BUILDERS = {
     'head_ct': head_ct_dataset_builder.Builder,
     'folder': folder_dataset_builder.Builder,
 }
+THUMBNAIL_SIZE = 128  # pixels; the size at which look-alikes were studied, see splits.py
 MANUAL = 'the manual folder of tensorflow_datasets'
 PHANTOM_NOTICE = """
 **********************************************************************
@@ -47,6 +48,7 @@ class ImageSet:
       fingerprint: SHA-256 over the published files, hex.
       ids: unique name of every image, N strings.
       images: uint8 [N, H, W], grey.
+      thumbnails: uint8 [N, 128, 128], grey; what images are compared by, whatever H is.
       labels: int32 [N], 1 = hemorrhage.
       groups: N strings from the publisher's own grouping (a patient, say); '' where there is none.
       pixel_sha256: N hex digests of the grey pixels at the published size (equal = exact duplicate).
@@ -61,6 +63,7 @@ class ImageSet:
     fingerprint: str
     ids: tuple[str, ...]
     images: np.ndarray
+    thumbnails: np.ndarray
     labels: np.ndarray
     groups: tuple[str, ...]
     pixel_sha256: tuple[str, ...]
@@ -97,6 +100,7 @@ def load(dataset: ConfigDict) -> ImageSet:
         fingerprint=fingerprint,
         ids=columns['id'],
         images=np.stack(columns['image']),
+        thumbnails=np.stack(columns['thumbnail']),
         labels=np.array(columns['label'], np.int32),
         groups=columns['group'],
         pixel_sha256=columns['pixel_sha256'],
@@ -120,7 +124,8 @@ def decode(record: dict[str, Any], image_size: int) -> dict[str, Any]:
         grey = images.to_grey(published)
     pixels = f'{grey.width}x{grey.height} '.encode() + grey.tobytes()
     return {
-        'image': np.asarray(grey.resize((image_size, image_size), Image.Resampling.BILINEAR)),
+        'image': _resize(grey, image_size),
+        'thumbnail': _resize(grey, THUMBNAIL_SIZE),
         'label': int(record['label']),
         'id': record['id'].decode(),
         'group': record['group'].decode(),
@@ -132,6 +137,10 @@ def decode(record: dict[str, Any], image_size: int) -> dict[str, Any]:
         'file_bytes': len(data),
         'file_sha256': hashlib.sha256(data).hexdigest(),
     }
+
+
+def _resize(grey: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _choose(dataset: ConfigDict) -> tuple[type[tfds.core.DatasetBuilder], tfds.core.BuilderConfig]:

@@ -91,6 +91,9 @@ def main(argv: list[str]) -> None:
     except train.Stopped as stop:
         print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')
         sys.exit(128 + stop.signum)
+    except KeyboardInterrupt:  # before the first epoch, or for the second time
+        print(f'\nInterrupted; finished epochs are saved. To go on: {command}', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def run() -> None:

@@ -66,10 +66,10 @@ def find_groups(image_set: ImageSet) -> Grouping:
     Near duplicates are looked for as they are and mirrored, since the augmentation mirrors too. Two slices of
     one patient that look different are not found: only the publisher can tell.
     """
-    looks = _look(image_set.images)
+    looks = _look(image_set.thumbnails)
     digests = image_set.pixel_sha256
     found = {(a, b): ('published', _similarity(looks, a, b)) for a, b in _links(image_set.groups)}
-    for others in (_look(image_set.images[:, :, ::-1]), looks):
+    for others in (_look(image_set.thumbnails[:, :, ::-1]), looks):
         found |= {(a, b): ('near', similarity) for a, b, similarity in _near_pairs(looks, others)}
     same_pixels = [(a, b) for a, b in {*found, *_links(digests)} if digests[a] == digests[b]]
     found |= dict.fromkeys(same_pixels, ('exact', 1.0))

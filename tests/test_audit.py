@@ -22,7 +22,8 @@ def _image_set(seed=0, n=40):
         synthetic=False,
         fingerprint='ab' * 32,
         ids=tuple(f'{index:03d}.png' for index in range(n)),
-        images=rng.integers(0, 256, (n, 32, 32), np.uint8),
+        images=(images := rng.integers(0, 256, (n, 32, 32), np.uint8)),
+        thumbnails=images,
         labels=rng.permutation(np.arange(n, dtype=np.int32) % 2),
         groups=('',) * n,
         pixel_sha256=tuple(map(str, range(n))),
@@ -104,7 +105,7 @@ def test_duplicates_are_listed_and_label_conflicts_are_counted():
     digests, images = list(image_set.pixel_sha256), image_set.images.copy()
     digests[b], images[b] = digests[a], images[a]
     groups = tuple('p' if index in (a, c) else '' for index in range(40))
-    found = _audit(dataclasses.replace(image_set, pixel_sha256=tuple(digests), images=images, groups=groups))
+    found = _audit(dataclasses.replace(image_set, pixel_sha256=tuple(digests), images=images, thumbnails=images, groups=groups))
     assert found['groups'] == [[f'{index:03d}.png' for index in sorted((a, b, c))]]
     assert found['reasons'] == {'exact': 1, 'published': 1}
     assert found['conflicts'] == 1  # the published pair may well differ

@@ -38,6 +38,7 @@ def _image_set(images, groups=None, labels=None):
         fingerprint='0' * 64,
         ids=tuple(f'{index:03d}.png' for index in range(n)),
         images=images,
+        thumbnails=images,
         labels=np.arange(n, dtype=np.int32) % 2 if labels is None else labels,
         groups=groups or ('',) * n,
         pixel_sha256=tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in images),
@@ -302,3 +303,13 @@ def test_folds_that_lack_a_class_are_refused():
     for fold in range(3):
         with pytest.raises(ValueError, match='Groups of up to 500 images are too large for 3 folds'):
             splits.split(labels, groups, 'kfold', 3, fold, 0)
+
+
+@pytest.mark.skipif('HEAD_CT_DIR' not in os.environ, reason='HEAD_CT_DIR is not set: no real images')
+def test_groups_do_not_depend_on_the_image_size_of_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+    groups = []
+    for size in (16, 128):
+        dataset = ConfigDict({'name': 'head_ct', 'dir': '', 'image_size': size})
+        groups.append(splits.find_groups(input_pipeline.load(dataset)).groups)
+    np.testing.assert_array_equal(*groups)

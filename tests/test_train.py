@@ -132,6 +132,22 @@ def test_ctrl_c_finishes_the_epoch_and_says_how_to_go_on(labelled_folder, enviro
     assert saved == [recorded_epochs(workdir, 'balanced')]
 
 
+def test_ctrl_c_while_the_data_are_prepared_is_one_line(environment, tmp_path):
+    arguments = [sys.executable, '-m', 'bhcnet_jax.main', '--config=smoke', f'--workdir={tmp_path}/run']
+    child = subprocess.Popen(
+        [*arguments, '--config.dataset.name=phantom'], env={**environment, 'TFDS_DATA_DIR': str(tmp_path / 'tfds')},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / 'tfds').exists():  # the phantom takes seconds to draw
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGINT
+    assert 'Interrupted; finished epochs are saved. To go on: python -m bhcnet_jax.main' in errors
+    assert 'Traceback' not in errors
+
+
 def test_a_run_leaves_everything_behind(undisturbed):
     workdir, output = undisturbed
     figures = {f'figures/{name}.png' for name in (
