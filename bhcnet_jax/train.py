@@ -224,7 +224,10 @@ class _Training:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one of the same kind has its usual effect."""
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one of the same kind has its usual effect.
+
+    A signal that the parent had ignored (a background job of a script) stays ignored.
+    """
     requests = []
 
     def request(signum: int, frame: Any) -> None:
@@ -233,7 +236,8 @@ def _stop_requests() -> Iterator[list[int]]:
         name = signal.Signals(signum).name
         print(f'\n{name}: finishing this epoch, then saving. Once more to stop at once.', flush=True)
 
-    usual = {signum: signal.signal(signum, request) for signum in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signum for signum in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(signum) != signal.SIG_IGN]
+    usual = {signum: signal.signal(signum, request) for signum in heeded}
     try:
         yield requests
     finally:

@@ -41,7 +41,17 @@ def command(folder, workdir, *more):
         *(f'--config.{phase}.epochs={epochs}' for phase, epochs in PHASES.items()),
         *more,
     ]  # fmt: skip
-    return [sys.executable, '-m', 'bhcnet_jax.main', *flags]
+    return [sys.executable, '-c', PROGRAM, *flags]
+
+
+# As `python -m bhcnet_jax.main` typed into a terminal: a background job of a script, as which the tests may run,
+# hands down that SIGINT is ignored.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from bhcnet_jax import main
+main.run()
+"""
 
 
 @pytest.fixture(scope='module')
@@ -133,7 +143,7 @@ def test_ctrl_c_finishes_the_epoch_and_says_how_to_go_on(labelled_folder, enviro
 
 
 def test_ctrl_c_while_the_data_are_prepared_is_one_line(environment, tmp_path):
-    arguments = [sys.executable, '-m', 'bhcnet_jax.main', '--config=smoke', f'--workdir={tmp_path}/run']
+    arguments = [sys.executable, '-c', PROGRAM, '--config=smoke', f'--workdir={tmp_path}/run']
     child = subprocess.Popen(
         [*arguments, '--config.dataset.name=phantom'], env={**environment, 'TFDS_DATA_DIR': str(tmp_path / 'tfds')},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -146,6 +156,16 @@ def test_ctrl_c_while_the_data_are_prepared_is_one_line(environment, tmp_path):
     assert child.returncode == 128 + signal.SIGINT
     assert 'Interrupted; finished epochs are saved. To go on: python -m bhcnet_jax.main' in errors
     assert 'Traceback' not in errors
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with train._stop_requests() as requests:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert requests == []
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_leaves_everything_behind(undisturbed):
