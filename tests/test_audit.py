@@ -105,7 +105,8 @@ def test_duplicates_are_listed_and_label_conflicts_are_counted():
     digests, images = list(image_set.pixel_sha256), image_set.images.copy()
     digests[b], images[b] = digests[a], images[a]
     groups = tuple('p' if index in (a, c) else '' for index in range(40))
-    found = _audit(dataclasses.replace(image_set, pixel_sha256=tuple(digests), images=images, thumbnails=images, groups=groups))
+    same = {'pixel_sha256': tuple(digests), 'images': images, 'thumbnails': images}
+    found = _audit(dataclasses.replace(image_set, groups=groups, **same))
     assert found['groups'] == [[f'{index:03d}.png' for index in sorted((a, b, c))]]
     assert found['reasons'] == {'exact': 1, 'published': 1}
     assert found['conflicts'] == 1  # the published pair may well differ
