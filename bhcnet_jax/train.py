@@ -60,8 +60,10 @@ def run(config: ConfigDict, workdir: str | None = None, command: str = '') -> No
             print(f'This run is finished; its results are in {path}.')
         else:
             params = _Training([this], image_set, path, results).run()
-            results.finish(this.trial_id, _score(this, results))
+            scores = _score(this, results)
+            # Drawn before the trial is called done: a run killed in between draws again.
             summary.draw(this, image_set, jax.tree.map(lambda leaf: leaf[0], params), results, path / 'figures')
+            results.finish(this.trial_id, scores)
         results.export(path)
         summary.print_result(this, image_set, results)
         print(f'Everything is in {path}')

@@ -44,18 +44,18 @@ def print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
 
 
 def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, directory: pathlib.Path) -> None:
-    """Draws the figures of one finished trial. params: its final weights, without a leading axis."""
+    """Draws the figures of one trained trial. params: its final weights, without a leading axis."""
     from bhcnet_jax.report import figures  # matplotlib takes a second to import, which a start should not wait for
 
     directory.mkdir(exist_ok=True)
     mark = MARK if image_set.synthetic else ''
     test, labels = this.split.test, image_set.labels
     predictions = results.read('predictions', this.trial_id)
-    row = results.read('trials', this.trial_id).iloc[0]
+    epochs = results.read('epochs', this.trial_id)
     first = params['trunk']['conv1']
     bleeding = test[labels[test] == 1][0]  # a split never lacks a class
-    figures.curves(results.read('epochs', this.trial_id), directory / 'curves.png', mark)
-    figures.confusion_matrix({name: int(row[name]) for name in COUNTS}, directory / 'confusion_matrix.png', mark)
+    figures.curves(epochs, directory / 'curves.png', mark)
+    figures.confusion_matrix({name: int(epochs[name].iloc[-1]) for name in COUNTS}, directory / 'confusion_matrix.png', mark)
     figures.image_sizes(image_set.heights, image_set.widths, labels, directory / 'image_sizes.png', mark)
     figures.grey_density(image_set.images, labels, directory / 'grey_density.png', mark)
     figures.predictions(
