@@ -18,7 +18,12 @@ _CONFIG = config_flags.DEFINE_config_file(
     '--config.balanced.epochs=4.',
     lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; default: runs/<recipe>-<data set>.')
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/<recipe>-<data set>.')
+_SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys, as in 'seed=0:10 split.fold=0:10'; see bhcnet_jax/sweep.py.")
+_SHARD = flags.DEFINE_string('shard', '', 'i/n: train the i-th of n disjoint shares of the trials.')
+_RERUN = flags.DEFINE_string('rerun', '', 'Train again what has failed, diverged, all, or trials whose id begins so.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained and stop.')
+_FAIL_FAST = flags.DEFINE_bool('fail_fast', False, 'Stop at the first trial that fails or diverges.')
 
 
 def _available() -> list[str]:
@@ -78,22 +83,33 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
     # Imported here so that a wrong flag is answered at once.
     from bhcnet_jax import train
+    from bhcnet_jax.batch import Stopped
     from bhcnet_jax.datasets import DatasetError
     from bhcnet_jax.results import ResultsError
     from bhcnet_jax.run_dir import RunDirError
     from bhcnet_jax.trial import ConfigError
 
     command = shlex.join(['python', '-m', 'bhcnet_jax.main', *sys.argv[1:]])
+    options = train.Options(
+        workdir=_WORKDIR.value,
+        command=command,
+        sweep=_SWEEP.value,
+        shard=_SHARD.value,
+        rerun=_RERUN.value,
+        dry_run=_DRY_RUN.value,
+        fail_fast=_FAIL_FAST.value,
+    )
     try:
-        train.run(_CONFIG.value, _WORKDIR.value, command)
-    except (ConfigError, DatasetError, ResultsError, RunDirError, train.Diverged) as error:
+        well = train.run(_CONFIG.value, options)
+    except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
         _fail(str(error))
-    except train.Stopped as stop:
+    except Stopped as stop:
         print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:  # before the first epoch, or for the second time
         print(f'\nInterrupted; finished epochs are saved. To go on: {command}', file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    sys.exit(0 if well else 1)
 
 
 def run() -> None:

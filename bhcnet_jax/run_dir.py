@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from bhcnet_jax import __version__
 from bhcnet_jax.input_pipeline import ImageSet
@@ -43,17 +44,18 @@ def write_json(path: pathlib.Path, tree: Any) -> None:
 
 
 @contextlib.contextmanager
-def claim(path: pathlib.Path, trial: Trial, image_set: ImageSet) -> Iterator[None]:
+def claim(path: pathlib.Path, config: ConfigDict, image_set: ImageSet, swept: Sequence[str] = ()) -> Iterator[None]:
     """Makes the directory or takes it up again, and keeps other processes out of it.
 
-    RunDirError if it belongs to another config or other data, if another process writes to it, if it holds other
-    files, or if it cannot be written.
+    The keys in `swept`, of this call or of earlier ones, may differ: their trials live side by side.
+    RunDirError if the directory belongs to another config or other data, if another process writes to it, if it holds
+    other files, or if it cannot be written.
     """
     mine = {
         'dataset': dataset_label(image_set),
-        'trial_id': trial.trial_id,
-        'identity': _identity(trial, image_set),
-        'config': trial.config.to_dict(),
+        'swept': sorted(swept),
+        'identity': _identity(config, image_set),
+        'config': config.to_dict(),
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,7 @@ def claim(path: pathlib.Path, trial: Trial, image_set: ImageSet) -> Iterator[Non
     try:
         _lock(lock, path)
         if (path / 'config.json').exists():
-            _refuse_others(path, mine['identity'])
+            _join(path, mine)
         else:
             _refuse_strangers(path)
             write_json(path / 'config.json', mine)
@@ -78,15 +80,10 @@ def claim(path: pathlib.Path, trial: Trial, image_set: ImageSet) -> Iterator[Non
         os.close(lock)
 
 
-def _identity(trial: Trial, image_set: ImageSet) -> dict[str, Any]:
-    """All that fixes the trial's result, flat: dotted key -> value."""
-    tree = {
-        **resolve(trial.config),
-        'seed': trial.config.seed,
-        'split.fold': trial.config.split.fold,
-        'data fingerprint': image_set.fingerprint,
-        'split digest': trial.split.digest,
-    }
+def _identity(config: ConfigDict, image_set: ImageSet) -> dict[str, Any]:
+    """All that fixes the results of a config, flat: dotted key -> value."""
+    seed_and_fold = {'seed': config.seed, 'split.fold': config.split.fold}
+    tree = {**resolve(config), **seed_and_fold, 'data fingerprint': image_set.fingerprint}
     return dict(_flatten('', json.loads(json.dumps(tree))))
 
 
@@ -110,16 +107,21 @@ def _refuse_strangers(path: pathlib.Path) -> None:
         raise RunDirError(f'{path} holds files but no config.json: no run directory. Use another --workdir.')
 
 
-def _refuse_others(path: pathlib.Path, mine: dict[str, Any]) -> None:
+def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:
+    """Refuses what differs in more than swept keys; remembers newly swept ones."""
     try:
-        theirs = json.loads((path / 'config.json').read_text())['identity']
+        theirs = json.loads((path / 'config.json').read_text())
+        identity, swept = theirs['identity'], {*theirs['swept'], *mine['swept']}
     except (ValueError, KeyError, TypeError) as error:
         raise RunDirError(f'{path}/config.json cannot be read ({error}). Use another --workdir.') from error
-    keys = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+    keys = [key for key in {**identity, **mine['identity']} if identity.get(key) != mine['identity'].get(key)]
+    keys = [key for key in keys if key not in swept]
     if keys:
-        shown = '; '.join(f'{key} is {theirs.get(key)} there, {mine.get(key)} here' for key in keys[:3])
+        shown = '; '.join(f'{key} is {identity.get(key)} there, {mine["identity"].get(key)} here' for key in keys[:3])
         more = f'; and {len(keys) - 3} more' if len(keys) > 3 else ''
         raise RunDirError(f'{path} holds another run ({shown}{more}). Use another --workdir.')
+    if swept != set(theirs['swept']):
+        write_json(path / 'config.json', {**theirs, 'swept': sorted(swept)})
 
 
 def hardware() -> str:
@@ -170,24 +172,27 @@ def record_start(path: pathlib.Path, command: str) -> None:
     write_json(file, starts)
 
 
-def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, trial: Trial) -> None:
-    """Writes data.json: fingerprint, split and groups, by image id."""
+def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, trial: Trial | None) -> None:
+    """Writes data.json: fingerprint and groups by image id, and the split and the phases of a single trial."""
     ids = np.array(image_set.ids)
     members = [ids[grouping.groups == group].tolist() for group in np.unique(grouping.groups)]
     tree = {
         'dataset': dataset_label(image_set),
         'fingerprint': image_set.fingerprint,
         'images': {'normal': int(np.sum(image_set.labels == 0)), 'hemorrhage': int(np.sum(image_set.labels == 1))},
-        'split_digest': trial.split.digest,
-        'train': ids[trial.split.train].tolist(),
-        'test': ids[trial.split.test].tolist(),
         'groups': [group for group in members if len(group) > 1],
         'pairs': [_pair(ids, pair) for pair in grouping.pairs],
-        'phases': {
-            phase.name: {'normal': phase.counts[0], 'hemorrhage': phase.counts[1], 'augmented': len(phase.sources)}
-            for phase in trial.phases
-        },
     }
+    if trial:
+        tree |= {
+            'split_digest': trial.split.digest,
+            'train': ids[trial.split.train].tolist(),
+            'test': ids[trial.split.test].tolist(),
+            'phases': {
+                phase.name: {'normal': phase.counts[0], 'hemorrhage': phase.counts[1], 'augmented': len(phase.sources)}
+                for phase in trial.phases
+            },
+        }
     write_json(path / 'data.json', tree)
 
 

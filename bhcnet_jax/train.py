@@ -1,250 +1,260 @@
-"""One call from a config to a finished run directory: data -> trial -> engine -> results, checkpoints, report."""
+"""One call from a config to a finished run directory: data -> trials -> batches -> results and report."""
 
 import contextlib
+import os
 import pathlib
-import signal
-import time
+import socket
+import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
-from scipy.special import expit
-from tensorboardX import SummaryWriter
 
-from bhcnet_jax import checkpoint, input_pipeline, metrics, optim, phases, run_dir, splits, steps, trial
-from bhcnet_jax.engine import Engine, EpochResult
+from bhcnet_jax import batch, input_pipeline, metrics, run_dir, splits, sweep, trial
+from bhcnet_jax.batch import Batch
+from bhcnet_jax.engine import Engine
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.report import summary
 from bhcnet_jax.report.progress import Progress
-from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, Results
+from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, Results, ResultsError
 from bhcnet_jax.trial import ConfigError, Trial
 
-
-class Stopped(Exception):
-    """Training ended early on request with everything saved; `signum` is the signal that asked for it."""
-
-    def __init__(self, signum: int, where: str):
-        super().__init__(where)
-        self.signum = signum
+ENDED = ('DONE', 'FAILED', 'DIVERGED')
 
 
-class Diverged(ArithmeticError):
-    """A loss or logit is not finite any more; one line that says when."""
+class Options(NamedTuple):
+    """How to run what a config says; none of it changes a result.
+
+    workdir: the run directory; '': runs/<config.recipe>-<data set>. command: what the user typed, for env.json.
+    sweep: axes, see `sweep.parse`; '': config.sweep. shard: 'i/n', the share of the trials to train; '': all.
+    rerun: train again what has 'failed' or 'diverged', 'all', or trials whose id begins so; '': only what is missing.
+    dry_run: print what would be trained and stop. fail_fast: stop at the first trial that fails or diverges.
+    """
+
+    workdir: str = ''
+    command: str = ''
+    sweep: str = ''
+    shard: str = ''
+    rerun: str = ''
+    dry_run: bool = False
+    fail_fast: bool = False
 
 
-def run(config: ConfigDict, workdir: str | None = None, command: str = '') -> None:
-    """Trains what a config says, or goes on where an earlier call with the same config stopped.
+class Data:
+    """The image set of a config at the sizes that its trials ask for, its groups, and its splits, each made once."""
 
-    Args:
-      config: see `configs/base.py`.
-      workdir: the run directory; None: runs/<config.recipe>-<data set>.
-      command: what the user typed, for env.json.
+    def __init__(self, config: ConfigDict):
+        self._config = config
+        self._by_size = {}
+        self._splits = {}
+        self.image_set = self.at(config.dataset.image_size)
+        self.grouping = splits.find_groups(self.image_set)
+
+    def at(self, image_size: int) -> ImageSet:
+        """The images at another size."""
+        if image_size not in self._by_size:
+            dataset = ConfigDict({**self._config.dataset.to_dict(), 'image_size': image_size})
+            self._by_size[image_size] = input_pipeline.load(dataset)
+        return self._by_size[image_size]
+
+    def trial(self, config: ConfigDict) -> Trial:
+        """The trial of one config. ConfigError if it cannot be made of these images."""
+        part = config.split
+        key = (part.scheme, part.folds, part.fold, part.seed)
+        labels = self.image_set.labels
+        try:
+            if key not in self._splits:
+                self._splits[key] = splits.split(labels, self.grouping.groups, *key)
+            return trial.make(config, labels, self._splits[key], self.image_set.fingerprint)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def run(config: ConfigDict, options: Options) -> bool:
+    """Trains what a config says, or what of it is missing where earlier calls have been at work.
+
+    A config without a sweep is one trial. config: see `configs/base.py`. Returns whether all trials ended well.
 
     Raises:
       ConfigError, DatasetError, RunDirError, ResultsError: each with one line for the user.
-      Diverged: where the loss is not finite any more.
-      Stopped: on SIGTERM or SIGINT, at the end of an epoch.
+      batch.Stopped: on SIGTERM or SIGINT, at the end of an epoch.
     """
     trial.check(config)
-    image_set = input_pipeline.load(config.dataset)
-    grouping = splits.find_groups(image_set)
-    this = _make_trial(config, image_set, grouping)
-    path = pathlib.Path(workdir or f'runs/{config.recipe}-{run_dir.dataset_label(image_set)}')
-    with run_dir.claim(path, this, image_set), contextlib.closing(Results(path / 'results.sqlite')) as results:
-        run_dir.record_start(path, command)
-        run_dir.record_data(path, image_set, grouping, this)
-        summary.describe(this, image_set)
-        if results.status(this.trial_id) == 'DONE':
-            print(f'This run is finished; its results are in {path}.')
-        else:
-            params = _Training([this], image_set, path, results).run()
-            scores = _score(this, results)
-            # Drawn before the trial is called done: a run killed in between draws again.
-            summary.draw(this, image_set, jax.tree.map(lambda leaf: leaf[0], params), results, path / 'figures')
-            results.finish(this.trial_id, scores)
+    axes = sweep.parse(options.sweep or config.sweep, config)
+    shard = sweep.parse_shard(options.shard or '1/1')
+    data = Data(config)
+    trials = [data.trial(each) for each in _configs(config, axes)]
+    _refuse_equal(trials)
+    wanted = [each for each in trials if shard.takes(each.trial_id)]
+    swept = [key for axis in axes for key in axis.keys]
+    path = _path(config, data.image_set, options)
+    if options.dry_run and not path.exists():
+        summary.describe(wanted, wanted, data.image_set)
+        return True
+    with (
+        run_dir.claim(path, config, data.image_set, swept),
+        contextlib.closing(Results(path / 'results.sqlite')) as results,
+    ):
+        statuses = results.statuses()
+        again = _to_rerun(wanted, options.rerun, statuses)
+        missing = [each for each in wanted if each.trial_id in again or statuses.get(each.trial_id) not in ENDED]
+        summary.describe(wanted, missing, data.image_set)
+        if options.dry_run:
+            return True
+        _forget(again, results, path)
+        run_dir.record_start(path, options.command)
+        run_dir.record_data(path, data.image_set, data.grouping, wanted[0] if len(wanted) == 1 else None)
+        _train(wanted, missing, data, path, results, options.fail_fast)
         results.export(path)
-        summary.print_result(this, image_set, results)
-        print(f'Everything is in {path}')
+        summary.print_end(wanted, data.image_set, results, path)
+        statuses = results.statuses()
+    return all(statuses.get(each.trial_id) == 'DONE' for each in wanted)
 
 
-def _make_trial(config: ConfigDict, image_set: ImageSet, grouping: splits.Grouping) -> Trial:
-    part = config.split
-    try:
-        split = splits.split(image_set.labels, grouping.groups, part.scheme, part.folds, part.fold, part.seed)
-        return trial.make(config, image_set.labels, split, image_set.fingerprint)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def _configs(config: ConfigDict, axes: Sequence[sweep.Axis]) -> Iterator[ConfigDict]:
+    """The config of every trial of a sweep, checked."""
+    for point in sweep.points(axes):
+        each = config.copy_and_resolve_references()
+        each.update_from_flattened_dict(point)
+        trial.check(each)
+        yield each
 
 
-class _Training:
-    """Trials of one signature on their way through the phases, and where their results go.
+def _refuse_equal(trials: Sequence[Trial]) -> None:
+    different = len({each.trial_id for each in trials})
+    if different < len(trials):
+        raise ConfigError(
+            f'The sweep has {len(trials)} points, but only {different} different trials: one of its axes is over a key '
+            'that these recipes do not use, such as a strength of another augmentation policy. Leave it out.'
+        )
 
-    Trees have a leading axis [lanes], one lane for each trial.
-    """
 
-    def __init__(self, trials: Sequence[Trial], image_set: ImageSet, path: pathlib.Path, results: Results):
-        self._trials = trials
-        self._config = trials[0].config
-        self._image_set = image_set
-        self._path = path
-        self._results = results
-        self._phases = trials[0].phases  # the same in all lanes, but for their sources
-        self._dataset = run_dir.dataset_label(image_set)
+def _path(config: ConfigDict, image_set: ImageSet, options: Options) -> pathlib.Path:
+    """The run directory; every shard has one of its own inside it, so that no two processes write to one file."""
+    path = pathlib.Path(options.workdir or f'runs/{config.recipe}-{run_dir.dataset_label(image_set)}')
+    return path / f'shard-{options.shard.replace("/", "-of-")}' if options.shard else path
 
-    def run(self) -> Any:
-        """Trains to the end. Returns the final weights, numpy [lanes, ...]. Raises Stopped on request."""
+
+def _to_rerun(wanted: Sequence[Trial], rerun: str, statuses: dict[str, str]) -> list[str]:
+    """Ids of the wanted trials that are to be trained again."""
+    ids = [each.trial_id for each in wanted if each.trial_id in statuses]
+    if rerun in ('', 'all'):
+        return ids if rerun else []
+    if rerun in ('failed', 'diverged'):
+        return [trial_id for trial_id in ids if statuses[trial_id] == rerun.upper()]
+    chosen = [trial_id for trial_id in ids if trial_id.startswith(rerun)]
+    if not chosen:
+        raise ConfigError(f'--rerun={rerun}: no trial here has an id that begins so; expected failed, diverged or all.')
+    return chosen
+
+
+def _forget(ids: Sequence[str], results: Results, path: pathlib.Path) -> None:
+    """Deletes trials, and the checkpoints of their batches first, so that none goes on from what is forgotten."""
+    for in_batch in batch.saved(path):
+        if set(in_batch) & set(ids):
+            batch.drop(path, in_batch)
+    results.forget(ids)
+
+
+def _batches(wanted: Sequence[Trial], missing: Sequence[Trial], lanes: int, path: pathlib.Path) -> list[list[Trial]]:
+    """Trials that train together: first the batches that have checkpoints, then new ones of up to `lanes` trials."""
+    known = {each.trial_id: each for each in wanted}
+    left = {each.trial_id: each for each in missing}
+    batches = []
+    for ids in batch.saved(path):
+        if set(ids) <= set(known) and set(ids) & set(left):  # a lane may have diverged; the others go on
+            batches.append([known[trial_id] for trial_id in ids])
+            left = {trial_id: each for trial_id, each in left.items() if trial_id not in ids}
+    groups = {}
+    for each in left.values():
+        groups.setdefault(trial.signature(each, traced=True), []).append(each)
+    for group in groups.values():
+        batches += [group[start : start + lanes] for start in range(0, len(group), lanes)]
+    return batches
+
+
+class _Engines:
+    """A compiled program for every signature, made when it is first needed. count: trials that are to be trained."""
+
+    def __init__(self, data: Data, config: ConfigDict, count: int):
+        self._data, self._count, self._made = data, count, {}
+        self.lanes = self._make(config).capacity
+
+    def _make(self, config: ConfigDict) -> Engine:
+        image_set = self._data.at(config.dataset.image_size)
         try:
-            self._engine = Engine(
-                self._config, self._image_set.images, self._image_set.labels, len(self._trials)
-            )
+            return Engine(config, image_set.images, image_set.labels, self._count)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        for each in self._trials:
-            self._results.begin(_trial_row(each, self._image_set, self._engine))
-        lanes = trial.stack(self._trials, self._phases[0].index)
-        seconds = self._engine.compile(lanes)
-        print(f'Compiled in {seconds:.1f} s for {run_dir.hardware()}', flush=True)
-        tree = {'state': self._engine.init(lanes), 'class_weights': lanes.class_weights}
-        total = sum(phase.epochs for phase in self._phases)
-        progress = Progress(total, self._config.augment.samples * len(self._trials))
-        with _stop_requests() as requests, progress, contextlib.ExitStack() as stack:
-            self._requests, self._progress = requests, progress
-            self._writers = [stack.enter_context(self._writer(each)) for each in self._trials]
-            for phase in self._phases:
-                tree = self._run_phase(phase, tree)
-        return tree['state'].params
 
-    def _writer(self, this: Trial) -> SummaryWriter:
-        writer = SummaryWriter(str(self._path / 'tensorboard' / this.trial_id[:12]))
-        writer.add_text('dataset', self._dataset)
-        return writer
-
-    def _run_phase(self, phase: phases.Phase, before: dict[str, Any]) -> dict[str, Any]:
-        """Trains a phase, from its newest checkpoint where there is one. before: what the phase before ended with."""
-        lanes = trial.stack(self._trials, phase.index)
-        metadata = {'dataset': self._dataset, 'phase': phase.name, 'trials': [each.trial_id for each in self._trials]}
-        directory = self._path / 'checkpoints' / phase.name
-        with contextlib.closing(checkpoint.Checkpoints(directory, metadata)) as checkpoints:
-            done, tree = checkpoints.restore(like=before) or (0, None)
-            if tree is None and phase.index > 0:
-                tree = phases.begin(self._config, phase.name, lanes.class_weights, before)
-            tree = tree or before
-            self._progress.done += done
-            if done < phase.epochs:
-                self._run_epochs(phase, lanes.replace(class_weights=tree['class_weights']), done, tree, checkpoints)
-            # Read back even where it was just written: what the next phase gets is what is on disk.
-            return checkpoints.restore(like=before)[1]
-
-    def _run_epochs(
-        self,
-        phase: phases.Phase,
-        lanes: steps.Lane,
-        done: int,
-        tree: dict[str, Any],
-        checkpoints: checkpoint.Checkpoints,
-    ) -> None:
-        config, count = self._config, len(self._trials)
-        rates = [
-            optim.learning_rates(each.config.optimizer, phase.epochs, lanes.learning_rates.shape[1])
-            for each in self._trials
-        ]
-        states = self._engine.to_devices(tree['state'])
-        for epoch in range(done, phase.epochs):
-            lanes = lanes.replace(
-                epoch=np.full(count, epoch, np.int32), learning_rates=np.stack([rate[epoch] for rate in rates])
+    def of(self, trials: Sequence[Trial]) -> Engine:
+        """The engine of a batch. ConfigError if it has fewer lanes than the batch, which another run had begun."""
+        if len(trials) > self.lanes:
+            raise ConfigError(
+                f'{len(trials)} trials were begun together, but there is room for {self.lanes}; '
+                f'raise engine.lanes or use as many devices as before.'
             )
-            start = time.perf_counter()
-            states, result = self._engine.epoch(states, lanes)
-            seconds = time.perf_counter() - start
-            self._record(phase, epoch + 1, result, seconds)
-            stop = self._requests and epoch + 1 < phase.epochs
-            if (epoch + 1) % config.engine.checkpoint_every == 0 or epoch + 1 == phase.epochs or stop:
-                state = self._engine.to_host(states, count)
-                checkpoints.save(epoch + 1, {'state': state, 'class_weights': lanes.class_weights})
-            if self._requests:
-                raise Stopped(self._requests[0], f'{phase.name} epoch {epoch + 1} of {phase.epochs}')
-
-    def _record(self, phase: phases.Phase, epoch: int, result: EpochResult, seconds: float) -> None:
-        """Commits an epoch of all lanes, then shows it. epoch: 1-based."""
-        rows, predictions = [], []
-        if not all(np.isfinite(part).all() for part in (result.sums.loss, result.logits)):
-            raise Diverged(
-                f'The loss or a logit is not finite after {phase.name} epoch {epoch}: training diverged. '
-                'Lower optimizer.peak_lr; nothing of this epoch is kept.'
-            )
-        for lane, this in enumerate(self._trials):
-            sums = [float(part[lane]) for part in result.sums]
-            rows.append({
-                'trial_id': this.trial_id,
-                'dataset': self._dataset,
-                'phase': phase.name,
-                'epoch': epoch,
-                'train_loss': sums[0] / sums[2],
-                'train_accuracy': sums[1] / sums[2],
-                'seconds': seconds / len(self._trials),
-                'images': int(sums[2]),
-                **self._test_scores(this, result.logits[lane]),
-            })  # fmt: skip
-            predictions += self._predictions(this, result.logits[lane])
-        self._results.record_epoch(rows, predictions)
-        self._show(phase, epoch, rows)
-
-    def _test_scores(self, this: Trial, logits: np.ndarray) -> dict[str, float]:
-        labels = self._image_set.labels[this.split.test]
-        logits = logits.astype(np.float64)
-        counts = metrics.counts(labels, expit(logits))
-        return {
-            'test_loss': float(np.mean(np.logaddexp(0, logits) - labels * logits)),
-            'test_accuracy': (counts.tp + counts.tn) / len(labels),
-            **counts._asdict(),
-        }
-
-    def _predictions(self, this: Trial, logits: np.ndarray) -> list[dict[str, Any]]:
-        return [
-            {
-                'trial_id': this.trial_id,
-                'image_id': self._image_set.ids[image],
-                'label': int(self._image_set.labels[image]),
-                'probability': float(expit(np.float64(logit))),
-                'dataset': self._dataset,
-            }
-            for image, logit in zip(this.split.test, logits, strict=True)
-        ]
-
-    def _show(self, phase: phases.Phase, epoch: int, rows: list[dict[str, Any]]) -> None:
-        epochs_before = sum(earlier.epochs for earlier in self._phases[: phase.index])
-        for writer, row in zip(self._writers, rows, strict=True):
-            for name in ('train_loss', 'train_accuracy', 'test_loss', 'test_accuracy'):
-                writer.add_scalar(name, row[name], epochs_before + epoch)
-            writer.flush()
-        loss, accuracy = (float(np.mean([row[name] for row in rows])) for name in ('train_loss', 'train_accuracy'))
-        images_per_second = sum(row['images'] for row in rows) / sum(row['seconds'] for row in rows)
-        self._progress.update(phase.name, epoch, loss, accuracy, images_per_second)
+        signature = trial.signature(trials[0], traced=False)
+        if signature not in self._made:
+            engine = self._make(trials[0].config)
+            seconds = engine.compile(trial.stack(trials, 0))
+            print(f'Compiled in {seconds:.1f} s for {run_dir.hardware()}', flush=True)
+            self._made[signature] = engine
+        return self._made[signature]
 
 
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one of the same kind has its usual effect.
+def _train(
+    wanted: Sequence[Trial],
+    missing: Sequence[Trial],
+    data: Data,
+    path: pathlib.Path,
+    results: Results,
+    fail_fast: bool,
+) -> None:
+    """Trains the missing trials batch by batch; one that fails does not keep the next from training."""
+    if not missing:
+        return
+    config = missing[0].config
+    engines = _Engines(data, config, len(missing))
+    batches = _batches(wanted, missing, engines.lanes, path)
+    total = sum(phase.epochs for trials in batches for phase in trials[0].phases)
+    # A compilation cannot be finished early, so only from here on are signals collected; compiled first, then shown.
+    engines.of(batches[0])
+    with batch.stop_requests() as requests, Progress(total, config.augment.samples) as progress:
+        for trials in batches:
+            this = Batch(trials, data.at(trials[0].config.dataset.image_size), engines.of(trials), path, results)
+            _train_batch(this, trials, wanted, results, progress, requests)
+            if fail_fast and any(results.status(each.trial_id) != 'DONE' for each in trials):
+                return
 
-    A signal that the parent had ignored (a background job of a script) stays ignored.
-    """
-    requests = []
 
-    def request(signum: int, frame: Any) -> None:
-        requests.append(signum)
-        signal.signal(signum, usual[signum])
-        name = signal.Signals(signum).name
-        print(f'\n{name}: finishing this epoch, then saving. Once more to stop at once.', flush=True)
-
-    heeded = [signum for signum in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(signum) != signal.SIG_IGN]
-    usual = {signum: signal.signal(signum, request) for signum in heeded}
+def _train_batch(
+    this: Batch,
+    trials: Sequence[Trial],
+    wanted: Sequence[Trial],
+    results: Results,
+    progress: Progress,
+    requests: list[int],
+) -> None:
+    results.enter([_trial_row(each, this.image_set, this.engine) for each in trials])
+    going = [each.trial_id for each in trials if results.status(each.trial_id) != 'DIVERGED']
+    results.claim(going, socket.gethostname(), os.getpid())
     try:
-        yield requests
-    finally:
-        for signum, handler in usual.items():
-            signal.signal(signum, handler)
+        params = this.train(progress, requests, with_tensorboard=len(wanted) == 1)
+        scores = {each.trial_id: _score(each, results) for each in this.alive()}
+        if len(wanted) == 1 and scores:
+            # Drawn before the trial is called done: a run killed in between draws again.
+            weights = jax.tree.map(lambda leaf: leaf[0], params)
+            summary.draw(trials[0], this.image_set, weights, results, this.path / 'figures')
+        results.finish_many(scores)
+    except (batch.Stopped, ConfigError, ResultsError, OSError):
+        raise  # no fault of these trials
+    except Exception:
+        for trial_id in going:
+            results.fail(trial_id, traceback.format_exc())
+    if trials[0].config.engine.keep_weights == 'none':
+        this.drop()
 
 
 def _trial_row(this: Trial, image_set: ImageSet, engine: Engine) -> dict[str, Any]:

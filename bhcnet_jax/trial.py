@@ -46,21 +46,38 @@ def make(config: ConfigDict, labels: np.ndarray, split: Split, fingerprint: str)
     return Trial(_digest(identity), _digest(recipe), config, split, planned)
 
 
+def signature(this: Trial, traced: bool) -> str:
+    """What trials that train together have in common, as JSON text.
+
+    traced=False: what fixes shapes and code paths, so that equal signatures share a compiled program. traced=True:
+    also what a batch does in step on the host: its phases, their epochs, and what they hand over.
+    """
+    recipe = resolve(this.config)
+    del recipe['optimizer'], recipe['model']['dropout'], recipe['split']
+    recipe['augment'].pop(this.config.augment.policy, None)
+    if not traced:
+        for name in recipe.pop('phases'):
+            del recipe[name]
+    return json.dumps({**recipe, 'scored': len(this.split.test)}, sort_keys=True)
+
+
 def resolve(config: ConfigDict) -> dict[str, Any]:
     """What of a config fixes results: no label, place of files or engine setting, no section that is not in use.
 
     Seed and fold are left out: a recipe is what is the same in all rows that are compared.
     """
+    policy = config.augment.policy
     recipe = {
         'phases': list(config.phases),
         'batch_size': config.batch_size,
-        'image_size': config.dataset.image_size,
-        'split': {'scheme': config.split.scheme, 'folds': config.split.folds, 'seed': config.split.seed},
+        'dataset': {'image_size': config.dataset.image_size},
+        'split': {key: config.split[key] for key in ('scheme', 'folds', 'seed')},
         'model': config.model.to_dict(),
         'optimizer': config.optimizer.to_dict(),
         'augment': {key: config.augment[key] for key in ('policy', 'samples', 'frozen')},
-        'strengths': strengths(config),
     }
+    if policy != 'none':
+        recipe['augment'][policy] = strengths(config)
     if config.model.name == 'cnn':
         del recipe['model']['recurrent_units']
     for place, name in enumerate(config.phases):
@@ -159,6 +176,7 @@ def _check_names(config: ConfigDict) -> None:
         'model.dtype': ('float32', 'bfloat16'),
         'augment.policy': POLICIES,
         'engine.spread': ('lanes', 'batch'),
+        'engine.keep_weights': ('final', 'none'),
         **{f'{name}.class_weights': ('computed', 'carried') for name in phases.NAMES},
         **{f'{name}.optimizer_state': ('fresh', 'carried') for name in phases.NAMES},
     }

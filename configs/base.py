@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.recipe = 'base'  # label in tables and of the default run directory; not part of a trial's identity
+    c.sweep = ''  # axes of a sweep, in the words of --sweep (bhcnet_jax/sweep.py); --sweep takes its place
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
     c.phases = ('balanced', 'imbalanced')  # in this order; each has a section of its own below
     c.batch_size = 32  # images per step; the paper is silent, 32 is the default of Keras
@@ -112,4 +113,5 @@ def engine() -> ConfigDict:
     c.lanes = 1  # trials that each device trains together
     c.spread = 'lanes'  # over the devices: lanes (trials), or batch (one trial's batch, gradients averaged)
     c.checkpoint_every = 1  # epochs between checkpoints
+    c.keep_weights = 'final'  # final: checkpoints of finished trials stay; none: they go, for large sweeps
     return c

@@ -28,8 +28,8 @@ def make(image_set, folder='', **overrides):
     return trial.make(config, image_set.labels, split, image_set.fingerprint)
 
 
-def claim(path, image_set, **overrides):
-    with run_dir.claim(path, make(image_set, **overrides), image_set):
+def claim(path, image_set, swept=(), **overrides):
+    with run_dir.claim(path, folder_config('', **overrides), image_set, swept):
         pass
 
 
@@ -55,6 +55,15 @@ def test_another_config_is_refused_and_nothing_is_overwritten(image_set, tmp_pat
         claim(tmp_path / 'run', image_set, **overrides)
     assert '\n' not in str(refusal.value)
     assert (tmp_path / 'run/config.json').read_bytes() == before
+
+
+def test_a_swept_key_may_differ_then_and_later(image_set, tmp_path):
+    claim(tmp_path / 'run', image_set, swept=['seed'])
+    claim(tmp_path / 'run', image_set, seed=4)
+    claim(tmp_path / 'run', image_set, swept=['augment.affine.zoom'], augment__affine__zoom=0.2)
+    claim(tmp_path / 'run', image_set, augment__affine__zoom=0.3, seed=2)
+    with pytest.raises(RunDirError, match=r'batch_size is 8 there, 4 here'):
+        claim(tmp_path / 'run', image_set, batch_size=4)
 
 
 def test_other_data_are_refused(image_set, tmp_path):
@@ -91,7 +100,7 @@ def test_a_file_in_place_of_the_directory_is_refused(image_set, tmp_path):
 
 
 def _hold(path, image_set, held, done):
-    with run_dir.claim(path, make(image_set), image_set):
+    with run_dir.claim(path, folder_config(''), image_set):
         held.set()
         done.wait(60)
 

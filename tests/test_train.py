@@ -14,7 +14,8 @@ import pytest
 from sklearn import metrics as reference
 from tensorboardX.proto import event_pb2
 
-from bhcnet_jax import train
+from bhcnet_jax import batch, optim, phases, train
+from bhcnet_jax.train import Options
 from lanes import small_config
 
 PHASES = {'balanced': 12, 'imbalanced': 12}
@@ -123,7 +124,10 @@ def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(
     assert status == 128 + signal.SIGTERM
     assert 'Stopped by SIGTERM after imbalanced epoch' in output
     assert 'To go on: python -m bhcnet_jax.main --config=base' in output
-    subprocess.run(arguments, env=environment, stdout=subprocess.DEVNULL, timeout=120, check=True)
+    stopped_after = PHASES['balanced'] + recorded_epochs(workdir, 'imbalanced')
+    output = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    first_epoch = next(line for line in output.splitlines() if line.endswith('images/s'))
+    assert first_epoch.startswith(f'{stopped_after + 1}/24')  # nothing was trained twice
     expected = numbers(undisturbed[0])
     for name, table in numbers(workdir).items():
         pd.testing.assert_frame_equal(table, expected[name], check_exact=True)
@@ -138,7 +142,7 @@ def test_ctrl_c_finishes_the_epoch_and_says_how_to_go_on(labelled_folder, enviro
     assert 'SIGINT: finishing this epoch, then saving. Once more to stop at once.' in output
     assert 'Traceback' not in output
     # Though checkpoints were far apart, the last finished epoch is in one.
-    saved = [int(path.name) for path in (workdir / 'checkpoints/balanced').iterdir() if path.name.isdigit()]
+    saved = [int(path.name) for path in (workdir / 'checkpoints').glob('*/balanced/*') if path.name.isdigit()]
     assert saved == [recorded_epochs(workdir, 'balanced')]
 
 
@@ -161,7 +165,7 @@ def test_ctrl_c_while_the_data_are_prepared_is_one_line(environment, tmp_path):
 def test_an_ignored_ctrl_c_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with train._stop_requests() as requests:
+        with batch.stop_requests() as requests:
             os.kill(os.getpid(), signal.SIGINT)
         assert requests == []
     finally:
@@ -174,8 +178,8 @@ def test_a_run_leaves_everything_behind(undisturbed):
         'curves', 'confusion_matrix', 'image_sizes', 'grey_density', 'predictions', 'features')}  # fmt: skip
     files = {'config.json', 'env.json', 'data.json', 'results.sqlite', 'results.csv', 'curves.csv', 'predictions.csv'}
     assert {file for file in files | figures if not (workdir / file).is_file()} == set()
-    assert (workdir / 'checkpoints/balanced/12').is_dir()
-    assert (workdir / 'checkpoints/imbalanced/12').is_dir()
+    assert len(list((workdir / 'checkpoints').glob('*/balanced/12'))) == 1
+    assert len(list((workdir / 'checkpoints').glob('*/imbalanced/12'))) == 1
     assert not list(workdir.rglob('*.partial'))
     for text in ('confusion matrix', 'sensitivity', '95 % interval', 'parameters', 'Compiled in', '24/24'):
         assert text in output
@@ -216,14 +220,15 @@ def test_phase_two_starts_from_the_weights_and_class_weights_on_disk(labelled_fo
     from bhcnet_jax.checkpoint import Checkpoints  # after the flags of absl are parsed
 
     workdir, _ = undisturbed
-    checkpoints = Checkpoints(workdir / 'checkpoints/balanced')
-    like = checkpoints._manager.restore(12)
-    assert set(like) == {'state', 'class_weights'}
-    np.testing.assert_array_equal(like['class_weights'], [[1, 1]])  # 18 + 18 images
-    checkpoints.close()
-    checkpoints = Checkpoints(workdir / 'checkpoints/imbalanced')
-    np.testing.assert_array_equal(checkpoints._manager.restore(12)['class_weights'], [[1, 1]])  # not of 18 + 30
-    checkpoints.close()
+    saved = {}
+    for phase in ('balanced', 'imbalanced'):
+        (directory,) = (workdir / 'checkpoints').glob(f'*/{phase}')
+        checkpoints = Checkpoints(directory)
+        saved[phase] = checkpoints._manager.restore(12)
+        checkpoints.close()
+    assert set(saved['balanced']) == {'state', 'class_weights'}
+    np.testing.assert_array_equal(saved['balanced']['class_weights'], [[1, 1]])  # 18 + 18 images
+    np.testing.assert_array_equal(saved['imbalanced']['class_weights'], [[1, 1]])  # not those of 18 + 30
 
 
 def test_a_finished_run_is_shown_again_and_not_trained_again(labelled_folder, environment, undisturbed):
@@ -254,7 +259,7 @@ def test_a_run_on_the_phantom_says_so_in_everything_it_writes(tmp_path, monkeypa
     monkeypatch.delenv('HEAD_CT_DIR', raising=False)
     monkeypatch.chdir(tmp_path)
     config = small_config(phases=('balanced',), balanced__epochs=1, model__filters=(2, 3, 4), recipe='tiny')
-    train.run(config)
+    train.run(config, Options())
     output = capsys.readouterr().out
     workdir = tmp_path / 'runs/tiny-PHANTOM'
     assert 'Data: PHANTOM' in output
@@ -264,19 +269,21 @@ def test_a_run_on_the_phantom_says_so_in_everything_it_writes(tmp_path, monkeypa
     for figure in (workdir / 'figures').iterdir():
         assert b'PHANTOM: synthetic images' in figure.read_bytes(), figure
     assert b'PHANTOM' in next((workdir / 'tensorboard').rglob('events*')).read_bytes()
-    metadata = [file.read_text() for file in (workdir / 'checkpoints/balanced/metadata').rglob('*') if file.is_file()]
+    metadata = [file.read_text() for file in (workdir / 'checkpoints').glob('*/balanced/metadata/*')]
     assert 'PHANTOM' in ''.join(metadata)
 
 
-def test_training_that_diverges_says_when(labelled_folder, tmp_path, monkeypatch):
+def test_training_that_diverges_says_when(labelled_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     config = tiny_config(labelled_folder)
     config.model.dropout = 0.0
     monkeypatch.setattr('bhcnet_jax.optim.learning_rates', lambda *_: np.full((12, 3), np.inf, np.float32))
-    with pytest.raises(train.Diverged, match='not finite after balanced epoch 1'):
-        train.run(config, str(tmp_path / 'run'))
+    assert not train.run(config, Options(workdir=str(tmp_path / 'run')))
+    assert 'DIVERGED: its loss is not finite after balanced epoch 1' in capsys.readouterr().out
     with sqlite3.connect(tmp_path / 'run/results.sqlite') as database:
         assert database.execute('SELECT count(*) FROM epochs').fetchone() == (0,)
+        row = database.execute('SELECT status, diverged_phase, diverged_epoch FROM trials').fetchone()
+    assert row == ('DIVERGED', 'balanced', 1)
 
 
 def test_more_folds_than_images_end_in_one_line(labelled_folder, tmp_path, monkeypatch):
@@ -284,15 +291,154 @@ def test_more_folds_than_images_end_in_one_line(labelled_folder, tmp_path, monke
     config = tiny_config(labelled_folder)
     config.split.folds = 30
     with pytest.raises(train.ConfigError, match=r'split.folds is 30: a class has only'):
-        train.run(config, str(tmp_path / 'run'))
+        train.run(config, Options(workdir=str(tmp_path / 'run')))
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_sweep_that_is_killed_and_extended_ends_with_the_rows_of_single_runs(
+    labelled_folder, environment, undisturbed, tmp_path
+):
+    workdir = tmp_path / 'sweep'
+    two, three = (command(labelled_folder, workdir, f'--sweep=seed=0:{count}') for count in (2, 3))
+    status, _ = interrupt(two, environment, workdir, 'imbalanced', signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    subprocess.run(two, env=environment, stdout=subprocess.DEVNULL, timeout=120, check=True)
+    output = subprocess.run(three, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert '3 trials, 1 of them still to train' in output
+    assert '3 trials: 3 DONE' in output
+    tables, alone = numbers(workdir), numbers(undisturbed[0])
+    assert sorted(tables['results'].seed) == [0, 1, 2]
+    assert not tables['curves'].duplicated(['trial_id', 'phase', 'epoch']).any()
+    assert len(tables['curves']) == 3 * sum(PHASES.values())
+    for name, table in alone.items():  # seed 0
+        same = tables[name][tables[name].trial_id == table.trial_id[0]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(same, table, check_exact=True)
+
+
+def test_shards_are_disjoint_complete_and_give_the_rows_of_a_single_run(
+    labelled_folder, environment, undisturbed, tmp_path
+):
+    tables = []
+    for shard in ('1/2', '2/2'):
+        arguments = command(labelled_folder, tmp_path / 'run', '--sweep=seed=0:4', f'--shard={shard}')
+        subprocess.run(arguments, env=environment, stdout=subprocess.DEVNULL, timeout=120, check=True)
+        tables.append(numbers(tmp_path / f'run/shard-{shard.replace("/", "-of-")}'))
+    assert sorted(seed for table in tables for seed in table['results'].seed) == [0, 1, 2, 3]
+    alone = numbers(undisturbed[0])['predictions']
+    both = pd.concat([table['predictions'] for table in tables])
+    same = both[both.trial_id == alone.trial_id[0]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, alone, check_exact=True)
+
+
+@pytest.fixture
+def sweep_of(labelled_folder, tmp_path, monkeypatch, capsys):
+    """Runs a sweep in this process, on two devices. -> whether it went well, rows by trial, what it printed."""
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    config = tiny_config(labelled_folder)
+    config.balanced.epochs = config.imbalanced.epochs = 1
+
+    def run(axes, **options):
+        well = train.run(config, Options(workdir=str(tmp_path / 'run'), sweep=axes, **options))
+        if not (tmp_path / 'run').exists():
+            return well, None, capsys.readouterr().out
+        with sqlite3.connect(tmp_path / 'run/results.sqlite') as database:
+            rows = pd.read_sql_query('SELECT * FROM trials', database)
+        return well, rows, capsys.readouterr().out
+
+    return run
+
+
+def test_a_sweep_over_traced_values_compiles_once(sweep_of):
+    well, rows, output = sweep_of('seed=0:2 optimizer.peak_lr=1e-3,1e-4 model.dropout=0,0.5 balanced.epochs=1,2')
+    assert well
+    assert list(rows.status) == ['DONE'] * 16
+    assert output.count('Compiled in') == 1
+
+
+def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(sweep_of):
+    _, rows, output = sweep_of('seed=0:2 model.name=cnn,cnn_gru', dry_run=True)
+    assert '4 trials, 4 of them still to train, in 2 groups of equal signature' in output
+    assert rows is None  # not even a directory
+    assert 'Compiled' not in output
+    _, before, _ = sweep_of('seed=0:1')
+    _, rows, output = sweep_of('seed=0:2', dry_run=True, rerun='all')
+    assert '2 trials, 2 of them still to train' in output
+    pd.testing.assert_frame_equal(rows, before)
+
+
+def test_a_diverging_trial_does_not_take_its_neighbour_with_it(sweep_of, monkeypatch):
+    rates = optim.learning_rates
+    broken = [True]
+
+    def some_infinite(config, *shape):
+        return rates(config, *shape) * (np.inf if broken[0] and config.peak_lr > 1 else 1)
+
+    monkeypatch.setattr('bhcnet_jax.optim.learning_rates', some_infinite)
+    axes = 'optimizer.peak_lr=1e-3,2'
+    well, rows, output = sweep_of(axes)
+    assert not well
+    assert sorted(rows.status) == ['DIVERGED', 'DONE']
+    assert '1 DONE' in output and '1 DIVERGED' in output
+    expected = rows[rows.status == 'DONE'].log_loss.item()
+    well, rows, output = sweep_of(axes)  # nothing is missing, and what ended badly still counts
+    assert not well and 'Compiled' not in output
+    broken[0] = False
+    well, rows, _ = sweep_of(axes, rerun='diverged')
+    assert well and list(rows.status) == ['DONE'] * 2
+    assert expected in list(rows.log_loss)
+
+
+def test_a_failing_batch_is_recorded_with_its_traceback_and_the_next_goes_on(sweep_of, monkeypatch):
+    begin = phases.begin
+
+    def failing(config, *rest):
+        if config.batch_size == 4:
+            raise RuntimeError('out of paper')
+        return begin(config, *rest)
+
+    monkeypatch.setattr('bhcnet_jax.phases.begin', failing)
+    well, rows, output = sweep_of('batch_size=4,8')
+    assert not well
+    assert sorted(rows.status) == ['DONE', 'FAILED']
+    error = rows[rows.status == 'FAILED'].error.item()
+    assert 'Traceback' in error and 'out of paper' in error
+    assert 'FAILED: RuntimeError: out of paper' in output
+    monkeypatch.setattr('bhcnet_jax.phases.begin', begin)
+    well, rows, _ = sweep_of('batch_size=4,8', rerun='failed')
+    assert well and list(rows.status) == ['DONE'] * 2
+
+
+def test_fail_fast_stops_at_the_first_failure(sweep_of, monkeypatch):
+    monkeypatch.setattr('bhcnet_jax.phases.begin', None)  # not callable: every trial fails in its second phase
+    well, rows, _ = sweep_of('batch_size=4,8', fail_fast=True)
+    assert not well
+    assert list(rows.status) == ['FAILED']
+
+
+def test_an_axis_that_changes_nothing_is_refused(sweep_of):
+    with pytest.raises(train.ConfigError, match='2 points, but only 1 different trials'):
+        sweep_of('augment.distort.noise=0,0.1')  # the policy in use is affine
+
+
+def test_an_unknown_rerun_is_refused(sweep_of):
+    with pytest.raises(train.ConfigError, match=r'--rerun=xyz: no trial here .* expected failed, diverged or all'):
+        sweep_of('seed=0:2', rerun='xyz')
+
+
+def test_weights_are_dropped_when_asked(labelled_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    config = tiny_config(labelled_folder)
+    config.phases, config.balanced.epochs, config.engine.keep_weights = ('balanced',), 1, 'none'
+    assert train.run(config, Options(workdir=str(tmp_path / 'run')))
+    assert list((tmp_path / 'run/checkpoints').iterdir()) == []
+    assert train.run(config, Options(workdir=str(tmp_path / 'run')))  # its row is enough to call it finished
 
 
 @pytest.mark.skipif('HEAD_CT_DIR' not in os.environ, reason='HEAD_CT_DIR is not set: no real images')
 def test_the_real_images_train_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     config = small_config(balanced__epochs=1, imbalanced__epochs=1)
-    train.run(config, str(tmp_path / 'run'))
+    train.run(config, Options(workdir=str(tmp_path / 'run')))
     assert 'training part 90 normal + 90 hemorrhage, test part 10 + 10' in capsys.readouterr().out
     data = json.loads((tmp_path / 'run/data.json').read_text())
     assert data['dataset'] == 'head_ct'

@@ -1,11 +1,14 @@
 """What a run says of itself: what it is about to train, and its result as tables and figures."""
 
 import pathlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from bhcnet_jax import models, run_dir
+from bhcnet_jax import models, run_dir, trial
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.report import paper, tables
 from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, Results
@@ -14,25 +17,57 @@ from bhcnet_jax.trial import Trial
 MARK = 'PHANTOM: synthetic images'
 
 
-def describe(this: Trial, image_set: ImageSet) -> None:
+def describe(wanted: Sequence[Trial], missing: Sequence[Trial], image_set: ImageSet) -> None:
     """Prints what is about to be trained, and on what."""
-    train, test = (image_set.labels[part] for part in (this.split.train, this.split.test))
+    first = wanted[0] if wanted else None
+    print(f'Data: {run_dir.dataset_label(image_set)}, {len(image_set.labels)} images')
+    if len(wanted) != 1:
+        groups = len({trial.signature(each, traced=False) for each in missing})
+        print(f'{len(wanted)} trials, {len(missing)} of them still to train, in {groups} groups of equal signature')
+    elif not missing:
+        print('This run is finished; --rerun=all trains it again.')
+    if first is None:
+        return
+    train, test = (image_set.labels[part] for part in (first.split.train, first.split.test))
+    which = '' if len(wanted) == 1 else 'First trial: '
     print(
-        f'Data: {run_dir.dataset_label(image_set)}, {len(image_set.labels)} images; '
-        f'training part {np.sum(train == 0)} normal + {np.sum(train == 1)} hemorrhage, '
+        f'{which}training part {np.sum(train == 0)} normal + {np.sum(train == 1)} hemorrhage, '
         f'test part {np.sum(test == 0)} + {np.sum(test == 1)}'
     )
-    for phase in this.phases:
+    for phase in first.phases:
         print(
             f'Phase {phase.name}: {phase.counts[0]} normal + {phase.counts[1]} hemorrhage '
             f'made into {len(phase.sources)} images, {phase.epochs} epochs'
         )
-    config = this.config
+    config = first.config
     tables.print_model_table(models.describe(models.create(config.model), config.dataset.image_size))
 
 
-def print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
-    """Prints the confusion matrix and the metrics of a finished trial beside the paper's row."""
+def print_end(wanted: Sequence[Trial], image_set: ImageSet, results: Results, path: pathlib.Path) -> None:
+    """Prints the result of a single trial, or how many of several trials ended how."""
+    statuses = results.statuses()
+    for each in wanted:
+        if statuses.get(each.trial_id) in ('FAILED', 'DIVERGED'):
+            print(_obituary(results.read('trials', each.trial_id).iloc[0]))
+    if len(wanted) == 1 and statuses.get(wanted[0].trial_id) == 'DONE':
+        _print_result(wanted[0], image_set, results)
+    elif len(wanted) != 1:
+        counts = Counter(statuses.get(each.trial_id, 'PENDING') for each in wanted)
+        print(f'{len(wanted)} trials: ' + ', '.join(f'{count} {status}' for status, count in counts.items()))
+        print(f'Leaderboard: python -m bhcnet_jax.results {path}')
+    print(f'Everything is in {path}')
+
+
+def _obituary(row: pd.Series) -> str:
+    """One line on a trial that ended badly."""
+    who = f'Trial {row.trial_id[:12]} (seed {row.seed}, fold {row.fold})'
+    if row.status == 'DIVERGED':
+        where = f'{row.diverged_phase} epoch {row.diverged_epoch:.0f}'
+        return f'{who} DIVERGED: its loss is not finite after {where}. Lower optimizer.peak_lr.'
+    return f'{who} FAILED: {row.error.strip().splitlines()[-1]} The traceback is in results.sqlite; --rerun=failed.'
+
+
+def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
     row = results.read('trials', this.trial_id).astype(dict.fromkeys(SCORES, float)).iloc[0]
     tables.print_result(
         {name: row[name] for name in (*COUNTS, *SCORES)},
@@ -55,7 +90,8 @@ def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, direct
     first = params['trunk']['conv1']
     bleeding = test[labels[test] == 1][0]  # a split never lacks a class
     figures.curves(epochs, directory / 'curves.png', mark)
-    figures.confusion_matrix({name: int(epochs[name].iloc[-1]) for name in COUNTS}, directory / 'confusion_matrix.png', mark)
+    counts = {name: int(epochs[name].iloc[-1]) for name in COUNTS}
+    figures.confusion_matrix(counts, directory / 'confusion_matrix.png', mark)
     figures.image_sizes(image_set.heights, image_set.widths, labels, directory / 'image_sizes.png', mark)
     figures.grey_density(image_set.images, labels, directory / 'grey_density.png', mark)
     figures.predictions(
