@@ -66,7 +66,7 @@ class Batch:
     in the database and is not recorded from then on; the others go on.
 
     Args:
-      trials: of equal `trial.signature(..., traced=True)`.
+      trials: of equal `trial.batch_key`.
       image_set: what they train on.
       engine: for their signature, with room for as many lanes.
       path: the run directory.

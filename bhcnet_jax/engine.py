@@ -102,6 +102,11 @@ class Engine:
         """The states that the lanes start from, numpy [lanes, ...]."""
         return jax.device_get(self._init(lanes))
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the next epoch can start at once."""
+        return self._compiled is not None
+
     def compile(self, lanes: steps.Lane) -> float:
         """Compiles the epoch, once for all epochs of all phases. Returns the seconds that took."""
         states = self.to_devices(jax.tree.map(np.asarray, self.init(lanes)))
@@ -111,7 +116,7 @@ class Engine:
 
     def epoch(self, states: Any, lanes: steps.Lane) -> tuple[Any, EpochResult]:
         """Trains every lane for one epoch and evaluates it. `states`, from `to_devices` or an epoch, is used up."""
-        if self._compiled is None:
+        if not self.is_compiled:
             self.compile(lanes)
         states, result = self._compiled(states, self.to_devices(lanes), self._data)
         return states, self.to_host(result, len(lanes.seed))

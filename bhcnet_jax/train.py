@@ -168,25 +168,28 @@ def _batches(wanted: Sequence[Trial], missing: Sequence[Trial], lanes: int, path
             left = {trial_id: each for trial_id, each in left.items() if trial_id not in ids}
     groups = {}
     for each in left.values():
-        groups.setdefault(trial.signature(each, traced=True), []).append(each)
+        groups.setdefault(trial.batch_key(each), []).append(each)
     for group in groups.values():
         batches += [group[start : start + lanes] for start in range(0, len(group), lanes)]
     return batches
 
 
 class _Engines:
-    """A compiled program for every signature, made when it is first needed. count: trials that are to be trained."""
+    """An engine for every signature, made and compiled when it is first needed. count: trials to be trained."""
 
-    def __init__(self, data: Data, config: ConfigDict, count: int):
+    def __init__(self, data: Data, first: Trial, count: int):
         self._data, self._count, self._made = data, count, {}
-        self.lanes = self._make(config).capacity
+        self.lanes = self._make(first).capacity
 
-    def _make(self, config: ConfigDict) -> Engine:
-        image_set = self._data.at(config.dataset.image_size)
-        try:
-            return Engine(config, image_set.images, image_set.labels, self._count)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    def _make(self, this: Trial) -> Engine:
+        signature = trial.signature(this)
+        if signature not in self._made:
+            image_set = self._data.at(this.config.dataset.image_size)
+            try:
+                self._made[signature] = Engine(this.config, image_set.images, image_set.labels, self._count)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        return self._made[signature]
 
     def of(self, trials: Sequence[Trial]) -> Engine:
         """The engine of a batch. ConfigError if it has fewer lanes than the batch, which another run had begun."""
@@ -195,13 +198,11 @@ class _Engines:
                 f'{len(trials)} trials were begun together, but there is room for {self.lanes}; '
                 f'raise engine.lanes or use as many devices as before.'
             )
-        signature = trial.signature(trials[0], traced=False)
-        if signature not in self._made:
-            engine = self._make(trials[0].config)
+        engine = self._make(trials[0])
+        if not engine.is_compiled:
             seconds = engine.compile(trial.stack(trials, 0))
             print(f'Compiled in {seconds:.1f} s for {run_dir.hardware()}', flush=True)
-            self._made[signature] = engine
-        return self._made[signature]
+        return engine
 
 
 def _train(
@@ -215,13 +216,11 @@ def _train(
     """Trains the missing trials batch by batch; one that fails does not keep the next from training."""
     if not missing:
         return
-    config = missing[0].config
-    engines = _Engines(data, config, len(missing))
+    engines = _Engines(data, missing[0], len(missing))
     batches = _batches(wanted, missing, engines.lanes, path)
     total = sum(phase.epochs for trials in batches for phase in trials[0].phases)
-    # A compilation cannot be finished early, so only from here on are signals collected; compiled first, then shown.
-    engines.of(batches[0])
-    with batch.stop_requests() as requests, Progress(total, config.augment.samples) as progress:
+    engines.of(batches[0])  # compiled before signals are collected: they are heeded between epochs only
+    with batch.stop_requests() as requests, Progress(total, missing[0].config.augment.samples) as progress:
         for trials in batches:
             this = Batch(trials, data.at(trials[0].config.dataset.image_size), engines.of(trials), path, results)
             _train_batch(this, trials, wanted, results, progress, requests)

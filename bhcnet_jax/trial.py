@@ -46,19 +46,20 @@ def make(config: ConfigDict, labels: np.ndarray, split: Split, fingerprint: str)
     return Trial(_digest(identity), _digest(recipe), config, split, planned)
 
 
-def signature(this: Trial, traced: bool) -> str:
-    """What trials that train together have in common, as JSON text.
-
-    traced=False: what fixes shapes and code paths, so that equal signatures share a compiled program. traced=True:
-    also what a batch does in step on the host: its phases, their epochs, and what they hand over.
-    """
+def signature(this: Trial) -> str:
+    """What fixes shapes and code paths, as JSON text: trials of equal signatures share a compiled program."""
     recipe = resolve(this.config)
-    del recipe['optimizer'], recipe['model']['dropout'], recipe['split']
-    recipe['augment'].pop(this.config.augment.policy, None)
-    if not traced:
-        for name in recipe.pop('phases'):
-            del recipe[name]
+    for name in ('phases', *this.config.phases, 'optimizer', 'split'):
+        del recipe[name]
+    del recipe['model']['dropout']
+    recipe['augment'].pop(this.config.augment.policy, None)  # its strengths
     return json.dumps({**recipe, 'scored': len(this.split.test)}, sort_keys=True)
+
+
+def batch_key(this: Trial) -> str:
+    """What trials that train together have in common: the signature, and the phases, which they go through in step."""
+    phases_of = {name: this.config[name].to_dict() for name in this.config.phases}
+    return json.dumps([signature(this), phases_of])
 
 
 def resolve(config: ConfigDict) -> dict[str, Any]:

@@ -111,3 +111,24 @@ def test_lanes_carry_each_trials_own_values():
     np.testing.assert_array_equal(lanes.scored[0], trials[0].split.test)
     whole_numbers = (lanes.seed, lanes.phase, lanes.epoch, lanes.sources, lanes.scored)
     assert {leaf.dtype.name for leaf in whole_numbers} == {'int32'}
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'same_program', 'same_batch'),
+    [
+        ({'seed': 4, 'optimizer__peak_lr': 0.1, 'model__dropout': 0.1, 'augment__affine__zoom': 0.2}, True, True),
+        ({'balanced__epochs': 3}, True, False),
+        ({'imbalanced__class_weights': 'computed'}, True, False),
+        ({'phases': ('balanced',)}, True, False),
+        ({'model__name': 'cnn_gru'}, False, False),
+        ({'model__dtype': 'bfloat16'}, False, False),
+        ({'augment__frozen': False}, False, False),
+        ({'augment__policy': 'distort'}, False, False),
+        ({'batch_size': 4}, False, False),
+        ({'dataset__image_size': 32}, False, False),
+        ({'split__folds': 5}, False, False),  # another size of the test part
+    ],
+)
+def test_traced_values_share_a_program_and_trials_in_step_a_batch(overrides, same_program, same_batch):
+    assert (trial.signature(make(**overrides)) == trial.signature(make())) == same_program
+    assert (trial.batch_key(make(**overrides)) == trial.batch_key(make())) == same_batch

@@ -22,7 +22,7 @@ def describe(wanted: Sequence[Trial], missing: Sequence[Trial], image_set: Image
     first = wanted[0] if wanted else None
     print(f'Data: {run_dir.dataset_label(image_set)}, {len(image_set.labels)} images')
     if len(wanted) != 1:
-        groups = len({trial.signature(each, traced=False) for each in missing})
+        groups = len({trial.signature(each) for each in missing})
         print(f'{len(wanted)} trials, {len(missing)} of them still to train, in {groups} groups of equal signature')
     elif not missing:
         print('This run is finished; --rerun=all trains it again.')
