@@ -220,7 +220,9 @@ def _train(
     batches = _batches(wanted, missing, engines.lanes, path)
     total = sum(phase.epochs for trials in batches for phase in trials[0].phases)
     engines.of(batches[0])  # compiled before signals are collected: they are heeded between epochs only
-    with batch.stop_requests() as requests, Progress(total, missing[0].config.augment.samples) as progress:
+    # A line per epoch would be too much to read from thousands of trials.
+    pace = {'seconds_between_lines': 60 if len(batches) > 1 else 0}
+    with batch.stop_requests() as requests, Progress(total, missing[0].config.augment.samples, **pace) as progress:
         for trials in batches:
             this = Batch(trials, data.at(trials[0].config.dataset.image_size), engines.of(trials), path, results)
             _train_batch(this, trials, wanted, results, progress, requests)

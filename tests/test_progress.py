@@ -144,3 +144,12 @@ def test_a_terminal_shows_a_bar_that_fits_and_gets_its_cursor_back(width):
     assert width < 80 or ('3:50 left' in first[0] and '3:49 left' in first[-1]), 'counts down'
     last = [line for line in lines if line.startswith('14/36')][-1]
     assert ('━' in last and 'balanced epoch 14' in last and 'left' in last) == (width == 80)
+
+
+def test_lines_may_be_kept_apart_but_the_last_epoch_is_always_told():
+    console = Console(file=io.StringIO(), width=100)
+    with Progress(50, 1000, console=console, seconds_between_lines=60) as progress:
+        for epoch in range(1, 51):
+            progress.update('balanced', epoch, 0.5, 0.5, 100.0)
+    lines = console.file.getvalue().splitlines()
+    assert [line.split('/')[0] for line in lines] == ['1', '50']

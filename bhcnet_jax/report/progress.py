@@ -1,5 +1,6 @@
 """How far a training is: a bar on a terminal, one plain line per epoch anywhere else."""
 
+import math
 import statistics
 import sys
 import time
@@ -20,12 +21,18 @@ class Progress:
     """
 
     def __init__(
-        self, total_epochs: int, images_per_epoch: int, done_epochs: int = 0, console: Console | None = None
+        self,
+        total_epochs: int,
+        images_per_epoch: int,
+        done_epochs: int = 0,
+        console: Console | None = None,
+        seconds_between_lines: float = 0,
     ) -> None:
         """total_epochs: of all phases together. done_epochs: of those, by earlier processes (a resumed run).
 
-        images_per_epoch: training images. console: standard output unless given. A caller who learns only
-        later what an earlier process has done adds it to `done`.
+        images_per_epoch: training images. console: standard output unless given. seconds_between_lines: without a
+        terminal, epochs that end sooner after the last line are not printed, but for the last one. A caller who learns
+        only later what an earlier process has done adds it to `done`.
         """
         self.total = total_epochs
         self.images_per_epoch = images_per_epoch
@@ -35,6 +42,8 @@ class Progress:
         self._how: list[str] = []
         self._seconds: list[float] = []  # of each epoch of this process; an earlier one may have been faster
         self._forecast = 0.0  # seconds left at the last update
+        self._seconds_between_lines = seconds_between_lines
+        self._last_line = -math.inf
         self._live: Live | None = None
         if self.console.is_interactive:
             shared = sys.stderr.isatty()  # otherwise it goes to a file, and has to stay there
@@ -67,7 +76,8 @@ class Progress:
         self._how = [f'loss {loss:.4f}', f'accuracy {accuracy:.3f}', f'{images_per_second:.0f} images/s']
         if self._live:
             self._live.refresh()
-        else:
+        elif now - self._last_line >= self._seconds_between_lines or self.done == self.total:
+            self._last_line = now
             line = '  '.join(self._where() + self._how)
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
