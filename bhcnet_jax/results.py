@@ -153,15 +153,25 @@ class Results:
         try:
             # Transactions begin where we say so: sqlite3 alone would leave changes of tables out of them.
             self._database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
-            _refuse_newer(self._database, path)
+        except sqlite3.DatabaseError as error:
+            raise _unusable(path, error) from error
+        try:
+            self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _prepare(self) -> None:
+        try:
+            _refuse_newer(self._database, self._path)
             damage = self._database.execute('PRAGMA quick_check').fetchone()[0]
         except sqlite3.DatabaseError as error:
-            raise ResultsError(f'{path}: {error}. Restore it from a copy, or use another run directory.') from error
+            raise _unusable(self._path, error) from error
         if damage != 'ok':
-            raise ResultsError(f'{path}: {damage}. Restore it from a copy, or use another run directory.')
+            raise _unusable(self._path, damage)
         with self._transaction():
             _migrate(self._database)
-            _refuse_strangers(self._database, path)
+            _refuse_strangers(self._database, self._path)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -285,6 +295,10 @@ class Results:
             partial = directory / f'{name}.partial'
             pd.read_sql_query(query, self._database).to_csv(partial, index=False)
             os.replace(partial, directory / name)
+
+
+def _unusable(path: pathlib.Path, reason: object) -> ResultsError:
+    return ResultsError(f'{path}: {reason}. Restore it from a copy, or use another run directory.')
 
 
 def _refuse_newer(database: sqlite3.Connection, path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Whole runs, most of them as real processes that really get killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -80,7 +81,8 @@ def undisturbed(labelled_folder, environment, tmp_path_factory):
 
 def recorded_epochs(workdir, phase):
     try:
-        with sqlite3.connect(f'file:{workdir}/results.sqlite?mode=ro', uri=True) as database:
+        uri = f'file:{workdir}/results.sqlite?mode=ro'
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
             return database.execute('SELECT count(*) FROM epochs WHERE phase = ?', [phase]).fetchone()[0]
     except sqlite3.OperationalError:  # not there yet
         return 0
@@ -280,7 +282,7 @@ def test_training_that_diverges_says_when(labelled_folder, tmp_path, monkeypatch
     monkeypatch.setattr('bhcnet_jax.optim.learning_rates', lambda *_: np.full((12, 3), np.inf, np.float32))
     assert not train.run(config, Options(workdir=str(tmp_path / 'run')))
     assert 'DIVERGED: its loss is not finite after balanced epoch 1' in capsys.readouterr().out
-    with sqlite3.connect(tmp_path / 'run/results.sqlite') as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / 'run/results.sqlite')) as database:
         assert database.execute('SELECT count(*) FROM epochs').fetchone() == (0,)
         row = database.execute('SELECT status, diverged_phase, diverged_epoch FROM trials').fetchone()
     assert row == ('DIVERGED', 'balanced', 1)
@@ -341,7 +343,7 @@ def sweep_of(labelled_folder, tmp_path, monkeypatch, capsys):
         well = train.run(config, Options(workdir=str(tmp_path / 'run'), sweep=axes, **options))
         if not (tmp_path / 'run').exists():
             return well, None, capsys.readouterr().out
-        with sqlite3.connect(tmp_path / 'run/results.sqlite') as database:
+        with contextlib.closing(sqlite3.connect(tmp_path / 'run/results.sqlite')) as database:
             rows = pd.read_sql_query('SELECT * FROM trials', database)
         return well, rows, capsys.readouterr().out
 
