@@ -1,4 +1,8 @@
+import os
+import socket
 import sqlite3
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -106,3 +110,48 @@ def test_a_damaged_database_is_refused(database, tmp_path, damage):
 def test_a_database_that_cannot_be_opened_is_refused(tmp_path):
     with pytest.raises(ResultsError, match='unable to open'):
         Results(tmp_path / 'missing' / 'results.sqlite')
+
+
+def enter(database, *trial_ids):
+    database.enter([{**TRIAL, 'trial_id': trial_id} for trial_id in trial_ids])
+
+
+def test_trials_go_from_pending_to_their_end(database):
+    enter(database, 'a', 'b', 'c')
+    assert database.statuses() == {'abc': 'RUNNING', 'a': 'PENDING', 'b': 'PENDING', 'c': 'PENDING'}
+    database.claim(['a', 'b', 'c'], 'host', 1)
+    database.finish_many({'a': {'accuracy': 0.5}})
+    database.fail('b', 'Traceback ... RuntimeError: no')
+    database.diverge('c', 'balanced', 3)
+    assert database.statuses() == {'abc': 'RUNNING', 'a': 'DONE', 'b': 'FAILED', 'c': 'DIVERGED'}
+    assert database.read('trials', 'b').error[0].endswith('RuntimeError: no')
+    assert tuple(database.read('trials', 'c').loc[0, ['diverged_phase', 'diverged_epoch']]) == ('balanced', 3)
+
+
+def test_a_forgotten_trial_leaves_nothing(database):
+    database.record_epoch([epoch(1)], [prediction('a', 0.1)])
+    database.forget(['abc'])
+    assert database.statuses() == {}
+    assert database.read('epochs', 'abc').empty
+    assert database.read('predictions', 'abc').empty
+
+
+def test_a_running_trial_whose_process_is_gone_is_picked_up(database):
+    child = subprocess.Popen([sys.executable, '-c', 'pass'])
+    child.wait()
+    enter(database, 'gone', 'alive', 'elsewhere')
+    database.claim(['gone'], socket.gethostname(), child.pid)
+    database.claim(['alive'], socket.gethostname(), os.getppid())
+    database.claim(['elsewhere'], 'another host', 1)
+    assert database.abandoned() == ['gone']
+
+
+def test_an_older_schema_is_migrated_with_its_rows(database, tmp_path, monkeypatch):
+    database.close()
+    columns = {**results.TRIAL_COLUMNS, 'colour': 'TEXT'}
+    monkeypatch.setattr(results, 'SCHEMA_VERSION', 2)
+    monkeypatch.setitem(results.MIGRATIONS, 1, ["ALTER TABLE trials ADD COLUMN colour TEXT DEFAULT 'grey'"])
+    monkeypatch.setitem(results.TABLES, 'trials', (columns, results.TABLES['trials'][1]))
+    newer = Results(tmp_path / 'results.sqlite')
+    assert list(newer.read('trials', 'abc').colour) == ['grey']
+    newer.close()

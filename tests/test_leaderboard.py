@@ -1,0 +1,175 @@
+import contextlib
+import sqlite3
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as reference
+
+from bhcnet_jax import metrics, results
+from bhcnet_jax.report import leaderboard
+from bhcnet_jax.results import Results, ResultsError
+
+
+def scores(seeds=3, images=60, seed=0):
+    """Labels bool [N], and probabilities [S, N] that agree with them more often than not."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(images) % 2 == 1
+    shared = generator.normal(size=images)  # the seeds are wrong on the same images
+    logits = 2 * labels - 1 + shared + 0.5 * generator.normal(size=(seeds, images))
+    return labels, 1 / (1 + np.exp(-logits))
+
+
+def test_means_and_spreads_are_those_of_scikit_learn_per_seed():
+    labels, probabilities = scores()
+    found = leaderboard.estimate(labels, probabilities)
+    per_seed = {
+        'accuracy': [reference.accuracy_score(labels, each >= 0.5) for each in probabilities],
+        'sensitivity': [reference.recall_score(labels, each >= 0.5) for each in probabilities],
+        'specificity': [reference.recall_score(~labels, each < 0.5) for each in probabilities],
+        'auc': [reference.roc_auc_score(labels, each) for each in probabilities],
+    }
+    for name, values in per_seed.items():
+        assert found[name].mean == pytest.approx(np.mean(values))
+        assert found[name].spread == pytest.approx(np.std(values, ddof=1))
+
+
+def test_intervals_are_those_of_a_plain_bootstrap_over_images():
+    labels, probabilities = scores()
+    generator = np.random.default_rng(1)
+    drawn = {'accuracy': [], 'auc': []}
+    for _ in range(2000):
+        images = generator.integers(0, len(labels), len(labels))
+        part, each = labels[images], probabilities[:, images]
+        drawn['accuracy'].append(np.mean((each >= 0.5) == part))
+        drawn['auc'].append(np.mean([reference.roc_auc_score(part, seed) for seed in each]))
+    found = leaderboard.estimate(labels, probabilities)
+    for name, values in drawn.items():
+        # Two bootstraps of 2000 draws differ by some thousandths at their 2.5 % ends.
+        expected = np.percentile(values, (2.5, 97.5))
+        np.testing.assert_allclose([found[name].low, found[name].high], expected, atol=0.015)
+
+
+def test_a_single_seed_has_wilsons_interval_and_no_spread():
+    labels, probabilities = scores(seeds=1)
+    found = leaderboard.estimate(labels, probabilities)['accuracy']
+    hits = int(((probabilities[0] >= 0.5) == labels).sum())
+    assert (found.low, found.high) == pytest.approx(metrics.wilson(hits, len(labels)))
+    assert np.isnan(found.spread)
+
+
+def test_perfect_scores_have_an_interval_below_one():
+    labels = np.arange(20) % 2 == 1
+    found = leaderboard.estimate(labels, np.stack([labels, labels]).astype(float))
+    assert (found['accuracy'].mean, found['accuracy'].high) == pytest.approx((1.0, 1.0))
+    assert found['accuracy'].low == pytest.approx(0.839, abs=0.001)  # Wilson, 20 of 20
+    assert np.isnan(found['auc'].low)
+
+
+def test_a_seed_that_lacks_images_counts_with_those_it_has():
+    labels, probabilities = scores(seeds=2)
+    probabilities[1, :30] = np.nan
+    found = leaderboard.estimate(labels, probabilities)['accuracy']
+    whole, half = np.mean((probabilities[0] >= 0.5) == labels), np.mean((probabilities[1, 30:] >= 0.5) == labels[30:])
+    assert found.mean == pytest.approx((whole + half) / 2)
+
+
+def write(directory, seeds, recipe='smoke', dataset='head_ct', folds=2):
+    """A run directory with a finished 2-fold trial pair for every seed."""
+    directory.mkdir()
+    with contextlib.closing(Results(directory / 'results.sqlite')) as database:
+        for seed in seeds:
+            labels, probabilities = scores(1, 40, seed)
+            for fold in range(folds):
+                trial_id = f'{recipe}-{seed}-{fold}'
+                row = {'trial_id': trial_id, 'recipe': recipe, 'recipe_id': recipe, 'model': 'cnn', 'dataset': dataset}
+                row |= {'seed': seed, 'fold': fold, 'folds': 2, 'scheme': 'kfold', 'data_fingerprint': 'f' * 64}
+                database.begin(row)
+                predictions = [
+                    {'trial_id': trial_id, 'image_id': f'{image:03}', 'label': int(labels[image]),
+                     'probability': probabilities[0, image], 'dataset': dataset}
+                    for image in range(fold, 40, 2)
+                ]  # fmt: skip
+                database.record_epoch([], predictions)
+                database.finish(trial_id, {'accuracy': 0.5})
+    return directory
+
+
+def command(capsys, *arguments):
+    leaderboard.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def test_shards_are_merged_and_no_trial_counts_twice(tmp_path, capsys):
+    shards = [write(tmp_path / 'a', [0, 1]), write(tmp_path / 'b', [1, 2])]  # seed 1 is in both
+    board = leaderboard.make(results.merge(shards))
+    assert (board.trials[0], board.seeds[0], board.images[0], board.folds[0]) == (6, 3, 40, '2/2')
+    output = command(capsys, *shards, f'--csv={tmp_path}/all.csv', f'--parquet={tmp_path}/all.parquet')
+    assert 'Trials: 6 DONE' in output
+    assert 'warning' not in output
+    assert len(pd.read_csv(tmp_path / 'all.csv')) == len(pd.read_parquet(tmp_path / 'all.parquet')) == 6
+
+
+def test_shards_that_disagree_are_named(tmp_path, capsys):
+    shards = [write(tmp_path / 'a', [0]), write(tmp_path / 'b', [0])]
+    with contextlib.closing(sqlite3.connect(shards[1] / 'results.sqlite')) as database, database:
+        database.execute("UPDATE predictions SET probability = 0.123 WHERE image_id = '007'")
+    output = ' '.join(command(capsys, *shards).split())
+    assert 'disagree on the predictions of 1 trials' in output
+    assert 'a/results.sqlite' in output and 'b/results.sqlite' in output
+
+
+def test_missing_folds_are_shown(tmp_path):
+    assert leaderboard.make(results.merge([write(tmp_path / 'a', [0], folds=1)])).folds[0] == '1/2'
+
+
+def test_rows_are_filtered_and_sorted(tmp_path, capsys):
+    directories = [write(tmp_path / 'a', [0], 'first'), write(tmp_path / 'b', [1], 'second')]
+    output = command(capsys, *directories, '--where', 'recipe=second')
+    assert 'second' in output and 'first' not in output
+    board = leaderboard.make(results.merge(directories)).sort_values('auc', ascending=False)
+    output = command(capsys, *directories, '--sort', 'auc')
+    assert output.index(board.recipe.iloc[0]) < output.index(board.recipe.iloc[1])
+
+
+def test_a_leaderboard_of_synthetic_images_says_so(tmp_path, capsys):
+    assert 'PHANTOM (synthetic images)' in command(capsys, write(tmp_path / 'a', [0], dataset='PHANTOM'))
+
+
+def test_a_database_that_is_being_written_is_read_and_left_alone(tmp_path, capsys):
+    directory = write(tmp_path / 'a', [0])
+    before = (directory / 'results.sqlite').read_bytes()
+    with contextlib.closing(sqlite3.connect(directory / 'results.sqlite', isolation_level=None)) as writer:
+        writer.execute('BEGIN IMMEDIATE')
+        writer.execute("UPDATE trials SET recipe = 'unfinished business'")
+        assert 'smoke' in command(capsys, directory)
+        writer.execute('ROLLBACK')
+    assert (directory / 'results.sqlite').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--where', 'nix=1'], 'expected column=value'),
+        (['--where', 'seed=first'], 'seed is a number'),
+        (['--sort', 'nix'], 'no such column'),
+        (['--csv', '/proc/nix.csv'], 'cannot be written'),
+    ],
+)
+def test_a_wrong_argument_ends_in_one_line(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit, match=message) as refusal:
+        command(capsys, write(tmp_path / 'a', [0]), *arguments)
+    assert str(refusal.value).startswith('error: ') and '\n' not in str(refusal.value)
+
+
+def test_directories_without_a_usable_database_are_named(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ResultsError, match=r'empty: no .sqlite file in it'):
+        results.merge([tmp_path / 'empty'])
+    with pytest.raises(ResultsError, match='no such directory'):
+        results.merge([tmp_path / 'missing'])
+    newer = write(tmp_path / 'newer', [0])
+    with contextlib.closing(sqlite3.connect(newer / 'results.sqlite')) as database:
+        database.execute(f'PRAGMA user_version = {results.SCHEMA_VERSION + 1}')
+    with pytest.raises(ResultsError, match='newer/results.sqlite: schema'):
+        results.merge([newer])
