@@ -171,5 +171,5 @@ def test_directories_without_a_usable_database_are_named(tmp_path):
     newer = write(tmp_path / 'newer', [0])
     with contextlib.closing(sqlite3.connect(newer / 'results.sqlite')) as database:
         database.execute(f'PRAGMA user_version = {results.SCHEMA_VERSION + 1}')
-    with pytest.raises(ResultsError, match='newer/results.sqlite: schema'):
+    with pytest.raises(ResultsError, match=r'newer/results\.sqlite: schema'):
         results.merge([newer])
