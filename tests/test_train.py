@@ -441,7 +441,7 @@ def test_the_real_images_train_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     config = small_config(balanced__epochs=1, imbalanced__epochs=1)
     train.run(config, Options(workdir=str(tmp_path / 'run')))
-    assert 'training part 90 normal + 90 hemorrhage, test part 10 + 10' in capsys.readouterr().out
+    assert 'Training part 90 normal + 90 hemorrhage, test part 10 + 10' in capsys.readouterr().out
     data = json.loads((tmp_path / 'run/data.json').read_text())
     assert data['dataset'] == 'head_ct'
     assert any({'188', '189'} <= set(group) for group in data['groups'])

@@ -29,9 +29,9 @@ def describe(wanted: Sequence[Trial], missing: Sequence[Trial], image_set: Image
     if first is None:
         return
     train, test = (image_set.labels[part] for part in (first.split.train, first.split.test))
-    which = '' if len(wanted) == 1 else 'First trial: '
+    which = 'Training part' if len(wanted) == 1 else 'First trial: training part'
     print(
-        f'{which}training part {np.sum(train == 0)} normal + {np.sum(train == 1)} hemorrhage, '
+        f'{which} {np.sum(train == 0)} normal + {np.sum(train == 1)} hemorrhage, '
         f'test part {np.sum(test == 0)} + {np.sum(test == 1)}'
     )
     for phase in first.phases:
