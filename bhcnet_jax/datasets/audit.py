@@ -181,6 +181,7 @@ def _text(number: float | None) -> str:
 
 
 def main() -> None:
+    """The command line: prints the audit and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--name', default='auto', choices=('head_ct', 'folder', 'phantom', 'auto'))
     parser.add_argument('--dir', default='', help='where the images are; default as for training')
