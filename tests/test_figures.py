@@ -41,7 +41,9 @@ ARGUMENTS = {
 
 
 def draw(name, path, mark='', arguments=None):
-    return getattr(figures, name)(*(arguments or ARGUMENTS[name]), path, mark)
+    written = getattr(figures, name)(*(arguments or ARGUMENTS[name]), path, mark)
+    assert pixels(written).std() > 0  # a picture, and not an empty one
+    return written
 
 
 def pixels(path):
