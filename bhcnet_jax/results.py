@@ -357,11 +357,11 @@ class Merged(NamedTuple):
 
 
 def merge(directories: Iterable[pathlib.Path]) -> Merged:
-    """Reads every *.sqlite in the directories, without ever writing to one; their processes may go on training.
+    """Reads every *.sqlite of run directories and of the shards in them (shard-*/), whose processes may go on training.
 
-    Of two rows of one trial that whose status comes first in STATUSES counts, then that read first; two that are DONE
-    and disagree on a prediction give a warning. ResultsError: a directory without a database, a damaged one, one of a
-    newer schema or that another process holds for longer than WAIT_SECONDS.
+    Nothing is ever written to one. Of two rows of one trial that whose status comes first in STATUSES counts, then that
+    read first; two that are DONE and disagree on a prediction give a warning. ResultsError: a directory without a
+    database, a damaged one, one of a newer schema or that another process holds for longer than WAIT_SECONDS.
     """
     parts = [_read(path) for path in _find(directories)]
     starts = np.cumsum([0] + [len(trials) for trials, _ in parts])
@@ -387,7 +387,7 @@ def _find(directories: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     """The databases in directories, each once."""
     found = {}
     for directory in directories:
-        files = sorted(directory.glob('*.sqlite'))
+        files = sorted([*directory.glob('*.sqlite'), *directory.glob('shard-*/*.sqlite')])
         if not files:
             what = 'no .sqlite file in it' if directory.is_dir() else 'no such directory'
             raise ResultsError(f'{directory}: {what}; expected the run directory of a training or sweep.')

@@ -1,5 +1,8 @@
 import contextlib
+import signal
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -8,7 +11,7 @@ from sklearn import metrics as reference
 
 from bhcnet_jax import metrics, results
 from bhcnet_jax.report import leaderboard
-from bhcnet_jax.results import Results, ResultsError
+from bhcnet_jax.results import Results
 
 
 def scores(seeds=3, images=60, seed=0):
@@ -83,7 +86,7 @@ def write(directory, seeds, recipe='smoke', dataset='head_ct', folds=2):
             for fold in range(folds):
                 trial_id = f'{recipe}-{seed}-{fold}'
                 row = {'trial_id': trial_id, 'recipe': recipe, 'recipe_id': recipe, 'model': 'cnn', 'dataset': dataset}
-                row |= {'seed': seed, 'fold': fold, 'folds': 2, 'scheme': 'kfold', 'data_fingerprint': 'f' * 64}
+                row |= {'seed': seed, 'fold': fold, 'folds': 2, 'scheme': 'kfold', 'data_fingerprint': f'of {dataset}'}
                 database.begin(row)
                 predictions = [
                     {'trial_id': trial_id, 'image_id': f'{image:03}', 'label': int(labels[image]),
@@ -162,14 +165,97 @@ def test_a_wrong_argument_ends_in_one_line(tmp_path, capsys, arguments, message)
     assert str(refusal.value).startswith('error: ') and '\n' not in str(refusal.value)
 
 
-def test_directories_without_a_usable_database_are_named(tmp_path):
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(ResultsError, match=r'empty: no .sqlite file in it'):
-        results.merge([tmp_path / 'empty'])
-    with pytest.raises(ResultsError, match='no such directory'):
-        results.merge([tmp_path / 'missing'])
-    newer = write(tmp_path / 'newer', [0])
-    with contextlib.closing(sqlite3.connect(newer / 'results.sqlite')) as database:
-        database.execute(f'PRAGMA user_version = {results.SCHEMA_VERSION + 1}')
-    with pytest.raises(ResultsError, match=r'newer/results\.sqlite: schema'):
-        results.merge([newer])
+def test_the_bootstrap_is_exact_also_with_ties_and_missing_images(monkeypatch):
+    labels, probabilities = scores(seeds=3, images=47)
+    probabilities = probabilities.round(1)
+    probabilities[1, :12] = np.nan
+    monkeypatch.setattr(leaderboard, 'DRAWS', 150)
+    monkeypatch.setattr(leaderboard, '_PART_SIZE', 50)  # several parts
+    weights = leaderboard._draws(47)
+    drawn = {'sensitivity': [], 'auc': []}
+    for weight in weights:
+        values = {name: [] for name in drawn}
+        for each in probabilities:
+            seen = ~np.isnan(each)
+            part = {'sample_weight': weight[seen]}
+            values['sensitivity'].append(reference.recall_score(labels[seen], each[seen] >= 0.5, **part))
+            values['auc'].append(reference.roc_auc_score(labels[seen], each[seen], **part))
+        for name in drawn:
+            drawn[name].append(np.mean(values[name]))
+    found = leaderboard.estimate(labels, probabilities)
+    leaderboard._draws.cache_clear()
+    for name, values in drawn.items():
+        assert (found[name].low, found[name].high) == pytest.approx(np.percentile(values, (2.5, 97.5)))
+
+
+def test_seeds_that_err_on_the_same_images_do_not_narrow_the_interval():
+    labels, probabilities = scores(seeds=1)
+    one, ten = (leaderboard.estimate(labels, probabilities.repeat(seeds, axis=0))['accuracy'] for seeds in (2, 10))
+    assert (one.low, one.high) == (ten.low, ten.high)
+    assert ten.spread == pytest.approx(0)
+    wilson = leaderboard.estimate(labels, probabilities)['accuracy']
+    assert ten.high - ten.low == pytest.approx(wilson.high - wilson.low, rel=0.1)
+
+
+def test_a_class_without_images_leaves_its_metrics_undefined():
+    found = leaderboard.estimate(np.ones(4, bool), np.full((2, 4), [0.9, 0.8, 0.2, 0.7]))
+    assert found['sensitivity'].mean == found['accuracy'].mean == 0.75
+    assert all(np.isnan(found[name]).all() for name in ('specificity', 'auc'))
+
+
+def test_one_recipe_on_two_data_sets_is_two_tables(tmp_path, capsys):
+    output = command(capsys, write(tmp_path / 'a', [0]), write(tmp_path / 'b', [1], dataset='PHANTOM'))
+    real, synthetic = output.index('head_ct, fingerprint'), output.index('PHANTOM (synthetic images), fingerprint')
+    assert real != synthetic
+    assert output.count('smoke') == 2
+
+
+def test_recipes_of_one_label_are_told_apart(tmp_path):
+    directories = [write(tmp_path / 'a', [0], 'first'), write(tmp_path / 'b', [0], 'second')]
+    merged = results.merge(directories)
+    merged.trials['recipe'] = 'same'
+    assert list(leaderboard.make(merged).recipe) == ['same first', 'same second']
+
+
+def test_running_trials_of_a_lost_process_are_counted(tmp_path, capsys):
+    directory = write(tmp_path / 'a', [0])
+    with contextlib.closing(Results(directory / 'results.sqlite')) as database:
+        database.enter([{'trial_id': name} for name in 'abc'])
+        database.claim(['a'], 'elsewhere', 1)
+        database.claim(['b'], None, None)
+    assert 'Trials: 2 DONE, 2 RUNNING, 1 PENDING (RUNNING: the process of 1 is gone)' in command(capsys, directory)
+
+
+def test_watching_follows_until_it_is_interrupted(tmp_path):
+    directory = write(tmp_path / 'a', [0])
+    program = (
+        'import signal; from bhcnet_jax.report import leaderboard; leaderboard.WATCH_SECONDS = 0.1; '
+        'signal.signal(signal.SIGINT, signal.default_int_handler); leaderboard.main()'
+    )
+    child = subprocess.Popen(
+        [sys.executable, '-c', program, directory, '--watch'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(child, 'Trials: 2 DONE')
+        with contextlib.closing(Results(directory / 'results.sqlite')) as database:
+            database.begin({'trial_id': 'new'})
+        wait_for(child, 'Trials: 2 DONE, 1 RUNNING')
+        child.send_signal(signal.SIGINT)
+        assert child.communicate(timeout=30)[1] == ''
+        assert child.returncode == 0
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def wait_for(child, start):
+    assert any(line.startswith(start) for line in child.stdout), child.stderr.read()
+
+
+def test_the_command_of_the_readme_answers(tmp_path):
+    answer = subprocess.run(
+        [sys.executable, '-m', 'bhcnet_jax.results', tmp_path], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(f'error: {tmp_path}: no .sqlite file in it')
+    assert answer.stderr.count('\n') == 1

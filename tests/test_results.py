@@ -1,8 +1,10 @@
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -112,46 +114,281 @@ def test_a_database_that_cannot_be_opened_is_refused(tmp_path):
         Results(tmp_path / 'missing' / 'results.sqlite')
 
 
-def enter(database, *trial_ids):
-    database.enter([{**TRIAL, 'trial_id': trial_id} for trial_id in trial_ids])
+def trial(trial_id, **more):
+    return {**TRIAL, 'trial_id': trial_id, 'recipe_id': 'r', 'data_fingerprint': 'f', **more}
 
 
-def test_trials_go_from_pending_to_their_end(database):
-    enter(database, 'a', 'b', 'c')
-    assert database.statuses() == {'abc': 'RUNNING', 'a': 'PENDING', 'b': 'PENDING', 'c': 'PENDING'}
-    database.claim(['a', 'b', 'c'], 'host', 1)
-    database.finish_many({'a': {'accuracy': 0.5}})
-    database.fail('b', 'Traceback ... RuntimeError: no')
-    database.diverge('c', 'balanced', 3)
-    assert database.statuses() == {'abc': 'RUNNING', 'a': 'DONE', 'b': 'FAILED', 'c': 'DIVERGED'}
-    assert database.read('trials', 'b').error[0].endswith('RuntimeError: no')
-    assert tuple(database.read('trials', 'c').loc[0, ['diverged_phase', 'diverged_epoch']]) == ('balanced', 3)
+def finished(path, trial_id='abc', probabilities=(0.1, 0.9), **more):
+    """A database with one finished trial."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opened = Results(path)
+    opened.begin(trial(trial_id, **more))
+    rows = [prediction(f'{number}.png', value) for number, value in enumerate(probabilities)]
+    opened.record_epoch([], [{**row, 'trial_id': trial_id} for row in rows])
+    opened.finish(trial_id, {})
+    opened.close()
+    return path
 
 
-def test_a_forgotten_trial_leaves_nothing(database):
-    database.record_epoch([epoch(1)], [prediction('a', 0.1)])
-    database.forget(['abc'])
-    assert database.statuses() == {}
-    assert database.read('epochs', 'abc').empty
-    assert database.read('predictions', 'abc').empty
-
-
-def test_a_running_trial_whose_process_is_gone_is_picked_up(database):
-    child = subprocess.Popen([sys.executable, '-c', 'pass'])
+def gone_pid():
+    """The id of a process that has ended."""
+    child = subprocess.Popen([sys.executable, '-c', ''])
     child.wait()
-    enter(database, 'gone', 'alive', 'elsewhere')
-    database.claim(['gone'], socket.gethostname(), child.pid)
-    database.claim(['alive'], socket.gethostname(), os.getppid())
-    database.claim(['elsewhere'], 'another host', 1)
-    assert database.abandoned() == ['gone']
+    return child.pid
 
 
-def test_an_older_schema_is_migrated_with_its_rows(database, tmp_path, monkeypatch):
+def state(database, trial_id):
+    return database.read('trials', trial_id)[list(results.STATE_COLUMNS)].iloc[0].dropna().to_dict()
+
+
+def test_every_status_is_told_apart_and_says_why(database):
+    database.enter([trial(name) for name in 'bcde'])
+    database.claim(['c', 'd', 'e'], 'node7', 77)
+    assert state(database, 'c').items() >= {'host': 'node7', 'pid': 77}.items()
+    database.fail('d', 'Traceback: boom')
+    database.diverge('e', 'imbalanced', 3)
+    assert database.statuses() == {'abc': 'RUNNING', 'b': 'PENDING', 'c': 'RUNNING', 'd': 'FAILED', 'e': 'DIVERGED'}
+    assert state(database, 'd') == {'error': 'Traceback: boom'}
+    assert state(database, 'e') == {'diverged_phase': 'imbalanced', 'diverged_epoch': 3}
+
+
+def test_a_finished_row_does_not_tell_that_the_trial_had_failed_before(database):
+    database.fail('abc', 'boom')
+    database.begin(TRIAL)
+    assert state(database, 'abc').keys() == {'host', 'pid', 'heartbeat'}
+    database.finish('abc', {})
+    assert state(database, 'abc') == {}
+
+
+def test_entering_again_changes_nothing(database):
+    database.finish('abc', {'tp': 3})
+    database.enter([{**TRIAL, 'recipe': 'other'}, trial('new')])
+    assert database.statuses() == {'abc': 'DONE', 'new': 'PENDING'}
+    assert list(database.read('trials', 'abc').recipe) == ['smoke']
+
+
+def test_a_batch_is_finished_whole_or_not_at_all(database):
+    database.enter([trial('b')])
+    with pytest.raises(KeyError, match='trial c was never entered'):
+        database.finish_many({'abc': {'tp': 1}, 'b': {'tp': 2}, 'c': {'tp': 3}})
+    assert database.statuses() == {'abc': 'RUNNING', 'b': 'PENDING'}
+    database.finish_many({'abc': {'tp': 1}, 'b': {'tp': 2}})
+    assert database.statuses() == {'abc': 'DONE', 'b': 'DONE'}
+    assert database.read('trials', 'b').tp[0] == 2
+
+
+def test_a_forgotten_trial_leaves_nothing_and_the_others_everything(database):
+    database.begin(trial('b'))
+    for name in ('abc', 'b'):
+        database.record_epoch([{**epoch(1), 'trial_id': name}], [{**prediction('a', 0.1), 'trial_id': name}])
+    database.forget(['abc'])
+    assert [len(database.read(table, 'abc')) for table in results.TABLES] == [0, 0, 0]
+    assert [len(database.read(table, 'b')) for table in results.TABLES] == [1, 1, 1]
+
+
+def test_an_epoch_and_a_beat_are_signs_of_life_of_running_trials_only(database):
+    database.enter([trial('waiting')])
+    before = state(database, 'abc')['heartbeat']
+    database.record_epoch([epoch(1)], [])
+    after = state(database, 'abc')['heartbeat']
+    database.beat(['abc', 'waiting'])
+    assert before < after < state(database, 'abc')['heartbeat']
+    assert state(database, 'waiting') == {}
+
+
+def test_a_running_trial_is_abandoned_once_its_process_is_gone(database):
+    here, now = socket.gethostname(), time.time()
+    assert database.abandoned() == []  # this process trains it
+    database.claim(['abc'], here, gone_pid())
+    assert database.abandoned() == ['abc']
+    assert not results.is_abandoned(here, os.getppid(), now)
+    assert not results.is_abandoned('elsewhere', 1, now - results.STALE_SECONDS / 2)
+    assert results.is_abandoned('elsewhere', 1, now - 2 * results.STALE_SECONDS)
+    assert results.is_abandoned(here, os.getpid(), now - 1e6)  # an earlier process had the same id
+    assert results.is_abandoned(None, None, None)
+    database.fail('abc', 'boom')
+    assert database.abandoned() == []
+
+
+@pytest.fixture
+def next_schema(monkeypatch):
+    """A schema 3 that adds a column in its first migration and fills it in the second."""
+    columns = {**results.TRIAL_COLUMNS, 'site': 'TEXT'}
+    monkeypatch.setattr(results, 'SCHEMA_VERSION', 3)
+    monkeypatch.setattr(results, 'TRIAL_COLUMNS', columns)
+    monkeypatch.setitem(results.TABLES, 'trials', (columns, ''))
+    migrations = {1: ('ALTER TABLE trials ADD COLUMN site TEXT',), 2: ("UPDATE trials SET site = 'unknown'",)}
+    monkeypatch.setattr(results, 'MIGRATIONS', migrations)
+
+
+def test_an_older_schema_is_migrated_on_opening(tmp_path, request):
+    path = finished(tmp_path / 'results.sqlite')
+    request.getfixturevalue('next_schema')
+    for _ in range(2):
+        migrated = Results(path)
+        assert list(migrated.read('trials', 'abc').site) == ['unknown']
+        assert len(migrated.read('predictions', 'abc')) == 2
+        migrated.close()
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path, request):
+    path = finished(tmp_path / 'results.sqlite')
+    before = path.read_bytes()
+    request.getfixturevalue('next_schema')
+    results.MIGRATIONS[2] = ('UPDATE trials SET typo = 1',)
+    with pytest.raises(ResultsError, match='no such column: typo'):
+        Results(path)
+    assert path.read_bytes() == before
+
+
+def test_an_older_schema_is_read_without_being_changed(tmp_path, request):
+    path = finished(tmp_path / 'results.sqlite')
+    before = path.read_bytes()
+    request.getfixturevalue('next_schema')
+    merged = results.merge([tmp_path])
+    assert list(merged.trials.site) == ['unknown']
+    assert path.read_bytes() == before
+
+
+def test_a_database_of_other_columns_is_refused(tmp_path):
+    path = finished(tmp_path / 'results.sqlite')
+    with sqlite3.connect(path) as connection:
+        connection.execute('ALTER TABLE trials DROP COLUMN host')
+    connection.close()
+    with pytest.raises(ResultsError, match=r'table trials has other columns \(host\)'):
+        Results(path)
+    with pytest.raises(ResultsError, match=r'table trials has other columns \(host\)'):
+        results.merge([tmp_path])
+
+
+def test_merging_takes_every_database_of_directories_and_shards_once(tmp_path):
+    finished(tmp_path / 'one' / 'results.sqlite', 'a', seed=1)
+    finished(tmp_path / 'one' / 'shard-1-of-2' / 'results.sqlite', 'b', (0.3,), seed=2)
+    finished(tmp_path / 'two' / 'results.sqlite', 'c', seed=3)
+    merged = results.merge([tmp_path / 'one', tmp_path / 'two' / '..' / 'two', tmp_path / 'two'])
+    assert list(merged.trials.trial_id) == ['a', 'b', 'c']
+    assert list(merged.trials.file) == [
+        str(tmp_path / name / 'results.sqlite') for name in ('one', 'one/shard-1-of-2', 'two')
+    ]
+    ids = merged.trials.trial_id[merged.predictions.trial]
+    assert list(zip(ids, merged.predictions.probability, strict=True)) == [
+        ('a', 0.1), ('a', 0.9), ('b', 0.3), ('c', 0.1), ('c', 0.9),
+    ]  # fmt: skip
+    assert merged.warnings == []
+
+
+@pytest.mark.parametrize('first', ['done', 'other'])
+@pytest.mark.parametrize('other', ['enter', 'begin', 'fail', 'diverge'])
+def test_a_finished_row_wins_whatever_the_other_database_says(tmp_path, first, other):
+    finished(tmp_path / ('a' if first == 'done' else 'b') / 'results.sqlite')
+    directory = tmp_path / ('b' if first == 'done' else 'a')
+    directory.mkdir()
+    database = Results(directory / 'results.sqlite')
+    database.enter([trial('abc')])
+    {
+        'enter': lambda: None,
+        'begin': lambda: database.begin(trial('abc')),
+        'fail': lambda: database.fail('abc', 'boom'),
+        'diverge': lambda: database.diverge('abc', 'balanced', 1),
+    }[other]()
+    database.record_epoch([], [prediction('0.png', 0.5)])
     database.close()
-    columns = {**results.TRIAL_COLUMNS, 'colour': 'TEXT'}
-    monkeypatch.setattr(results, 'SCHEMA_VERSION', 2)
-    monkeypatch.setitem(results.MIGRATIONS, 1, ["ALTER TABLE trials ADD COLUMN colour TEXT DEFAULT 'grey'"])
-    monkeypatch.setitem(results.TABLES, 'trials', (columns, results.TABLES['trials'][1]))
-    newer = Results(tmp_path / 'results.sqlite')
-    assert list(newer.read('trials', 'abc').colour) == ['grey']
-    newer.close()
+    merged = results.merge([tmp_path / 'a', tmp_path / 'b'])
+    assert list(merged.trials.status) == ['DONE']
+    assert list(merged.predictions.probability) == [0.1, 0.9]
+    assert merged.warnings == []
+
+
+def test_finished_rows_that_disagree_are_warned_of_by_the_names_of_both_files(tmp_path):
+    paths = [
+        finished(tmp_path / name / 'results.sqlite', 'abc', values)
+        for name, values in (('a', (0.1, 0.9)), ('b', (0.1, 0.9)), ('c', (0.1, 0.65)), ('d', (0.1,)))
+    ]
+    merged = results.merge(path.parent for path in paths)
+    assert list(merged.predictions.probability) == [0.1, 0.9]  # those of the first
+    assert [line.split(' disagree ')[0] for line in merged.warnings] == [
+        f'{paths[0]} and {paths[2]}', f'{paths[0]} and {paths[3]}',
+    ]  # fmt: skip
+    assert 'predictions of 1 trials, by up to 0.25 (one is abc)' in merged.warnings[0]
+
+
+def test_trials_that_differ_in_their_split_alone_are_warned_of(tmp_path):
+    finished(tmp_path / 'a' / 'results.sqlite', 'a')
+    finished(tmp_path / 'b' / 'results.sqlite', 'b')
+    assert results.merge([tmp_path / 'a']).warnings == []
+    assert 'but another split' in results.merge([tmp_path / 'a', tmp_path / 'b']).warnings[0]
+
+
+def test_a_database_is_read_while_another_process_writes_to_it_and_its_bytes_stay(tmp_path):
+    path = finished(tmp_path / 'results.sqlite')
+    before = path.read_bytes()
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute('BEGIN IMMEDIATE')
+    writer.execute("UPDATE trials SET recipe = 'half written'")
+    assert list(results.merge([tmp_path]).trials.recipe) == ['smoke']
+    writer.execute('ROLLBACK')
+    writer.close()
+    results.merge([tmp_path])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_database_whose_writer_was_killed_in_a_commit_is_read_and_left_alone(tmp_path):
+    path = finished(tmp_path / 'results.sqlite')
+    program = f"""
+import os, signal, sqlite3
+database = sqlite3.connect({str(path)!r}, isolation_level=None)
+database.execute('PRAGMA cache_size = 1')  # so that pages of the unfinished transaction reach the file
+database.execute('BEGIN')
+database.execute("UPDATE trials SET recipe = 'half written'")
+for number in range(2000):
+    database.execute('INSERT INTO epochs (trial_id, phase, epoch) VALUES (?, ?, ?)', ['abc', 'balanced', number])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, '-c', program], check=False).returncode == -signal.SIGKILL
+    files = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(files) == 2  # the database and its journal
+    with pytest.raises(sqlite3.OperationalError, match='readonly'):  # it really is in need of a rollback
+        sqlite3.connect(f'file:{path}?mode=ro', uri=True).execute('SELECT * FROM trials')
+    assert list(results.merge([tmp_path]).trials.recipe) == ['smoke']
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
+def test_a_database_that_was_only_just_made_is_an_empty_one(tmp_path):
+    (tmp_path / 'results.sqlite').touch()
+    assert results.merge([tmp_path]).trials.empty
+
+
+def spoil(path, how):
+    if how == 'a newer schema':
+        connection = sqlite3.connect(path)
+        connection.execute(f'PRAGMA user_version = {results.SCHEMA_VERSION + 1}')
+        connection.close()
+    elif how == 'no database':
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[4096:] = b'\xff' * (len(data) - 4096)
+        path.write_bytes(b'hello' * 1000 if how == 'not a database' else data)
+
+
+@pytest.mark.parametrize(
+    ('how', 'expected'),
+    [
+        ('a newer schema', r'schema 2, this version .* writes 1\. Use the version'),
+        ('no database', r'no \.sqlite file in it; expected the run directory'),
+        ('not a database', r'file is not a database\. Restore it from a copy'),
+        ('a corrupt page', r'malformed\. Restore it from a copy'),
+    ],
+)
+def test_a_database_that_cannot_be_read_is_named_in_one_line(tmp_path, how, expected):
+    spoil(finished(tmp_path / 'results.sqlite'), how)
+    with pytest.raises(ResultsError, match=expected) as error:
+        results.merge([tmp_path])
+    assert str(error.value).startswith(str(tmp_path))
+    assert '\n' not in str(error.value)
+
+
+def test_a_directory_that_is_missing_is_named(tmp_path):
+    with pytest.raises(ResultsError, match='missing: no such directory'):
+        results.merge([tmp_path / 'missing'])

@@ -202,6 +202,14 @@ def _progress(trials: pd.DataFrame) -> str:
     return f'Trials: {counts or "none"}' + (f' (RUNNING: the process of {gone} is gone)' if gone else '')
 
 
+_HEADINGS = {  # broken, since their columns are the first to shrink in a narrow terminal
+    'accuracy': 'accu-\nracy, %',
+    'sensitivity': 'sensi-\ntivity, %',
+    'specificity': 'speci-\nficity, %',
+    'auc': 'AUC',
+}
+
+
 def _table(rows: pd.DataFrame) -> Table:
     first = rows.iloc[0]
     dataset = 'PHANTOM (synthetic images)' if first.dataset == 'PHANTOM' else first.dataset
@@ -218,7 +226,7 @@ def _table(rows: pd.DataFrame) -> Table:
     for name in ('trials', 'images', 'folds'):
         table.add_column(name, justify='right', overflow='fold')
     for name in METRICS:
-        table.add_column('AUC' if name == 'auc' else f'{name}, %', justify='right', overflow='fold')
+        table.add_column(_HEADINGS[name], justify='right', overflow='fold')
         table.add_column('sd', justify='right', overflow='fold')
     for row in rows.to_dict('records'):
         cells = [cell for name in METRICS for cell in _cells(row, name)]
