@@ -191,7 +191,6 @@ class Batch:
             })  # fmt: skip
             predictions += self._predictions(this, logits)
         self._results.record_epoch(rows, predictions)
-        self._results.beat([each.trial_id for each in self._trials])
         if not rows:
             raise _AllDiverged
         self._show(phase, epoch, rows, seconds)
