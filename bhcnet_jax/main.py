@@ -21,6 +21,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/<recipe>-<data set>.')
 _SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys, as in 'seed=0:10 split.fold=0:10'; see bhcnet_jax/sweep.py.")
 _SHARD = flags.DEFINE_string('shard', '', 'i/n: train the i-th of n disjoint shares of the trials.')
+_PRUNE = flags.DEFINE_string(
+    'prune', '', "Stop what does worse on validation images, as in 'rungs=4,8,16 keep=1/3'; see bhcnet_jax/pruning.py."
+)
 _RERUN = flags.DEFINE_string('rerun', '', 'Train again what has failed, diverged, all, or trials whose id begins so.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained and stop.')
 _FAIL_FAST = flags.DEFINE_bool('fail_fast', False, 'Stop at the first trial that fails or diverges.')
@@ -95,6 +98,7 @@ def main(argv: list[str]) -> None:
         command=command,
         sweep=_SWEEP.value,
         shard=_SHARD.value,
+        prune=_PRUNE.value,
         rerun=_RERUN.value,
         dry_run=_DRY_RUN.value,
         fail_fast=_FAIL_FAST.value,

@@ -1,7 +1,7 @@
 """The results database: trials, their epochs and their predictions in SQLite; its export, and many read as one.
 
-A trial is PENDING, then RUNNING until its last epoch is in, then DONE; or FAILED (it raised) or DIVERGED (its loss is
-not finite any more). Everything about an epoch is committed in one transaction before the epoch's checkpoint is
+A trial is PENDING, then RUNNING until its last epoch is in, then DONE; or FAILED (it raised), DIVERGED (its loss is not
+finite any more) or PRUNED (others did better on their validation parts, see `pruning.py`; it can still go on). Everything about an epoch is committed in one transaction before the epoch's checkpoint is
 written; a resumed trial writes the same rows again.
 
 Each process that trains writes a file of its own; `merge` reads any number of them as one. Files keep SQLite's rollback
@@ -26,12 +26,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # What turns a database of an older schema into one of the next: {version: its SQL statements}. Opening applies all
-# that are missing in one transaction. A change of the columns below raises SCHEMA_VERSION and adds an entry, like
-# 1: ("ALTER TABLE trials ADD COLUMN site TEXT",). A new database is made from the columns themselves.
-MIGRATIONS: dict[int, tuple[str, ...]] = {}
-STATUSES = ('DONE', 'DIVERGED', 'RUNNING', 'FAILED', 'PENDING')  # of two rows of one trial the earlier counts
+# that are missing in one transaction. A change of the columns below raises SCHEMA_VERSION and adds an entry. A new
+# database is made from the columns themselves.
+MIGRATIONS = {
+    1: (
+        'ALTER TABLE trials ADD COLUMN n_val INTEGER',
+        'ALTER TABLE trials ADD COLUMN val_loss REAL',
+        'ALTER TABLE trials ADD COLUMN val_accuracy REAL',
+        'ALTER TABLE epochs ADD COLUMN val_loss REAL',
+        'ALTER TABLE epochs ADD COLUMN val_accuracy REAL',
+    ),
+}
+STATUSES = ('DONE', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')  # of two rows of one trial the earlier counts
 STALE_SECONDS = 600  # without a heartbeat for this long, a process on another host counts as gone
 WAIT_SECONDS = 60  # for another process to let go of the file: a reader, or a writer that is committing
 COUNTS = ('tp', 'tn', 'fp', 'fn')
@@ -61,6 +69,9 @@ TRIAL_COLUMNS = {
     'train_seconds': 'REAL',  # all epochs with their augmentation and evaluation, without compilation
     'images_per_second': 'REAL',  # augmented training images over train_seconds
     'n_test': 'INTEGER',
+    'n_val': 'INTEGER',
+    'val_loss': 'REAL',  # after the last epoch; NULL without a validation part
+    'val_accuracy': 'REAL',
     **{f'{name}_{end}': 'REAL' for name in PROPORTIONS for end in ('low', 'high')},
     'status': 'TEXT',
     'phases': 'TEXT',
@@ -85,6 +96,8 @@ EPOCH_COLUMNS = {
     'test_loss': 'REAL',
     'test_accuracy': 'REAL',
     **dict.fromkeys(COUNTS, 'INTEGER'),
+    'val_loss': 'REAL',  # NULL without a validation part
+    'val_accuracy': 'REAL',
     'seconds': 'REAL',
     'images': 'INTEGER',
 }
@@ -197,6 +210,14 @@ class Results:
         """trial_id -> one of STATUSES, for all trials."""
         return dict(self._database.execute('SELECT trial_id, status FROM trials'))
 
+    def ended(self) -> dict[str, tuple[str, float | None]]:
+        """trial_id -> status and accuracy (on the validation part where there is one), of trials that are over."""
+        rows = self._database.execute(
+            "SELECT trial_id, status, coalesce(val_accuracy, accuracy) FROM trials "
+            "WHERE status IN ('DONE', 'FAILED', 'DIVERGED')"
+        )
+        return {trial_id: (status, accuracy) for trial_id, status, accuracy in rows}
+
     def abandoned(self) -> list[str]:
         """The ids of RUNNING trials whose process is gone, see `is_abandoned`."""
         rows = self._database.execute("SELECT trial_id, host, pid, heartbeat FROM trials WHERE status = 'RUNNING'")
@@ -262,6 +283,21 @@ class Results:
         """Sets a trial to DIVERGED. epoch: where its loss was first not finite, 1-based inside the phase."""
         with self._transaction():
             self._set(trial_id, 'DIVERGED', {'diverged_phase': phase, 'diverged_epoch': epoch})
+
+    def prune(self, trial_ids: Iterable[str]) -> None:
+        """Sets trials to PRUNED."""
+        with self._transaction():
+            for trial_id in trial_ids:
+                self._set(trial_id, 'PRUNED', {})
+
+    def val_losses(self, phase: str, epoch: int) -> dict[str, float]:
+        """trial_id -> loss on its validation part after an epoch (1-based inside the phase), of trials that were there."""
+        return dict(
+            self._database.execute(
+                'SELECT trial_id, val_loss FROM epochs WHERE phase = ? AND epoch = ? AND val_loss IS NOT NULL',
+                [phase, epoch],
+            )
+        )
 
     def _set(self, trial_id: str, status: str, values: Mapping[str, Any]) -> None:
         """A new status; what the old one left in STATE_COLUMNS goes."""

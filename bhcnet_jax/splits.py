@@ -46,11 +46,15 @@ class Grouping:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """train, test: int32, sorted image indices. digest: SHA-256 of the arguments and the indices, hex."""
+    """train, test, val: int32, sorted image indices. digest: SHA-256 of the arguments and the indices, hex.
+
+    val is the validation part, taken from the training images; empty where none was asked for.
+    """
 
     train: np.ndarray
     test: np.ndarray
     digest: str
+    val: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class _Looks(NamedTuple):
@@ -207,6 +211,17 @@ def split(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold:
     train, test = (np.flatnonzero(chosen).astype(np.int32) for chosen in (~tested, tested))
     digest = _digest((labels, groups, train, test), scheme, int(folds), int(fold), int(seed))
     return Split(train, test, digest)
+
+
+def hold_out_validation(whole: Split, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Split:
+    """Takes 1/folds of each class out of the training part as validation part; no group is in both.
+
+    What chooses between trainings (pruning, the best epoch) looks at this part, so that the test part stays unseen.
+    Arguments as of `split`, ValueError likewise.
+    """
+    inner = split(labels[whole.train], groups[whole.train], 'holdout', folds, 0, seed)
+    train, val = whole.train[inner.train], whole.train[inner.test]
+    return Split(train, whole.test, _digest((train, val), whole.digest, int(folds), int(seed)), val)
 
 
 def _check(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold: int, seed: int) -> None:

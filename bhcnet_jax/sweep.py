@@ -125,6 +125,13 @@ def check_points(points: Sequence[Mapping[str, Any]], config: ConfigDict) -> tup
     return tuple(checked)
 
 
+def refuse_overlap(axes: Sequence[Axis], points: Sequence[Mapping[str, Any]]) -> None:
+    """ConfigError if a key is both in an axis and in a point of a list that the axes multiply."""
+    for key in (key for axis in axes for key in axis.keys):
+        if any(key in point for point in points):
+            raise ConfigError(f'{key} is in the sweep and in config.trials; expected it in one of them.')
+
+
 def _check_point(point: Mapping[str, Any], leaves: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(point, Mapping):
         raise ConfigError(f"found {_quote(point)}; expected a dict like {{'seed': 1, 'balanced.epochs': 4}}.")

@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,80 +17,145 @@ DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
 SCHEMES = ('holdout', 'kfold')
 POLICIES = ('affine', 'distort', 'none')
 MAX_SEED = 2**31 - 1
+# Keys that came after the first trials were trained, each with the value at which the code does what it did without
+# them. They are no part of an identity at that value, so that rows from before are found again.
+NEUTRAL = (('split', 'val_folds', 0),)
+SCORED_MULTIPLE = 32  # folds of 200 images have 19 to 21; a program for each size would be compiled for nothing
+
+Config = ConfigDict | Mapping[str, Any]  # both are read with config[section][key]; a dict fifty times as fast
 
 
 class ConfigError(ValueError):
     """A config that cannot be run; one line that says which key, what it is and what is allowed."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """One complete training from one seed on one split.
+class Identity(NamedTuple):
+    """What tells a trial apart and says with which it can train; a hundred thousand of them fit in memory.
 
     trial_id and recipe_id are SHA-256 hex digests: of everything that fixes the trial's result, and of the same
-    without seed and fold.
+    without seed and fold. Trials of equal signature share a compiled program; those of equal batch_key also go through
+    their phases in step, so that they can train together. point: what a sweep sets for this trial, by key.
     """
 
     trial_id: str
     recipe_id: str
+    signature: str
+    batch_key: str
+    phase_names: tuple[str, ...]
+    phase_epochs: tuple[int, ...]
+    point: Mapping[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """Of all phases."""
+        return sum(self.phase_epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One complete training from one seed on one split, ready to be trained."""
+
+    identity: Identity
     config: ConfigDict
     split: Split
     phases: tuple[phases.Phase, ...]
 
+    @property
+    def trial_id(self) -> str:
+        """See Identity."""
+        return self.identity.trial_id
+
+
+def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str, Any] | None = None) -> Identity:
+    """The identity of the trial that a config spans on a split of a data set (fingerprint of its files)."""
+    recipe = resolve(config)
+    identity = {**recipe, 'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
+    signature = _digest(_shapes(recipe, config, split))
+    sections = {name: dict(config[name]) for name in config['phases']}
+    return Identity(
+        trial_id=_digest(identity),
+        recipe_id=_digest(recipe),
+        signature=signature,
+        batch_key=_digest([signature, sections]),
+        phase_names=tuple(config['phases']),
+        phase_epochs=tuple(section['epochs'] for section in sections.values()),
+        point=point or {},
+    )
+
 
 def make(config: ConfigDict, labels: np.ndarray, split: Split, fingerprint: str) -> Trial:
-    """The trial that a config spans on a split of a data set (labels int [N], fingerprint of its files)."""
-    recipe = resolve(config)
-    identity = {**recipe, 'seed': config.seed, 'data': fingerprint, 'split': split.digest}
-    planned = phases.plan(config, labels, split.train)
-    return Trial(_digest(identity), _digest(recipe), config, split, planned)
+    """The trial that a config spans, ready to be trained; see `identify` and `plan`."""
+    return plan(identify(config, split, fingerprint), config, labels, split)
 
 
-def signature(this: Trial) -> str:
-    """What fixes shapes and code paths, as JSON text: trials of equal signatures share a compiled program."""
-    recipe = resolve(this.config)
-    for name in ('phases', *this.config.phases, 'optimizer', 'split'):
-        del recipe[name]
-    del recipe['model']['dropout']
-    recipe['augment'].pop(this.config.augment.policy, None)  # its strengths
-    return json.dumps({**recipe, 'scored': len(this.split.test)}, sort_keys=True)
+def plan(identity: Identity, config: ConfigDict, labels: np.ndarray, split: Split) -> Trial:
+    """The trial of an identity, ready to be trained. labels: int [N]. ValueError as of `phases.plan`."""
+    return Trial(identity, config, split, phases.plan(config, labels, split.train))
 
 
-def batch_key(this: Trial) -> str:
-    """What trials that train together have in common: the signature, and the phases, which they go through in step."""
-    phases_of = {name: this.config[name].to_dict() for name in this.config.phases}
-    return json.dumps([signature(this), phases_of])
+def _shapes(recipe: dict[str, Any], config: Config, split: Split) -> dict[str, Any]:
+    """What fixes shapes and code paths."""
+    left_out = ('phases', *config['phases'], 'optimizer', 'split')
+    shapes = {name: value for name, value in recipe.items() if name not in left_out}
+    shapes['model'] = {name: value for name, value in recipe['model'].items() if name != 'dropout'}
+    strengths_of = config['augment']['policy']
+    shapes['augment'] = {name: value for name, value in recipe['augment'].items() if name != strengths_of}
+    return {**shapes, 'scored': scored_count(split)}
 
 
-def resolve(config: ConfigDict) -> dict[str, Any]:
+def scored_count(split: Split) -> int:
+    """T, how many images a trial is scored on: test and validation part, filled up so that most folds have one T."""
+    return -(-(len(split.test) + len(split.val)) // SCORED_MULTIPLE) * SCORED_MULTIPLE
+
+
+def resolve(config: Config) -> dict[str, Any]:
     """What of a config fixes results: no label, place of files or engine setting, no section that is not in use.
 
-    Seed and fold are left out: a recipe is what is the same in all rows that are compared.
+    Seed and fold are left out: a recipe is what is the same in all rows that are compared. So are keys of NEUTRAL that
+    have their neutral value.
     """
-    policy = config.augment.policy
+    augment, model, split = config['augment'], config['model'], config['split']
+    policy = augment['policy']
     recipe = {
-        'phases': list(config.phases),
-        'batch_size': config.batch_size,
-        'dataset': {'image_size': config.dataset.image_size},
-        'split': {key: config.split[key] for key in ('scheme', 'folds', 'seed')},
-        'model': config.model.to_dict(),
-        'optimizer': config.optimizer.to_dict(),
-        'augment': {key: config.augment[key] for key in ('policy', 'samples', 'frozen')},
+        'phases': list(config['phases']),
+        'batch_size': config['batch_size'],
+        'dataset': {'image_size': config['dataset']['image_size']},
+        'split': {key: split[key] for key in split if key != 'fold'},
+        'model': {**model, 'filters': list(model['filters'])},
+        'optimizer': dict(config['optimizer']),
+        'augment': {key: augment[key] for key in ('policy', 'samples', 'frozen')},
     }
     if policy != 'none':
         recipe['augment'][policy] = strengths(config)
-    if config.model.name == 'cnn':
+    if model['name'] == 'cnn':
         del recipe['model']['recurrent_units']
-    for place, name in enumerate(config.phases):
-        recipe[name] = config[name].to_dict()
+    for place, name in enumerate(config['phases']):
+        recipe[name] = dict(config[name])
         if place == 0:  # nothing comes before it
             del recipe[name]['optimizer_state']
+    for section, key, neutral in NEUTRAL:
+        if recipe[section][key] == neutral:
+            del recipe[section][key]
     return recipe
 
 
-def strengths(config: ConfigDict) -> dict[str, float]:
+def strengths(config: Config) -> dict[str, float]:
     """The strengths of the augmentation policy in use."""
-    return {} if config.augment.policy == 'none' else config.augment[config.augment.policy].to_dict()
+    policy = config['augment']['policy']
+    return {} if policy == 'none' else dict(config['augment'][policy])
+
+
+def set_point(tree: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a nested dict with the values of a point (dotted keys); what is not changed is shared."""
+    tree = dict(tree)
+    for key, value in point.items():
+        *sections, name = key.split('.')
+        inner = tree
+        for section in sections:
+            inner[section] = dict(inner[section])
+            inner = inner[section]
+        inner[name] = value
+    return tree
 
 
 def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
@@ -113,21 +178,36 @@ def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
         strengths={
             name: np.array([each[name] for each in strengths_of], np.float32) for name in strengths_of[0]
         },
-        scored=np.stack([each.split.test for each in trials]),
+        scored=np.stack([_scored(each.split) for each in trials]),
     )
 
 
-def _digest(tree: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+def _scored(split: Split) -> np.ndarray:
+    """The images that a trial is scored on, test part first; filled up with the first of them. int32 [T]."""
+    scored = np.concatenate([split.test, split.val])
+    return np.append(scored, np.repeat(scored[:1], scored_count(split) - len(scored)))
 
 
-def check(config: ConfigDict) -> None:
-    """ConfigError if a value is impossible. What depends on the data (more folds than images) shows later."""
-    _check_names(config)
+_ENCODE = json.JSONEncoder(sort_keys=True).encode  # made once: a large sweep calls it half a million times
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(_ENCODE(tree).encode()).hexdigest()
+
+
+def check(config: Config, changed: Collection[str] | None = None) -> None:
+    """ConfigError if a value is impossible. What depends on the data (more folds than images) shows later.
+
+    changed: the keys (dotted) in which the config differs from one that was checked; None: look at all.
+    """
+    for key, allowed in _CHOICES.items():
+        if (changed is None or key in changed) and _get(config, key) not in allowed:
+            raise ConfigError(f'{key} is {_get(config, key)!r}; expected one of {", ".join(allowed)}.')
     for key, low, high in _RANGES:
-        value = _get(config, key)
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ConfigError(f'{key} is {value}; expected {low} to {high}.')
+        if changed is None or key in changed:
+            value = _get(config, key)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ConfigError(f'{key} is {value}; expected {low} to {high}.')
     _check_combinations(config)
 
 
@@ -137,6 +217,7 @@ _RANGES = (
     ('dataset.image_size', 8, 4096),
     ('split.folds', 2, 2**16),
     ('split.seed', 0, MAX_SEED),
+    ('split.val_folds', 0, 2**16),
     ('imbalanced.positives', 1, MAX_SEED),
     *((f'{name}.epochs', 1, 10**6) for name in phases.NAMES),
     ('model.hidden_units', 0, 2**16),
@@ -162,50 +243,46 @@ _RANGES = (
 )
 
 
-def _get(config: ConfigDict, key: str) -> Any:
+def _get(config: Config, key: str) -> Any:
     value = config
     for part in key.split('.'):
         value = value[part]
     return value
 
 
-def _check_names(config: ConfigDict) -> None:
-    choices = {
-        'dataset.name': DATASETS,
-        'split.scheme': SCHEMES,
-        'model.name': models.NAMES,
-        'model.dtype': ('float32', 'bfloat16'),
-        'augment.policy': POLICIES,
-        'engine.spread': ('lanes', 'batch'),
-        'engine.keep_weights': ('final', 'none'),
-        **{f'{name}.class_weights': ('computed', 'carried') for name in phases.NAMES},
-        **{f'{name}.optimizer_state': ('fresh', 'carried') for name in phases.NAMES},
-    }
-    for key, allowed in choices.items():
-        if _get(config, key) not in allowed:
-            raise ConfigError(f'{key} is {_get(config, key)!r}; expected one of {", ".join(allowed)}.')
+_CHOICES = {
+    'dataset.name': DATASETS,
+    'split.scheme': SCHEMES,
+    'model.name': models.NAMES,
+    'model.dtype': ('float32', 'bfloat16'),
+    'augment.policy': POLICIES,
+    'engine.spread': ('lanes', 'batch'),
+    'engine.keep_weights': ('final', 'none'),
+    **{f'{name}.class_weights': ('computed', 'carried') for name in phases.NAMES},
+    **{f'{name}.optimizer_state': ('fresh', 'carried') for name in phases.NAMES},
+}
 
 
-def _check_combinations(config: ConfigDict) -> None:
-    names = tuple(config.phases)
+def _check_combinations(config: Config) -> None:
+    names = tuple(config['phases'])
     if not names or set(names) - set(phases.NAMES) or len(set(names)) < len(names):
         raise ConfigError(f'phases is {names}; expected {", ".join(phases.NAMES)} or both, each once.')
-    if config[names[0]].class_weights == 'carried':
+    if config[names[0]]['class_weights'] == 'carried':
         raise ConfigError(
             f"{names[0]}.class_weights is 'carried', but no phase comes before {names[0]} in phases={names}; "
             "set it to 'computed'."
         )
-    folds, fold = config.split.folds, config.split.fold
-    allowed = 0 if config.split.scheme == 'holdout' else folds - 1
+    scheme, folds, fold = (config['split'][key] for key in ('scheme', 'folds', 'fold'))
+    allowed = 0 if scheme == 'holdout' else folds - 1
     if not 0 <= fold <= allowed:
-        raise ConfigError(
-            f'split.fold is {fold}; split.scheme {config.split.scheme!r} of {folds} folds allows 0 to {allowed}.'
-        )
-    filters = tuple(config.model.filters)
+        raise ConfigError(f'split.fold is {fold}; split.scheme {scheme!r} of {folds} folds allows 0 to {allowed}.')
+    if config['split']['val_folds'] == 1:
+        raise ConfigError('split.val_folds is 1, which leaves nothing to train on; expected 0 (none), or 2 or more.')
+    filters, image_size = tuple(config['model']['filters']), config['dataset']['image_size']
     if not filters or not all(isinstance(count, int) and 1 <= count <= 2**16 for count in filters):
         raise ConfigError(f'model.filters is {filters}; expected one whole number of 1 or more per convolution.')
-    if config.dataset.image_size >> (len(filters) - 1) < 1:
+    if image_size >> (len(filters) - 1) < 1:
         raise ConfigError(
-            f'dataset.image_size is {config.dataset.image_size}; {len(filters)} convolutions halve it '
+            f'dataset.image_size is {image_size}; {len(filters)} convolutions halve it '
             f'{len(filters) - 1} times, so it must be at least {2 ** (len(filters) - 1)}.'
         )

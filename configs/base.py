@@ -10,6 +10,8 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.recipe = 'base'  # label in tables and of the default run directory; not part of a trial's identity
     c.sweep = ''  # axes of a sweep, in the words of --sweep (bhcnet_jax/sweep.py); --sweep takes its place
+    # Explicit points, each a dict like {'seed': 1, 'balanced.epochs': 4}; a sweep multiplies them. In a config file only.
+    c.trials = ()
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
     c.phases = ('balanced', 'imbalanced')  # in this order; each has a section of its own below
     c.batch_size = 32  # images per step; the paper is silent, 32 is the default of Keras
@@ -37,6 +39,9 @@ def split() -> ConfigDict:
     c.scheme = 'holdout'  # holdout: 1/folds of each class is the test part; kfold: its complements
     c.folds = 10  # 10: the paper's 90/10, 90+90 training and 10+10 test images; paper IV.C
     c.fold = 0  # which part is the test part, 0 to folds-1; holdout has fold 0 only
+    # 1/val_folds of the training part is held out as validation part, for pruning and other choices; 0: none, as in
+    # the paper, which chooses on the test images.
+    c.val_folds = 0
     c.seed = 0  # which split; kept apart from config.seed so that seed noise and sampling noise stay apart
     return c
 

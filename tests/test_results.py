@@ -212,12 +212,12 @@ def test_a_running_trial_is_abandoned_once_its_process_is_gone(database):
 
 @pytest.fixture
 def next_schema(monkeypatch):
-    """A schema 3 that adds a column in its first migration and fills it in the second."""
-    columns = {**results.TRIAL_COLUMNS, 'site': 'TEXT'}
-    monkeypatch.setattr(results, 'SCHEMA_VERSION', 3)
+    """A schema two versions on, that adds a column in its first migration and fills it in the second."""
+    columns, now = {**results.TRIAL_COLUMNS, 'site': 'TEXT'}, results.SCHEMA_VERSION
+    monkeypatch.setattr(results, 'SCHEMA_VERSION', now + 2)
     monkeypatch.setattr(results, 'TRIAL_COLUMNS', columns)
     monkeypatch.setitem(results.TABLES, 'trials', (columns, ''))
-    migrations = {1: ('ALTER TABLE trials ADD COLUMN site TEXT',), 2: ("UPDATE trials SET site = 'unknown'",)}
+    migrations = {now: ('ALTER TABLE trials ADD COLUMN site TEXT',), now + 1: ("UPDATE trials SET site = 'unknown'",)}
     monkeypatch.setattr(results, 'MIGRATIONS', migrations)
 
 
@@ -231,11 +231,28 @@ def test_an_older_schema_is_migrated_on_opening(tmp_path, request):
         migrated.close()
 
 
+ADDED_IN_SCHEMA_2 = {'trials': ('n_val', 'val_loss', 'val_accuracy'), 'epochs': ('val_loss', 'val_accuracy')}
+
+
+def test_a_database_of_schema_1_is_read_and_goes_on(tmp_path):
+    path = finished(tmp_path / 'results.sqlite')
+    with sqlite3.connect(path) as connection:
+        for table, columns in ADDED_IN_SCHEMA_2.items():
+            for column in columns:
+                connection.execute(f'ALTER TABLE {table} DROP COLUMN {column}')
+        connection.execute('PRAGMA user_version = 1')
+    connection.close()
+    assert list(results.merge([tmp_path]).trials.status) == ['DONE']
+    with contextlib.closing(Results(path)) as database:
+        database.record_epoch([epoch(9)], [])
+        assert database.read('epochs', 'abc').val_loss.isna().all()
+
+
 def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path, request):
     path = finished(tmp_path / 'results.sqlite')
     before = path.read_bytes()
     request.getfixturevalue('next_schema')
-    results.MIGRATIONS[2] = ('UPDATE trials SET typo = 1',)
+    results.MIGRATIONS[results.SCHEMA_VERSION - 1] = ('UPDATE trials SET typo = 1',)
     with pytest.raises(ResultsError, match='no such column: typo'):
         Results(path)
     assert path.read_bytes() == before
@@ -375,7 +392,7 @@ def spoil(path, how):
 @pytest.mark.parametrize(
     ('how', 'expected'),
     [
-        ('a newer schema', r'schema 2, this version .* writes 1\. Use the version'),
+        ('a newer schema', rf'schema {results.SCHEMA_VERSION + 1}, this version .* writes {results.SCHEMA_VERSION}\. Use'),
         ('no database', r'no \.sqlite file in it; expected the run directory'),
         ('not a database', r'file is not a database\. Restore it from a copy'),
         ('a corrupt page', r'malformed\. Restore it from a copy'),

@@ -2,38 +2,56 @@
 
 import pathlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bhcnet_jax import models, run_dir, trial
+from bhcnet_jax import models, run_dir
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.report import paper, tables
 from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, Results
-from bhcnet_jax.trial import Trial
+from bhcnet_jax.study import Study
+from bhcnet_jax.trial import Identity, Trial
 
 MARK = 'PHANTOM: synthetic images'
+OBITUARIES = 10  # lines on trials that ended badly; the database has them all
 
 
-def describe(wanted: Sequence[Trial], missing: Sequence[Trial], image_set: ImageSet) -> None:
-    """Prints what is about to be trained, and on what."""
-    first = wanted[0] if wanted else None
-    print(f'Data: {run_dir.dataset_label(image_set)}, {len(image_set.labels)} images')
+STATES = {  # how a status is called before anything is trained
+    'DONE': 'finished',
+    'RUNNING': 'in flight',
+    'PENDING': 'in flight',
+    'FAILED': 'failed',
+    'DIVERGED': 'diverged',
+    'PRUNED': 'pruned',
+}
+
+
+def describe(
+    study: Study, wanted: Sequence[Identity], missing: Sequence[Identity], statuses: Mapping[str, str]
+) -> None:
+    """Prints what is about to be trained, and on what. statuses: of the trials that are in the database."""
+    labels = study.image_set.labels
+    print(f'Data: {run_dir.dataset_label(study.image_set)}, {len(labels)} images')
     if len(wanted) != 1:
-        groups = len({trial.signature(each) for each in missing})
+        groups = len({each.signature for each in missing})
         print(f'{len(wanted)} trials, {len(missing)} of them still to train, in {groups} groups of equal signature')
+        states = Counter(STATES.get(statuses.get(each.trial_id), 'new') for each in wanted)
+        print('Trials: ' + ', '.join(f'{count} {state}' for state, count in states.items()))
     elif not missing:
         print('This run is finished; --rerun=all trains it again.')
-    if first is None:
+    if not wanted:
         return
-    train, test = (image_set.labels[part] for part in (first.split.train, first.split.test))
-    which = 'Training part' if len(wanted) == 1 else 'First trial: training part'
-    print(
-        f'{which} {np.sum(train == 0)} normal + {np.sum(train == 1)} hemorrhage, '
-        f'test part {np.sum(test == 0)} + {np.sum(test == 1)}'
+    first = study.plan(wanted[0])
+    train, val, test = (
+        (np.sum(labels[part] == 0), np.sum(labels[part] == 1))
+        for part in (first.split.train, first.split.val, first.split.test)
     )
+    which = 'Training part' if len(wanted) == 1 else 'First trial: training part'
+    held_out = f', validation part {val[0]} + {val[1]}' if len(first.split.val) else ''
+    print(f'{which} {train[0]} normal + {train[1]} hemorrhage{held_out}, test part {test[0]} + {test[1]}')
     for phase in first.phases:
         print(
             f'Phase {phase.name}: {phase.counts[0]} normal + {phase.counts[1]} hemorrhage '
@@ -43,18 +61,22 @@ def describe(wanted: Sequence[Trial], missing: Sequence[Trial], image_set: Image
     tables.print_model_table(models.describe(models.create(config.model), config.dataset.image_size))
 
 
-def print_end(wanted: Sequence[Trial], image_set: ImageSet, results: Results, path: pathlib.Path) -> None:
-    """Prints the result of a single trial, or how many of several trials ended how."""
+def print_end(
+    wanted: Sequence[Identity], single: Trial | None, image_set: ImageSet, results: Results, path: pathlib.Path
+) -> None:
+    """Prints the result of a single trial, or how many of several trials ended how. single: the only one wanted."""
     statuses = results.statuses()
-    for each in wanted:
-        if statuses.get(each.trial_id) in ('FAILED', 'DIVERGED'):
-            print(_obituary(results.read('trials', each.trial_id).iloc[0]))
-    if len(wanted) == 1 and statuses.get(wanted[0].trial_id) == 'DONE':
-        _print_result(wanted[0], image_set, results)
-    elif len(wanted) != 1:
+    bad = [each.trial_id for each in wanted if statuses.get(each.trial_id) in ('FAILED', 'DIVERGED')]
+    for trial_id in bad[:OBITUARIES]:
+        print(_obituary(results.read('trials', trial_id).iloc[0]))
+    if len(bad) > OBITUARIES:
+        print(f'... and {len(bad) - OBITUARIES} more.')
+    if single is None:
         counts = Counter(statuses.get(each.trial_id, 'PENDING') for each in wanted)
         print(f'{len(wanted)} trials: ' + ', '.join(f'{count} {status}' for status, count in counts.items()))
         print(f'Leaderboard: python -m bhcnet_jax.results {path}')
+    elif statuses.get(single.trial_id) == 'DONE':
+        _print_result(single, image_set, results)
     print(f'Everything is in {path}')
 
 

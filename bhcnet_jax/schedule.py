@@ -1,0 +1,289 @@
+"""Trains the trials of a study: which go together, how far, and what happens when something goes wrong.
+
+All trials that go on train up to a rung of `pruning.py` (without pruning there is one, the end), in batches of equal
+signature, phases and progress. A batch that does not fit into memory is cut in halves; one that raises is trained again
+one trial at a time, so that only those that raise alone are FAILED.
+"""
+
+import contextlib
+import os
+import pathlib
+import socket
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from bhcnet_jax import batch, in_flight, metrics, pruning, run_dir, trial
+from bhcnet_jax.batch import Batch
+from bhcnet_jax.engine import Engine, is_out_of_memory
+from bhcnet_jax.report import progress, summary
+from bhcnet_jax.report.progress import Progress
+from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, Results, ResultsError
+from bhcnet_jax.run_dir import RunDirError
+from bhcnet_jax.study import Study
+from bhcnet_jax.trial import ConfigError, Identity, Trial
+
+ENDED = ('DONE', 'FAILED', 'DIVERGED')  # PRUNED is not: the rest of the trial can be trained
+
+
+class _FirstFailure(Exception):
+    """A trial failed, and the user asked to stop at that."""
+
+
+class Schedule:
+    """Trains what is missing of some trials, in one process, with its results in one run directory.
+
+    Args:
+      study: what the trials belong to.
+      wanted: its trials that this process is to have trained at the end.
+      path: the run directory.
+      results: its database.
+      pruning: see `pruning.parse`.
+      fail_fast: stop at the first trial that fails or diverges.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        wanted: Sequence[Identity],
+        path: pathlib.Path,
+        results: Results,
+        rule: pruning.Pruning,
+        fail_fast: bool = False,
+    ):
+        self._study, self._wanted, self._path, self._results = study, wanted, path, results
+        self._rule, self._fail_fast = rule, fail_fast
+        self._keeps_weights = study.config.engine.keep_weights == 'final'
+        self._engines = _Engines(study)
+
+    def run(self) -> None:
+        """Trains. Raises batch.Stopped on SIGTERM or SIGINT at the end of an epoch; the errors of `train.run`."""
+        self._look()
+        racing = [each for each in self._wanted if self._results.status(each.trial_id) not in ('FAILED', 'DIVERGED')]
+        with batch.stop_requests() as self._requests, self._show() as self._progress:
+            with contextlib.suppress(_FirstFailure):
+                for rung in self._rule.rungs:
+                    self._train(racing, rung)
+                    racing = self._prune(racing, rung)
+                self._train(racing, sys.maxsize)
+        self._look()
+
+    def _look(self) -> None:
+        """Finds out where the trials are, and deletes weights that nobody needs."""
+        statuses = self._results.statuses()
+        needed = {trial_id for trial_id, status in statuses.items() if self._keeps_weights or status not in ENDED}
+        in_flight.tidy(self._path, needed)
+        self._places = in_flight.find(self._path)
+
+    def _show(self) -> Progress:
+        """The progress display of all wanted trials, with what earlier processes have done of them."""
+        ended = self._results.ended()
+        has_val = bool(self._study.config.split.val_folds)
+        shown = Progress(
+            sum(each.epochs for each in self._wanted),
+            self._study.config.augment.samples,
+            sum(self._done(each) for each in self._wanted),
+            # A line per epoch would be too much to read from thousands of trials.
+            seconds_between_lines=60 if len(self._wanted) > 1 else 0,
+            total_trials=len(self._wanted),
+            score_name='validation accuracy' if has_val else 'test accuracy',
+        )
+        for each in self._wanted:
+            if each.trial_id in ended:
+                status, score = ended[each.trial_id]
+                left = each.epochs - self._done(each)
+                shown.end_trial(status, progress.label(each.point), score, left)
+        return shown
+
+    def _done(self, this: Identity) -> int:
+        """Epochs of a trial that are in a checkpoint."""
+        place = self._places.get(this.trial_id)
+        return sum(this.phase_epochs[: place.phase]) + place.epoch if place else 0
+
+    def _prune(self, racing: Sequence[Identity], rung: int) -> list[Identity]:
+        """Ranks the trials at a rung. Returns those that stay in the race, with those that end before it."""
+        at = {each.trial_id: pruning.where(each, rung) for each in racing}
+        statuses, losses = self._results.statuses(), {}
+        for phase, epoch in sorted({where for where in at.values() if where}):
+            found = self._results.val_losses(phase, epoch)
+            losses |= {trial_id: found[trial_id] for trial_id, where in at.items() if where == (phase, epoch)
+                       and trial_id in found and statuses[trial_id] not in ('FAILED', 'DIVERGED')}  # fmt: skip
+        lost = losses.keys() - pruning.survivors(losses, self._rule.keep)
+        pruned = [each for each in racing if each.trial_id in lost and statuses[each.trial_id] != 'DONE']
+        self._results.prune(each.trial_id for each in pruned)
+        for each in pruned:
+            self._progress.end_trial('PRUNED', epochs_left=each.epochs - max(rung, self._done(each)))
+        return [each for each in racing if each.trial_id not in lost]
+
+    def _train(self, racing: Sequence[Identity], until: int) -> None:
+        """Trains to `until` epochs of all phases together, or to the end of a shorter trial."""
+        self._look()
+        statuses = self._results.statuses()
+        # Made for all that race, trained or not, so that a resumed sweep computes with the same engines.
+        counts = Counter(each.signature for each in racing)
+        left = [each for each in racing if statuses.get(each.trial_id) not in ENDED]
+        self._train_batches([each for each in left if self._done(each) < min(until, each.epochs)], until, counts)
+
+    def _train_batches(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
+        """Trains trials in batches of those that are equally far, the furthest first."""
+        groups = {}
+        for each in trials:
+            place = self._places.get(each.trial_id)
+            groups.setdefault((place[:2] if place else (-1, 0), each.signature, each.batch_key), []).append(each)
+        for (_, signature, _), group in sorted(groups.items(), key=lambda item: item[0][0], reverse=True):
+            while group:
+                engine = self._engines.get(group[0], counts[signature])
+                together, group = group[: engine.capacity], group[engine.capacity :]
+                self._train_batch(together, until, counts, engine)
+
+    def _train_batch(
+        self, together: Sequence[Identity], until: int, counts: Mapping[str, int], engine: Engine
+    ) -> None:
+        """Trains one batch; if that fails, its trials in other batches."""
+        if self._requests:
+            raise batch.Stopped(self._requests[0], f'{self._progress.done} epochs')
+        trials = self._plan(together, engine)
+        try:
+            if trials:
+                images = self._study.images(trials[0].config.dataset.image_size)
+                this = Batch(trials, images, engine, self._path, self._results)
+                params = this.train(until, self._places, self._progress, self._requests, len(self._wanted) == 1)
+                self._finish(this, trials, params, until)
+        except (batch.Stopped, ConfigError, ResultsError, RunDirError, OSError):
+            raise  # no fault of these trials
+        except Exception as error:
+            self._mend(error, [each.identity for each in trials], until, counts)
+        if self._fail_fast and any(self._results.status(each.trial_id) in ('FAILED', 'DIVERGED') for each in together):
+            raise _FirstFailure
+
+    def _plan(self, together: Sequence[Identity], engine: Engine) -> list[Trial]:
+        """Enters trials as RUNNING in this process. Returns those that these images allow; the others are FAILED."""
+        self._results.enter(_row(each, self._study, engine) for each in together)
+        self._results.claim([each.trial_id for each in together], socket.gethostname(), os.getpid())
+        trials = []
+        for each in together:
+            try:
+                trials.append(self._study.plan(each))
+            except ConfigError as error:
+                self._fail(each, str(error))
+        return trials
+
+    def _finish(self, this: Batch, trials: Sequence[Trial], params: Any, until: int) -> None:
+        """Scores the trials of a batch that has come to their end."""
+        if trials[0].identity.epochs > until:
+            return
+        scores = {each.trial_id: _score(each, self._results) for each in trials if each.trial_id in this.alive}
+        if len(self._wanted) == 1 and scores:
+            # Drawn before the trial is called done: a run killed in between draws again.
+            weights = jax.tree.map(lambda leaf: leaf[0], params)
+            summary.draw(trials[0], this.image_set, weights, self._results, self._path / 'figures')
+        self._results.finish_many(scores)
+        for each in trials:
+            if each.trial_id in scores:
+                found = scores[each.trial_id]
+                score = found['accuracy'] if found['val_accuracy'] is None else found['val_accuracy']
+                self._progress.end_trial('DONE', progress.label(each.identity.point), score)
+        if not self._keeps_weights:
+            in_flight.drop(this.directory)
+
+    def _mend(self, error: Exception, together: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
+        """Trains what a batch that raised has left undone, as far as that is possible."""
+        self._places = in_flight.find(self._path)
+        left = [each for each in together if self._results.status(each.trial_id) == 'RUNNING']
+        if isinstance(error, in_flight.UnreadableError):
+            self._train_batches(left, until, counts)
+        elif is_out_of_memory(error) and self._engines.halve(together[0].signature):
+            self._train_batches(left, until, counts)
+        elif len(left) > 1:
+            for each in left:
+                self._train_batches([each], until, counts)
+        else:
+            self._fail(left[0], ''.join(traceback.format_exception(error)))
+
+    def _fail(self, this: Identity, error: str) -> None:
+        self._results.fail(this.trial_id, error)
+        self._progress.end_trial('FAILED', epochs_left=this.epochs - self._done(this))
+
+
+class _Engines:
+    """An engine for every signature, made and compiled when it is first needed."""
+
+    def __init__(self, study: Study):
+        self._study = study
+        self._lanes: dict[str, int] = {}  # per device, by signature
+        self._made: dict[tuple[str, int], Engine] = {}
+
+    def get(self, this: Identity, count: int) -> Engine:
+        """The engine for trials like this one, of which there are `count`. ConfigError: it cannot be made."""
+        config = self._study.config_of(this)
+        images = self._study.images(config.dataset.image_size)
+        lanes = self._lanes.setdefault(this.signature, 1)
+        # No lane is there that would only train padding: what pruning leaves trains on its own.
+        lanes = min(lanes, 1 << (max(1, -(-count // jax.local_device_count())) - 1).bit_length())
+        if (this.signature, lanes) not in self._made:
+            try:
+                engine = Engine(config, images.images, images.labels, count, lanes)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            seconds = engine.compile(trial.stack([self._study.plan(this)], 0))
+            print(f'Compiled in {seconds:.1f} s for {run_dir.hardware()}', flush=True)
+            self._made[this.signature, lanes] = engine
+        return self._made[this.signature, lanes]
+
+    def halve(self, signature: str) -> bool:
+        """Lets go of the engines of a signature and has the next ones use half as many lanes; False: it was one."""
+        if self._lanes[signature] == 1:
+            return False
+        self._lanes[signature] //= 2
+        self._made = {key: engine for key, engine in self._made.items() if key[0] != signature}
+        print(f'Out of memory; going on with {self._lanes[signature]} trials at a time on each device', flush=True)
+        return True
+
+
+def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
+    """What is known of a trial before it is trained."""
+    config = study.config_of(this)
+    split = study.split_of(config)
+    return {
+        'trial_id': this.trial_id,
+        'recipe': config.recipe,
+        'model': config.model.name,
+        'dataset': run_dir.dataset_label(study.image_set),
+        'seed': config.seed,
+        'fold': config.split.fold,
+        'phase': this.phase_names[-1],
+        'epochs': this.phase_epochs[-1],
+        'n_test': len(split.test),
+        'n_val': len(split.val),
+        'phases': '+'.join(this.phase_names),
+        'scheme': config.split.scheme,
+        'folds': config.split.folds,
+        'split_seed': config.split.seed,
+        'recipe_id': this.recipe_id,
+        'data_fingerprint': study.image_set.fingerprint,
+        'split_digest': split.digest,
+        'code': run_dir.code_version(),
+        'hardware': run_dir.hardware(),
+        'engine': engine.settings,
+    }
+
+
+def _score(this: Trial, results: Results) -> dict[str, Any]:
+    """A trained trial's scores, from its predictions and epochs in the database."""
+    predictions, epochs = results.read('predictions', this.trial_id), results.read('epochs', this.trial_id)
+    scores = metrics.evaluate(predictions.label.to_numpy(), predictions.probability.to_numpy())
+    counts = metrics.Counts(*(int(scores[name]) for name in COUNTS))
+    ends = metrics.intervals(counts)
+    return {
+        **counts._asdict(),
+        **{name: float(scores[name]) for name in SCORES},
+        **{f'{name}_low': float(ends[name][0]) for name in PROPORTIONS},
+        **{f'{name}_high': float(ends[name][1]) for name in PROPORTIONS},
+        **{name: float(epochs[name].iloc[-1]) if len(this.split.val) else None for name in ('val_loss', 'val_accuracy')},
+        'train_seconds': float(epochs.seconds.sum()),
+        'images_per_second': float(epochs.images.sum() / epochs.seconds.sum()),
+    }

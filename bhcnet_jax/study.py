@@ -1,0 +1,95 @@
+"""What a config asks for: a data set, its splits, and the trials that the config's sweep spans on it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bhcnet_jax import input_pipeline, splits, sweep, trial
+from bhcnet_jax.input_pipeline import ImageSet
+from bhcnet_jax.splits import Split
+from bhcnet_jax.sweep import Shard
+from bhcnet_jax.trial import ConfigError, Identity, Trial
+
+
+class Study:
+    """The trials of a config, known by their identities; each is planned only when its turn comes.
+
+    Args:
+      config: see `configs/base.py`.
+      axes: of the sweep, in the grammar of `sweep.py`; '': config.sweep.
+
+    Raises:
+      ConfigError, DatasetError: one line for the user.
+    """
+
+    def __init__(self, config: ConfigDict, axes: str = ''):
+        trial.check(config)
+        self.config = config
+        self._axes = sweep.parse(axes or config.sweep, config)
+        self._listed = sweep.check_points(config.trials, config) if config.trials else ({},)
+        self.swept = sorted({key for axis in self._axes for key in axis.keys} | set().union(*self._listed))
+        sweep.refuse_overlap(self._axes, self._listed)
+        self._by_size: dict[int, ImageSet] = {}
+        self._splits: dict[tuple[Any, ...], Split] = {}
+        self.image_set = self.images(config.dataset.image_size)
+        self.grouping = splits.find_groups(self.image_set)
+
+    def images(self, image_size: int) -> ImageSet:
+        """The images at a size in pixels."""
+        if image_size not in self._by_size:
+            dataset = ConfigDict({**self.config.dataset.to_dict(), 'image_size': image_size})
+            self._by_size[image_size] = input_pipeline.load(dataset)
+        return self._by_size[image_size]
+
+    def trials(self, shard: Shard) -> list[Identity]:
+        """The trials of a shard. ConfigError if one of the sweep's is impossible, or two are the same."""
+        every = list(self._identities())
+        different = len({each.trial_id for each in every})
+        if different < len(every):
+            raise ConfigError(
+                f'The sweep has {len(every)} points, but only {different} different trials: one of its axes is over a '
+                'key that these recipes do not use, such as a strength of another augmentation policy. Leave it out.'
+            )
+        return [each for each in every if shard.takes(each.trial_id)]
+
+    def _identities(self) -> Iterator[Identity]:
+        base = self.config.to_dict()
+        for listed in self._listed:
+            for axes_point in sweep.points(self._axes):
+                point = {**listed, **axes_point}
+                settings = trial.set_point(base, point)
+                trial.check(settings, changed=point)
+                yield trial.identify(settings, self._split(settings['split']), self.image_set.fingerprint, point)
+
+    def _split(self, part: Mapping[str, Any]) -> Split:
+        key = tuple(part[name] for name in ('scheme', 'folds', 'fold', 'seed', 'val_folds'))
+        if key not in self._splits:
+            *outer, seed, val_folds = key
+            labels, groups = self.image_set.labels, self.grouping.groups
+            try:
+                split = splits.split(labels, groups, *outer, seed)
+                if val_folds:
+                    split = splits.hold_out_validation(split, labels, groups, val_folds, seed)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            self._splits[key] = split
+        return self._splits[key]
+
+    def config_of(self, this: Identity) -> ConfigDict:
+        """The config of one trial."""
+        config = self.config.copy_and_resolve_references()
+        config.update_from_flattened_dict(dict(this.point))
+        return config
+
+    def split_of(self, config: ConfigDict) -> Split:
+        """The split of one trial, from its config."""
+        return self._split(config.split)
+
+    def plan(self, this: Identity) -> Trial:
+        """The trial of an identity, ready to be trained. ConfigError: these images do not allow it."""
+        config = self.config_of(this)
+        try:
+            return trial.plan(this, config, self.image_set.labels, self.split_of(config))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
