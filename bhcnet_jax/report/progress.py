@@ -1,11 +1,20 @@
-"""How far a training is: a bar on a terminal, one plain line per epoch anywhere else."""
+"""How far a training or a sweep is: a few lines that renew themselves on a terminal, plain lines anywhere else.
 
+A single trial:     13/36  balanced epoch 13  3:50 left  loss 0.6543  accuracy 0.612  100 images/s
+A sweep of trials:  12/80 trials  340/1920 epochs  balanced epoch 4  3:50 left  loss ...  100 images/s  2 failed
+On a terminal a sweep also shows the recipes whose finished trials score best so far.
+
+An epoch is one trial's: a batch of 8 lanes that trains for one epoch has done 8.
+"""
+
+import collections
+import heapq
 import math
-import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, ConsoleOptions
 from rich.live import Live
@@ -13,11 +22,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+BEST = 3  # recipes that are shown
+_NO_RECIPE = ('seed', 'split.fold')  # swept keys that are the same recipe's
+
 
 class Progress:
-    """Shows phase, epoch, loss, accuracy, images per second and the time left.
+    """Shows trials, epochs, loss, accuracy, images per second, the time left, failures and the best recipes.
 
-    Use as a context manager and call `update` after every epoch.
+    Use as a context manager; call `update` after every epoch of a batch, and `end_trial` for every trial.
     """
 
     def __init__(
@@ -27,27 +39,36 @@ class Progress:
         done_epochs: int = 0,
         console: Console | None = None,
         seconds_between_lines: float = 0,
+        total_trials: int = 1,
+        score_name: str = 'test accuracy',
     ) -> None:
-        """total_epochs: of all phases together. done_epochs: of those, by earlier processes (a resumed run).
+        """total_epochs: of all phases of all trials together. done_epochs: of those, by earlier processes.
 
-        images_per_epoch: training images. console: standard output unless given. seconds_between_lines: without a
-        terminal, epochs that end sooner after the last line are not printed, but for the last one. A caller who learns
-        only later what an earlier process has done adds it to `done`.
+        images_per_epoch: training images of one trial. console: standard output unless given. seconds_between_lines:
+        without a terminal, epochs that end sooner after the last line are not printed, but for the last one.
+        total_trials: more than one make it a sweep; those that earlier processes ended are told by `end_trial` at the
+        start. score_name: what `end_trial` gets. A caller who learns only later what an earlier process has done adds
+        it to `done`.
         """
         self.total = total_epochs
         self.images_per_epoch = images_per_epoch
         self.done = done_epochs
+        self.total_trials = total_trials
         self.console = console or Console()
+        self._score_name = score_name
+        self._ended: collections.Counter[str] = collections.Counter()  # trials by status
+        self._scores: dict[str, tuple[float, int]] = {}  # recipe -> sum, trials
         self._now = 'first epoch'
         self._how: list[str] = []
-        self._seconds: list[float] = []  # of each epoch of this process; an earlier one may have been faster
-        self._forecast = 0.0  # seconds left at the last update
+        self._seconds, self._trained = 0.0, 0  # epochs of this process but for its first update, and their seconds
+        self._per_epoch: float | None = None  # seconds
+        self._last: float | None = None  # when the last update was; None before the start
         self._seconds_between_lines = seconds_between_lines
         self._last_line = -math.inf
         self._live: Live | None = None
         if self.console.is_interactive:
             shared = sys.stderr.isatty()  # otherwise it goes to a file, and has to stay there
-            self._live = Live(self, console=self.console, refresh_per_second=1, redirect_stderr=shared)
+            self._live = Live(self, console=self.console, refresh_per_second=4, redirect_stderr=shared)
 
     def __enter__(self) -> 'Progress':
         self._last = time.monotonic()
@@ -61,56 +82,114 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def update(self, phase: str, epoch: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        """One more epoch is done.
+    def update(
+        self, phase: str, epoch: int, loss: float, accuracy: float, images_per_second: float, lanes: int = 1
+    ) -> None:
+        """A batch has done one more epoch.
 
-        epoch: 1-based, inside the phase. loss: nats. accuracy: in [0, 1]. images_per_second: of training,
-        without compilation.
+        epoch: 1-based, inside the phase. loss: nats; accuracy: in [0, 1]; both are means over lanes. images_per_second:
+        of training, all lanes together, without compilation. lanes: trials that go on in it, without those that just
+        ended.
         """
         now = time.monotonic()
-        self._seconds.append(now - self._last)
+        self._per_epoch = self._seconds_per_epoch(now - self._last, lanes, images_per_second)
         self._last = now
-        self.done += 1
-        self._forecast = self._seconds_left(images_per_second)
+        self.done += lanes
         self._now = f'{phase} epoch {epoch}'
         self._how = [f'loss {loss:.4f}', f'accuracy {accuracy:.3f}', f'{images_per_second:.0f} images/s']
-        if self._live:
-            self._live.refresh()
-        elif now - self._last_line >= self._seconds_between_lines or self.done == self.total:
-            self._last_line = now
-            line = '  '.join(self._where() + self._how)
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        due = now - self._last_line >= self._seconds_between_lines
+        if due or (self.done == self.total and self.total_trials == 1):
+            self._print_line()
 
-    def _seconds_left(self, images_per_second: float) -> float:
-        # The first epoch's own time has the compilation in it, the reported rate has not. The median keeps
-        # one slow epoch (a phase's own compilation, a busy disk) from spoiling the forecast.
-        after_first = self._seconds[1:]
-        if after_first:
-            per_epoch = statistics.median(after_first)
-        elif images_per_second > 0:
-            per_epoch = self.images_per_epoch / images_per_second
-        else:
-            per_epoch = self._seconds[0]
-        return (self.total - self.done) * per_epoch
+    def _seconds_per_epoch(self, seconds: float, lanes: int, images_per_second: float) -> float:
+        if self._per_epoch is not None:
+            # The mean, not the median: what comes between batches (compilation, checkpoints) will come again.
+            self._seconds += seconds
+            self._trained += lanes
+            return self._seconds / self._trained
+        # The first epoch's own time may have a compilation in it, the reported rate has not.
+        return self.images_per_epoch / images_per_second if images_per_second > 0 else seconds / lanes
 
-    def _where(self) -> list[str]:
-        where = [f'{self.done}/{self.total}', self._now]
-        if self._seconds:  # counts down between two updates
-            where.append(f'{clock(max(self._forecast - (time.monotonic() - self._last), 0))} left')
-        return where
+    def end_trial(self, status: str, recipe: str = '', score: float | None = None, epochs_left: int = 0) -> None:
+        """A trial is over, or was so before this process.
+
+        status: DONE, FAILED, DIVERGED or PRUNED. recipe: see `label`. score: of a trial that is DONE, in [0, 1]; None
+        or nan if undefined. epochs_left: of its epochs, those that nobody will train; they leave the total.
+        """
+        self._ended[status] += 1
+        self.total -= epochs_left
+        if status == 'DONE' and score is not None and not math.isnan(score):
+            sum_before, count = self._scores.get(recipe, (0.0, 0))
+            self._scores[recipe] = sum_before + score, count + 1
+        if self._last is not None and self.total_trials > 1 and self._ended.total() == self.total_trials:
+            self._print_line()
+
+    def best(self) -> list[tuple[str, float, int]]:
+        """Recipe, mean score and number of finished trials of the best recipes, the best first."""
+        means = ((recipe, total / count, count) for recipe, (total, count) in self._scores.copy().items())
+        return heapq.nlargest(BEST, means, key=lambda each: each[1])
+
+    def _print_line(self) -> None:
+        if self._live:  # renews itself
+            return
+        self._last_line = time.monotonic()
+        line = '  '.join([*self._counts(), self._now, *self._time_left(), *self._how, *self._failures()])
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _counts(self) -> list[str]:
+        if self.total_trials == 1:
+            return [f'{self.done}/{self.total}']
+        return [f'{self._ended.total()}/{self.total_trials} trials', f'{self.done}/{self.total} epochs']
+
+    def _time_left(self) -> list[str]:
+        if self._per_epoch is None:
+            return []
+        # Counts down between two updates.
+        left = (self.total - self.done) * self._per_epoch - (time.monotonic() - self._last)
+        return [f'{clock(max(left, 0))} left']
+
+    def _failures(self) -> list[str]:
+        counts = [f'{self._ended[status]} {status.lower()}' for status in ('FAILED', 'DIVERGED', 'PRUNED')]
+        return [count for count in counts if not count.startswith('0 ')] if self.total_trials > 1 else []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         # One cell stays free: some terminals wrap a line that fills them.
         width = options.max_width - 1
-        where = fit(self._where(), width)
-        cells: list[Text | ProgressBar] = [Text(where, no_wrap=True, overflow='crop')]
+        where, how = [*self._counts(), self._now, *self._time_left()], self._how
+        if self.total_trials > 1:
+            where = [*self._counts(), *self._time_left()]
+            how = [*self._failures(), *self._how[2:], self._now, *self._how[:2]]
+        where = fit(where, width)
+        cells: list[Text | ProgressBar] = [_line(where)]
         bar_width = min(width - len(where) - 2, 40)
         if bar_width >= 5:
             cells.append(ProgressBar(self.total, self.done, width=bar_width))
         line = Table.grid(padding=(0, 2, 0, 0))
         line.add_row(*cells)
         yield line
-        yield Text(fit(self._how, width), no_wrap=True, overflow='crop')
+        yield _line(fit(how, width))
+        if best := self.best() if self.total_trials > 1 else []:
+            yield _line(fit([f'Best so far by mean {self._score_name} (in brackets: finished trials)'], width))
+            yield from self._best_table(best, width)
+
+    def _best_table(self, best: list[tuple[str, float, int]], width: int) -> Iterator[Table]:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.width = width
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify='right')
+        table.add_column(ratio=1, overflow='fold')  # a label's end may be all that tells it from the next
+        for recipe, mean, count in best:
+            table.add_row(f'  {100 * mean:.1f} %', f'({count})', Text(recipe))
+        yield table
+
+
+def _line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow='crop')
+
+
+def label(swept: Mapping[str, Any]) -> str:
+    """How a sweep calls a recipe: its swept values but for seed and fold, 'model.dropout=0.5 batch_size=8'."""
+    return ' '.join(f'{key}={value}' for key, value in swept.items() if key not in _NO_RECIPE) or 'the recipe'
 
 
 def fit(parts: list[str], width: int) -> str:
