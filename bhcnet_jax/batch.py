@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit
-from tensorboardX import SummaryWriter
 
-from bhcnet_jax import checkpoint, in_flight, metrics, optim, phases, run_dir, steps, trial
+from bhcnet_jax import checkpoint, in_flight, metrics, optim, phases, run_dir, trial
 from bhcnet_jax.engine import Engine, EpochResult
 from bhcnet_jax.in_flight import Place
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.report.progress import Progress
+from bhcnet_jax.report.tensorboard import Events
 from bhcnet_jax.results import Results
 from bhcnet_jax.trial import Trial
+
+CURVES = tuple(f'{part}_{name}' for part in ('train', 'test', 'val') for name in ('loss', 'accuracy'))
 
 
 class _AllDiverged(Exception):
@@ -109,7 +111,10 @@ class Batch:
         with contextlib.ExitStack() as stack:
             self._writers = {}
             if with_tensorboard:
-                self._writers = {trial_id: stack.enter_context(self._writer(trial_id)) for trial_id in ids}
+                events = self.path / 'tensorboard'
+                self._writers = {
+                    trial_id: stack.enter_context(Events(events / trial_id[:12], self._dataset)) for trial_id in ids
+                }
             with contextlib.suppress(_AllDiverged):
                 return self._train(tree, until)['state'].params
         return None
@@ -141,11 +146,6 @@ class Batch:
     def _checkpoints(self, phase: phases.Phase) -> contextlib.closing[checkpoint.Checkpoints]:
         metadata = {'dataset': self._dataset, 'phase': phase.name}
         return contextlib.closing(checkpoint.Checkpoints(self.directory / phase.name, metadata))
-
-    def _writer(self, trial_id: str) -> SummaryWriter:
-        writer = SummaryWriter(str(self.path / 'tensorboard' / trial_id[:12]))
-        writer.add_text('dataset', self._dataset)
-        return writer
 
     def _run_epochs(self, phase: phases.Phase, done: int, end: int, tree: dict[str, Any]) -> dict[str, Any]:
         """Trains the epochs from `done` to `end` of a phase. Returns the tree as it is on disk afterwards."""
@@ -232,8 +232,8 @@ class Batch:
     def _show(self, phase: phases.Phase, epoch: int, rows: list[dict[str, Any]], seconds: float) -> None:
         epochs_before = sum(earlier.epochs for earlier in self._phases[: phase.index])
         for row in rows if self._writers else ():
-            for name in ('train_loss', 'train_accuracy', 'test_loss', 'test_accuracy'):
-                self._writers[row['trial_id']].add_scalar(name, row[name], epochs_before + epoch)
+            curves = {name: row[name] for name in CURVES if row[name] is not None}
+            self._writers[row['trial_id']].add_scalars(curves, epochs_before + epoch)
             self._writers[row['trial_id']].flush()
         loss, accuracy = (float(np.mean([row[name] for row in rows])) for name in ('train_loss', 'train_accuracy'))
         images = len(self._trials) * self._config.augment.samples

@@ -105,7 +105,6 @@ class Engine:
     @property
     def device_bytes(self):
         a = self._compiled.memory_analysis()
-        print(a)
         return a.temp_size_in_bytes + a.argument_size_in_bytes
 
     @classmethod

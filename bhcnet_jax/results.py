@@ -1,8 +1,9 @@
 """The results database: trials, their epochs and their predictions in SQLite; its export, and many read as one.
 
 A trial is PENDING, then RUNNING until its last epoch is in, then DONE; or FAILED (it raised), DIVERGED (its loss is not
-finite any more) or PRUNED (others did better on their validation parts, see `pruning.py`; it can still go on). Everything about an epoch is committed in one transaction before the epoch's checkpoint is
-written; a resumed trial writes the same rows again.
+finite any more) or PRUNED (others did better on their validation parts, see `pruning.py`; it can still go on).
+Everything about an epoch is committed in one transaction before the epoch's checkpoint is written; a resumed trial
+writes the same rows again.
 
 Each process that trains writes a file of its own; `merge` reads any number of them as one. Files keep SQLite's rollback
 journal: its other mode, WAL, needs memory that all processes share, which a network file system does not have
@@ -20,7 +21,7 @@ import socket
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -218,6 +219,12 @@ class Results:
         )
         return {trial_id: (status, accuracy) for trial_id, status, accuracy in rows}
 
+    def scores(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, float | None]]]:
+        """trial_id and some columns of every trial that is DONE."""
+        query = f"SELECT trial_id, {', '.join(names)} FROM trials WHERE status = 'DONE'"
+        for trial_id, *values in self._database.execute(query).fetchall():
+            yield trial_id, dict(zip(names, values, strict=True))
+
     def abandoned(self) -> list[str]:
         """The ids of RUNNING trials whose process is gone, see `is_abandoned`."""
         rows = self._database.execute("SELECT trial_id, host, pid, heartbeat FROM trials WHERE status = 'RUNNING'")
@@ -291,7 +298,7 @@ class Results:
                 self._set(trial_id, 'PRUNED', {})
 
     def val_losses(self, phase: str, epoch: int) -> dict[str, float]:
-        """trial_id -> loss on its validation part after an epoch (1-based inside the phase), of trials that were there."""
+        """trial_id -> loss on its validation part after an epoch, 1-based inside the phase."""
         return dict(
             self._database.execute(
                 'SELECT trial_id, val_loss FROM epochs WHERE phase = ? AND epoch = ? AND val_loss IS NOT NULL',

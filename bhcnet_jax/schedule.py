@@ -12,7 +12,7 @@ import socket
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +22,14 @@ from bhcnet_jax.batch import Batch
 from bhcnet_jax.engine import Engine, is_out_of_memory
 from bhcnet_jax.report import progress, summary
 from bhcnet_jax.report.progress import Progress
+from bhcnet_jax.report.tensorboard import SweepEvents
 from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, Results, ResultsError
 from bhcnet_jax.run_dir import RunDirError
 from bhcnet_jax.study import Study
 from bhcnet_jax.trial import ConfigError, Identity, Trial
 
 ENDED = ('DONE', 'FAILED', 'DIVERGED')  # PRUNED is not: the rest of the trial can be trained
+SUMMARIZED = ('accuracy', 'sensitivity', 'specificity', 'auc', 'log_loss', 'val_loss', 'val_accuracy')
 
 
 class _FirstFailure(Exception):
@@ -64,12 +66,16 @@ class Schedule:
         """Trains. Raises batch.Stopped on SIGTERM or SIGINT at the end of an epoch; the errors of `train.run`."""
         self._look()
         racing = [each for each in self._wanted if self._results.status(each.trial_id) not in ('FAILED', 'DIVERGED')]
-        with batch.stop_requests() as self._requests, self._show() as self._progress:
-            with contextlib.suppress(_FirstFailure):
-                for rung in self._rule.rungs:
-                    self._train(racing, rung)
-                    racing = self._prune(racing, rung)
-                self._train(racing, sys.maxsize)
+        with (
+            batch.stop_requests() as self._requests,
+            self._show() as self._progress,
+            self._events() as self._summary,
+            contextlib.suppress(_FirstFailure),
+        ):
+            for rung in self._rule.rungs:
+                self._train(racing, rung)
+                racing = self._prune(racing, rung)
+            self._train(racing, sys.maxsize)
         self._look()
 
     def _look(self) -> None:
@@ -98,6 +104,20 @@ class Schedule:
                 left = each.epochs - self._done(each)
                 shown.end_trial(status, progress.label(each.point), score, left)
         return shown
+
+    @contextlib.contextmanager
+    def _events(self) -> Iterator[SweepEvents | None]:
+        """The summary of a sweep for TensorBoard; a single trial has its own curves there instead."""
+        if len(self._wanted) == 1:
+            yield None
+            return
+        swept = {each.trial_id: each.point for each in self._wanted}
+        label = run_dir.dataset_label(self._study.image_set)
+        with SweepEvents(self._path / 'tensorboard' / 'sweep', label, swept) as events:
+            for trial_id, scores in self._results.scores(SUMMARIZED):
+                if trial_id in swept:
+                    events.add_trial(trial_id, scores)
+            yield events
 
     def _done(self, this: Identity) -> int:
         """Epochs of a trial that are in a checkpoint."""
@@ -187,6 +207,10 @@ class Schedule:
                 found = scores[each.trial_id]
                 score = found['accuracy'] if found['val_accuracy'] is None else found['val_accuracy']
                 self._progress.end_trial('DONE', progress.label(each.identity.point), score)
+                if self._summary:
+                    self._summary.add_trial(each.trial_id, {name: found[name] for name in SUMMARIZED})
+        if self._summary:
+            self._summary.flush()
         if not self._keeps_weights:
             in_flight.drop(this.directory)
 
@@ -194,9 +218,8 @@ class Schedule:
         """Trains what a batch that raised has left undone, as far as that is possible."""
         self._places = in_flight.find(self._path)
         left = [each for each in together if self._results.status(each.trial_id) == 'RUNNING']
-        if isinstance(error, in_flight.UnreadableError):
-            self._train_batches(left, until, counts)
-        elif is_out_of_memory(error) and self._engines.halve(together[0].signature):
+        too_large = is_out_of_memory(error) and self._engines.halve(together[0].signature)
+        if too_large or isinstance(error, in_flight.UnreadableError):
             self._train_batches(left, until, counts)
         elif len(left) > 1:
             for each in left:
@@ -277,13 +300,13 @@ def _score(this: Trial, results: Results) -> dict[str, Any]:
     predictions, epochs = results.read('predictions', this.trial_id), results.read('epochs', this.trial_id)
     scores = metrics.evaluate(predictions.label.to_numpy(), predictions.probability.to_numpy())
     counts = metrics.Counts(*(int(scores[name]) for name in COUNTS))
-    ends = metrics.intervals(counts)
+    ends, has_val = metrics.intervals(counts), len(this.split.val) > 0
     return {
         **counts._asdict(),
         **{name: float(scores[name]) for name in SCORES},
         **{f'{name}_low': float(ends[name][0]) for name in PROPORTIONS},
         **{f'{name}_high': float(ends[name][1]) for name in PROPORTIONS},
-        **{name: float(epochs[name].iloc[-1]) if len(this.split.val) else None for name in ('val_loss', 'val_accuracy')},
+        **{name: float(epochs[name].iloc[-1]) if has_val else None for name in ('val_loss', 'val_accuracy')},
         'train_seconds': float(epochs.seconds.sum()),
         'images_per_second': float(epochs.images.sum() / epochs.seconds.sum()),
     }

@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.recipe = 'base'  # label in tables and of the default run directory; not part of a trial's identity
     c.sweep = ''  # axes of a sweep, in the words of --sweep (bhcnet_jax/sweep.py); --sweep takes its place
-    # Explicit points, each a dict like {'seed': 1, 'balanced.epochs': 4}; a sweep multiplies them. In a config file only.
+    # Points of a sweep one by one, each a dict like {'seed': 1, 'balanced.epochs': 4}; axes multiply them.
     c.trials = ()
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
     c.phases = ('balanced', 'imbalanced')  # in this order; each has a section of its own below

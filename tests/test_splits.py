@@ -313,3 +313,16 @@ def test_groups_do_not_depend_on_the_image_size_of_a_recipe(tmp_path, monkeypatc
         dataset = ConfigDict({'name': 'head_ct', 'dir': '', 'image_size': size})
         groups.append(splits.find_groups(input_pipeline.load(dataset)).groups)
     np.testing.assert_array_equal(*groups)
+
+
+def test_the_validation_part_is_taken_from_the_training_part_and_tears_no_group():
+    groups = np.arange(200) // 4  # of four, two of each class
+    labels = np.arange(200) % 2
+    whole = splits.split(labels, groups, 'kfold', 10, 3, 0)
+    split = splits.hold_out_validation(whole, labels, groups, 5, 0)
+    np.testing.assert_array_equal(split.test, whole.test)
+    np.testing.assert_array_equal(np.sort(np.concatenate([split.train, split.val])), whole.train)
+    assert not set(groups[split.val]) & set(groups[split.train])
+    assert abs(len(split.val) - len(whole.train) / 5) <= 4
+    assert abs(labels[split.val].mean() - 0.5) < 0.1
+    assert split.digest not in (whole.digest, splits.hold_out_validation(whole, labels, groups, 5, 1).digest)

@@ -12,6 +12,8 @@ def make(fingerprint='data', **overrides):
     config = small_config(imbalanced__positives=30, **overrides)
     part = config.split
     split = splits.split(LABELS, np.arange(40), part.scheme, part.folds, part.fold, part.seed)
+    if part.val_folds:
+        split = splits.hold_out_validation(split, LABELS, np.arange(40), part.val_folds, part.seed)
     return trial.make(config, LABELS, split, fingerprint)
 
 
@@ -90,6 +92,7 @@ def test_a_section_that_is_not_in_use_does_not_count():
         ({'phases': ('balanced', 'balanced')}, r'each once'),
         ({'phases': ('warmup',)}, r'expected balanced, imbalanced or both'),
         ({'phases': ('imbalanced',)}, r'no phase comes before imbalanced'),
+        ({'split__val_folds': 1}, r'split.val_folds is 1, which leaves nothing to train on; expected 0'),
         ({'seed': -1}, r'seed is -1; expected 0 to 2147483647'),
         ({'engine__spread': 'rows'}, r'expected one of lanes, batch'),
     ],
@@ -111,6 +114,37 @@ def test_lanes_carry_each_trials_own_values():
     np.testing.assert_array_equal(lanes.scored[0][: len(trials[0].split.test)], trials[0].split.test)
     whole_numbers = (lanes.seed, lanes.phase, lanes.epoch, lanes.sources, lanes.scored)
     assert {leaf.dtype.name for leaf in whole_numbers} == {'int32'}
+
+
+def test_the_validation_part_is_scored_after_the_test_part():
+    this = make(split__val_folds=4)
+    scored = trial.stack([this], 0).scored[0]
+    assert len(scored) == trial.scored_count(this.split)
+    both = np.concatenate([this.split.test, this.split.val])
+    np.testing.assert_array_equal(scored[: len(both)], both)
+    assert not set(this.phases[0].sources) & set(both)
+
+
+def test_a_key_at_its_neutral_value_is_no_part_of_an_identity():
+    config = small_config().to_dict()
+    for section, key, neutral in trial.NEUTRAL:
+        config[section][key] = neutral
+        assert key not in trial.resolve(config)[section]
+        config[section][key] = neutral + 2
+        assert trial.resolve(config)[section][key] == neutral + 2
+
+
+def test_a_dict_and_a_config_are_the_same_trial():
+    config = small_config(imbalanced__positives=30)
+    split = make().split
+    assert trial.identify(config.to_dict(), split, 'data') == trial.identify(config, split, 'data')
+
+
+def test_only_the_changed_keys_of_a_point_are_looked_at():
+    settings = trial.set_point(small_config().to_dict(), {'optimizer.peak_lr': -1.0})
+    trial.check(settings, changed=('seed',))
+    with pytest.raises(ConfigError, match='peak_lr is -1'):
+        trial.check(settings, changed=('optimizer.peak_lr',))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +169,6 @@ def test_traced_values_share_a_program_and_trials_in_step_a_batch(overrides, sam
 
 
 def test_the_id_of_a_known_trial_does_not_change():
-    # Rows that users have are found by this id. A new key must be left out of `trial.resolve` where it has the value
-    # that stands for what the code did before; if the id has to change all the same, say so in the release notes.
+    # Rows that users have are found by this id. A new key goes into `trial.NEUTRAL` with the value that stands for what
+    # the code did before; if the id has to change all the same, say so in the release notes.
     assert make().trial_id == 'f908fb50cfc7dd783f543a405e89a5242cde733a826523f1386461e122552047'
