@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -157,7 +158,6 @@ _RANGES = (
     ('optimizer.peak_lr', 0.0, 10.0),
     ('optimizer.warmup', 0.0, 0.9),
     ('optimizer.weight_decay', 0.0, 10.0),
-    ('engine.lanes', 1, 2**16),
     ('engine.checkpoint_every', 1, 10**6),
 )
 
@@ -184,6 +184,9 @@ def _check_names(config: ConfigDict) -> None:
     for key, allowed in choices.items():
         if _get(config, key) not in allowed:
             raise ConfigError(f'{key} is {_get(config, key)!r}; expected one of {", ".join(allowed)}.')
+    lanes = config.engine.lanes
+    if lanes != 'auto' and not re.fullmatch('[1-9][0-9]{0,4}', lanes):
+        raise ConfigError(f"engine.lanes is {lanes!r}; expected 'auto' or a whole number from 1 to 99999.")
 
 
 def _check_combinations(config: ConfigDict) -> None:

@@ -87,7 +87,8 @@ def train(labelled_folder, tmp_path, tmp_path_factory):
         flags = [
             '--config=smoke', f'--workdir={workdir}', '--config.phases=("balanced",)', '--config.balanced.epochs=1',
             '--config.dataset.name=folder', f'--config.dataset.dir={labelled_folder}', '--config.dataset.image_size=16',
-            '--config.augment.samples=20', '--config.model.filters=(2,)', '--sweep=seed=0:2',
+            '--config.augment.samples=20', '--config.augment.policy=none', '--config.model.filters=(2,)',
+            '--sweep=seed=0:2',
         ]  # fmt: skip
         child = subprocess.run(
             [sys.executable, '-c', COUNTING, *flags], capture_output=True, text=True, timeout=120, check=False,
