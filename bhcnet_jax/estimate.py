@@ -52,7 +52,8 @@ def _measure(study: Study, this: Identity, count: int) -> Cost:
     short = this._replace(point={**this.point, 'augment.samples': STEPS * study.config_of(this).batch_size})
     planned = study.plan(short)
     images = study.images(planned.config.dataset.image_size)
-    engine = Engine.of_trials(planned.config, images.images, images.labels, count)
+    asked = planned.config.engine.lanes
+    engine = Engine(planned.config, images.images, images.labels, count, lanes=1 if asked == 'auto' else int(asked))
     lanes = trial.stack([planned] * min(count, engine.capacity), 0)
     rates = optim.learning_rates(planned.config.optimizer, 1, steps.steps_per_epoch(planned.config))
     lanes = lanes.replace(learning_rates=np.repeat(rates, len(lanes.seed), axis=0))

@@ -1,10 +1,13 @@
 """Trains a config: `python -m bhcnet_jax.main --config=imbalanced`. The only module of a run that defines flags."""
 
+import os
 import pathlib
 import re
 import shlex
 import signal
 import sys
+import warnings
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -79,9 +82,51 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
+def _keep_compiled_programs() -> None:
+    """Has JAX keep what it compiles in the user's cache directory, so that the next process does not compile it again.
+
+    JAX_COMPILATION_CACHE_DIR, which JAX reads itself, names another folder, or none if empty. What is in the folder is
+    run as it is, so nobody else may write there.
+    """
+    import jax
+
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+        return
+    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'bhcnet_jax/compiled'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        if folder.stat().st_uid != os.getuid() or not os.access(folder, os.W_OK):
+            raise PermissionError(0, 'not your own, or not writable')
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        reason = getattr(error, 'strerror', None) or error
+        print(f'warning: {folder}: {reason}; compiled programs are not kept for the next run.', file=sys.stderr)
+        return
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)  # dozens of small programs take a second too
+    _replace_unreadable(folder)
+
+
+def _replace_unreadable(folder: pathlib.Path) -> None:
+    """Deletes kept programs that JAX warns it cannot read: it compiles them anew, but overwrites no file.
+
+    JAX writes them in place, so a full disk or a kill may cut one short.
+    """
+    show = warnings.showwarning
+
+    def delete_and_show(message: Warning | str, *where: Any) -> None:
+        unreadable = re.search(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
+        for file in folder.glob(f'{unreadable[1]}-*-cache') if unreadable else ():
+            file.unlink(missing_ok=True)
+        show(message, *where)
+
+    warnings.showwarning = delete_and_show
+
+
 def main(argv: list[str]) -> None:
     """Runs the config in --config. argv: what is left beside the flags."""
     del argv
+    _keep_compiled_programs()
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
     # Imported here so that a wrong flag is answered at once.

@@ -6,6 +6,7 @@ one trial at a time, so that only those that raise alone are FAILED.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import socket
@@ -19,7 +20,7 @@ import jax
 
 from bhcnet_jax import batch, in_flight, metrics, pruning, run_dir, trial
 from bhcnet_jax.batch import Batch
-from bhcnet_jax.engine import Engine, is_out_of_memory
+from bhcnet_jax.engine import Engine, choose_lanes, is_out_of_memory
 from bhcnet_jax.report import progress, summary
 from bhcnet_jax.report.progress import Progress
 from bhcnet_jax.report.tensorboard import SweepEvents
@@ -60,7 +61,7 @@ class Schedule:
         self._study, self._wanted, self._path, self._results = study, wanted, path, results
         self._rule, self._fail_fast = rule, fail_fast
         self._keeps_weights = study.config.engine.keep_weights == 'final'
-        self._engines = _Engines(study)
+        self._engines = _Engines(study, path)
 
     def run(self) -> None:
         """Trains. Raises batch.Stopped on SIGTERM or SIGINT at the end of an epoch; the errors of `train.run`."""
@@ -235,35 +236,53 @@ class Schedule:
 class _Engines:
     """An engine for every signature, made and compiled when it is first needed."""
 
-    def __init__(self, study: Study):
+    def __init__(self, study: Study, path: pathlib.Path):
         self._study = study
-        self._lanes: dict[str, int] = {}  # per device, by signature
+        self._file = path / 'lanes.json'  # of each signature: what was chosen, so that a resumed sweep computes alike
+        self._chosen = json.loads(self._file.read_text()) if self._file.exists() else {}
         self._made: dict[tuple[str, int], Engine] = {}
 
     def get(self, this: Identity, count: int) -> Engine:
         """The engine for trials like this one, of which there are `count`. ConfigError: it cannot be made."""
-        config = self._study.config_of(this)
-        images = self._study.images(config.dataset.image_size)
-        lanes = self._lanes.setdefault(this.signature, 1)
         # No lane is there that would only train padding: what pruning leaves trains on its own.
-        lanes = min(lanes, 1 << (max(1, -(-count // jax.local_device_count())) - 1).bit_length())
+        needed = -(-count // jax.local_device_count())
+        lanes = min(self._lanes(this, count), 1 << (needed - 1).bit_length())
         if (this.signature, lanes) not in self._made:
+            planned = self._study.plan(this)
+            images = self._study.images(planned.config.dataset.image_size)
             try:
-                engine = Engine(config, images.images, images.labels, count, lanes)
+                engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes)
             except ValueError as error:
                 raise ConfigError(str(error)) from error
-            seconds = engine.compile(trial.stack([self._study.plan(this)], 0))
+            seconds = engine.compile(trial.stack([planned], 0))
             print(f'Compiled in {seconds:.1f} s for {run_dir.hardware()}', flush=True)
             self._made[this.signature, lanes] = engine
         return self._made[this.signature, lanes]
 
+    def _lanes(self, this: Identity, count: int) -> int:
+        """How many lanes a device trains at most: as chosen earlier on such devices, else chosen now."""
+        asked, found = self._study.config.engine.lanes, self._chosen.get(this.signature)
+        made_for = {'asked': asked, 'hardware': run_dir.hardware()}
+        if found is None or any(found[key] != value for key, value in made_for.items()):
+            planned = self._study.plan(this)
+            images = self._study.images(planned.config.dataset.image_size)
+            lane = trial.stack([planned], 0)
+            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count)
+            self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})
+        return self._chosen[this.signature]['lanes']
+
+    def _choose(self, signature: str, choice: dict[str, Any]) -> None:
+        self._chosen[signature] = choice
+        run_dir.write_json(self._file, self._chosen)
+
     def halve(self, signature: str) -> bool:
         """Lets go of the engines of a signature and has the next ones use half as many lanes; False: it was one."""
-        if self._lanes[signature] == 1:
+        lanes = self._chosen[signature]['lanes'] // 2
+        if not lanes:
             return False
-        self._lanes[signature] //= 2
+        self._choose(signature, {**self._chosen[signature], 'lanes': lanes})
         self._made = {key: engine for key, engine in self._made.items() if key[0] != signature}
-        print(f'Out of memory; going on with {self._lanes[signature]} trials at a time on each device', flush=True)
+        print(f'Out of memory: going on with {lanes} trials at a time on each device', flush=True)
         return True
 
 
@@ -291,7 +310,7 @@ def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
         'split_digest': split.digest,
         'code': run_dir.code_version(),
         'hardware': run_dir.hardware(),
-        'engine': engine.settings,
+        'engine': f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {config.engine.spread}',
     }
 
 

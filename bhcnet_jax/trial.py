@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -208,6 +209,9 @@ def check(config: Config, changed: Collection[str] | None = None) -> None:
             value = _get(config, key)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ConfigError(f'{key} is {value}; expected {low} to {high}.')
+    lanes = config['engine']['lanes']
+    if lanes != 'auto' and not re.fullmatch('[1-9][0-9]{0,4}', lanes):
+        raise ConfigError(f"engine.lanes is {lanes!r}; expected 'auto' or a whole number from 1 to 99999.")
     _check_combinations(config)
 
 
@@ -238,7 +242,6 @@ _RANGES = (
     ('optimizer.peak_lr', 0.0, 10.0),
     ('optimizer.warmup', 0.0, 0.9),
     ('optimizer.weight_decay', 0.0, 10.0),
-    ('engine.lanes', 1, 2**16),
     ('engine.checkpoint_every', 1, 10**6),
 )
 

@@ -115,7 +115,7 @@ def optimizer() -> ConfigDict:
 
 def engine() -> ConfigDict:
     c = ConfigDict()
-    c.lanes = 1  # trials that each device trains together
+    c.lanes = 'auto'  # trials that each device trains together, as text; auto: 1 on a CPU, measured on a GPU
     c.spread = 'lanes'  # over the devices: lanes (trials), or batch (one trial's batch, gradients averaged)
     c.checkpoint_every = 1  # epochs between checkpoints
     c.keep_weights = 'final'  # final: checkpoints of finished trials stay; none: they go, for large sweeps

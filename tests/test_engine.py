@@ -1,14 +1,23 @@
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bhcnet_jax import engine as engines
+from bhcnet_jax.checkpoint import Checkpoints
 from bhcnet_jax.engine import Engine
 from lanes import small_config, small_images, small_lanes
 
 
-def train(config, seeds=(0,), epochs=2, trials=None):
+def train(config, seeds=(0,), epochs=2, lanes=1):
     """Trains lanes that differ by seed. -> engine, final states, results of the epochs."""
-    engine = Engine(config, *small_images(), trials or len(seeds))
+    engine = Engine(config, *small_images(), len(seeds), lanes=lanes)
     states = engine.to_devices(engine.init(small_lanes(config, seeds)))
     results = []
     for epoch in range(epochs):
@@ -42,8 +51,8 @@ def test_these_tests_run_on_two_devices():
 @pytest.mark.parametrize('lanes', [1, 2])
 def test_a_lane_does_not_depend_on_its_neighbours(lanes):
     # The second batch has one trial only and is filled up with copies of it.
-    config = small_config(engine__lanes=lanes)
-    engine = Engine(config, *small_images(), 2 * lanes)
+    config = small_config()
+    engine = Engine(config, *small_images(), 2 * lanes, lanes=lanes)
     ends = []
     for seeds in ((3, 7, 5)[: 2 * lanes], (7,)):
         states = engine.to_devices(engine.init(small_lanes(config, seeds)))
@@ -69,7 +78,7 @@ def test_two_devices_compute_what_one_does_up_to_rounding(pair, alone):
 
 
 def test_two_lanes_on_a_device_compute_what_one_does_up_to_rounding(pair):
-    _, states, _ = train(small_config(engine__lanes=2), (3, 7))
+    _, states, _ = train(small_config(), (3, 7), lanes=2)
     for together, apart in zip(jax.tree.leaves(states.params), jax.tree.leaves(pair[1].params), strict=True):
         np.testing.assert_allclose(together, apart, atol=1e-4)
 
@@ -122,3 +131,115 @@ def test_other_traced_values_compile_nothing(alone):
     assert compiled == []
     jax.jit(lambda x: x * 2 + 1)(np.float32(3))
     assert compiled  # the listener does listen
+
+
+# Trains lanes on four devices for one epoch, saves them, and is killed.
+FOUR_DEVICES = """
+import os, pathlib, signal, sys
+from bhcnet_jax.checkpoint import Checkpoints
+from bhcnet_jax.engine import Engine
+from lanes import small_config, small_images, small_lanes
+config = small_config(augment__policy='none')
+seeds, epoch, directory = (3, 7, 5, 9), int(sys.argv[1]), pathlib.Path(sys.argv[2])
+engine = Engine(config, *small_images(), 4)
+assert len(engine.devices) == 4
+states, checkpoints = engine.init(small_lanes(config, seeds)), Checkpoints(directory)
+if epoch:
+    states = checkpoints.restore(states, epoch)[1]
+states, _ = engine.epoch(engine.to_devices(states), small_lanes(config, seeds, epoch))
+checkpoints.save(epoch + 1, engine.to_host(states, 4))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_four_devices_have_begun_goes_on_with_one_and_the_other_way_round(tmp_path):
+    config, seeds = small_config(augment__policy='none'), (3, 7, 5, 9)
+
+    def on_four_devices(epoch):
+        environment = os.environ | {
+            'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+            'PYTHONPATH': str(pathlib.Path(__file__).parent),
+            'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+        }
+        child = subprocess.run(
+            [sys.executable, '-c', FOUR_DEVICES, str(epoch), str(tmp_path)], env=environment, timeout=120, check=False
+        )
+        assert child.returncode == -signal.SIGKILL
+
+    on_four_devices(0)
+    engine = Engine(config, *small_images(), 4, lanes=4)
+    assert len(engine.devices) == 1
+    checkpoints = Checkpoints(tmp_path)
+    _, states = checkpoints.restore(engine.init(small_lanes(config, seeds)), 1)
+    states, _ = engine.epoch(engine.to_devices(states), small_lanes(config, seeds, 1))
+    checkpoints.save(2, engine.to_host(states, 4))
+    checkpoints.close()
+    on_four_devices(2)
+    checkpoints = Checkpoints(tmp_path)
+    _, moved = checkpoints.restore(engine.to_host(states, 4), 3)
+    checkpoints.close()
+    states = engine.to_devices(engine.init(small_lanes(config, seeds)))
+    for epoch in range(3):
+        states, _ = engine.epoch(states, small_lanes(config, seeds, epoch))
+    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(engine.to_host(states, 4)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(('said', 'lanes'), [('auto', 1), ('6', 6)])
+def test_lanes_are_those_of_the_config_and_one_on_a_cpu(said, lanes):
+    config = small_config(engine__lanes=said)
+    assert engines.choose_lanes(config, *small_images(), small_lanes(config), 100) == (lanes, {})
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'trials', 'worthwhile', 'tried'),
+    [
+        ({}, 5, 0, [1, 2, 3]),  # 3 for each of two devices are enough
+        ({'engine__spread': 'batch'}, 2, 0, [1, 2]),
+        ({}, 100, 1000, [1, 2]),  # two are not a thousand times as fast
+    ],
+)
+def test_lanes_are_tried_until_they_gain_nothing(overrides, trials, worthwhile, tried, monkeypatch):
+    monkeypatch.setattr(engines, 'WORTHWHILE', worthwhile)
+    config = small_config(augment__policy='none', **overrides)
+    best, rates = engines.measure_lanes(config, *small_images(), small_lanes(config), trials)
+    assert list(rates) == tried
+    assert min(rates.values()) > 0
+    assert best == (tried[-1] if worthwhile == 0 else 1)
+
+
+def test_a_long_epoch_is_cut_for_the_measurement(monkeypatch):
+    monkeypatch.setattr(engines, 'MEASURED_IMAGES', 16)
+    seen = []
+    monkeypatch.setattr(engines, '_measure', lambda config, images, labels, lane, lanes: seen.append((config, lane)))
+    config = small_config()
+    engines.measure_lanes(config, *small_images(), small_lanes(config), 1)
+    ((short, lane),) = seen
+    assert (short.augment.samples, config.augment.samples) == (16, 20)
+    assert (lane.sources.shape, lane.learning_rates.shape) == ((1, 16), (1, 2))
+
+
+def exhaust(*_):
+    jax.block_until_ready(jnp.zeros(2**45, jnp.float32))  # 128 TiB
+
+
+def test_more_lanes_than_fit_into_memory_are_not_chosen(monkeypatch):
+    measure = engines._measure
+    monkeypatch.setattr(engines, 'WORTHWHILE', 0)
+    monkeypatch.setattr(engines, '_measure', lambda *arguments: (exhaust if arguments[-1] > 2 else measure)(*arguments))
+    config = small_config(augment__policy='none')
+    best, rates = engines.measure_lanes(config, *small_images(), small_lanes(config), 100)
+    assert (best, list(rates)) == (2, [1, 2])
+    monkeypatch.setattr(engines, '_measure', exhaust)
+    with pytest.raises(jax.errors.JaxRuntimeError, match='Out of memory'):
+        engines.measure_lanes(config, *small_images(), small_lanes(config), 100)
+
+
+def test_only_a_lack_of_memory_is_told_as_such():
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        exhaust()
+    assert engines.is_out_of_memory(caught.value)
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        jax.pure_callback(lambda: 1 / 0, jax.ShapeDtypeStruct((), np.float32)).block_until_ready()
+    assert not engines.is_out_of_memory(caught.value)
+    assert not engines.is_out_of_memory(MemoryError('RESOURCE_EXHAUSTED'))  # of the host

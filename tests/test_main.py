@@ -9,7 +9,7 @@ def run(*flags, cwd=None):
     """Runs the program in a real process; flags that are wrong are answered before JAX is imported."""
     return subprocess.run(
         [sys.executable, '-m', 'bhcnet_jax.main', *flags], capture_output=True, text=True, timeout=60, cwd=cwd,
-        env={**os.environ, 'XLA_FLAGS': ''}, check=False,
+        env={**os.environ, 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': ''}, check=False,
     )  # fmt: skip
 
 
@@ -59,3 +59,84 @@ def test_importing_the_entry_point_imports_neither_jax_nor_tensorflow():
     script = 'import sys, bhcnet_jax.main; print({"jax", "tensorflow", "matplotlib"} & set(sys.modules))'
     child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=60, check=True)
     assert child.stdout.strip() == 'set()'
+
+
+# Counts the programs that were compiled, and those that were read from the cache instead.
+COUNTING = """
+import atexit, collections
+import jax
+from bhcnet_jax import main
+counted = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: counted.update([event.rpartition('/')[2]]))
+atexit.register(lambda: print('compiled', counted['cache_misses'], 'read', counted['cache_hits']))
+main.run()
+"""
+
+
+def without_cache(**variables):
+    """The environment of a user who has set nothing about JAX."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XLA_'))} | variables
+
+
+@pytest.fixture
+def train(labelled_folder, tmp_path, tmp_path_factory):
+    """Trains for one epoch in a process of its own. -> programs compiled and read, warnings, predictions."""
+
+    def run():
+        workdir = tmp_path_factory.mktemp('runs') / 'run'
+        flags = [
+            '--config=smoke', f'--workdir={workdir}', '--config.phases=("balanced",)', '--config.balanced.epochs=1',
+            '--config.dataset.name=folder', f'--config.dataset.dir={labelled_folder}', '--config.dataset.image_size=16',
+            '--config.augment.samples=20', '--config.augment.policy=none', '--config.model.filters=(2,)',
+            '--sweep=seed=0:2',
+        ]  # fmt: skip
+        child = subprocess.run(
+            [sys.executable, '-c', COUNTING, *flags], capture_output=True, text=True, timeout=120, check=False,
+            env=without_cache(TFDS_DATA_DIR=str(tmp_path / 'tfds'), XDG_CACHE_HOME=str(tmp_path / 'cache')),
+        )  # fmt: skip
+        assert child.returncode == 0, child.stderr
+        words = child.stdout.split()
+        return int(words[-3]), int(words[-1]), child.stderr, (workdir / 'predictions.csv').read_bytes()
+
+    return run
+
+
+def test_the_next_process_compiles_nothing_even_after_kept_programs_were_broken(train, tmp_path):
+    compiled, read, _, expected = train()
+    assert compiled > 0
+    kept = tmp_path / 'cache/bhcnet_jax/compiled'
+    assert kept.stat().st_mode & 0o777 == 0o700
+    for file in kept.glob('*-cache'):
+        os.truncate(file, file.stat().st_size // 2)  # as a kill or a full disk may leave it
+    again, read, warned, predictions = train()
+    assert (again, read) == (compiled, 0)
+    assert 'Error reading persistent compilation cache entry' in warned
+    assert predictions == expected
+    again, read, warned, predictions = train()
+    assert (again, read) == (0, compiled)
+    assert 'Error' not in warned
+    assert predictions == expected
+
+
+@pytest.mark.parametrize(
+    ('variables', 'folder', 'warnings'),
+    [
+        ({'XDG_CACHE_HOME': 'cache'}, 'cache/bhcnet_jax/compiled', 0),
+        ({'HOME': '.'}, '.cache/bhcnet_jax/compiled', 0),
+        ({'XDG_CACHE_HOME': 'file'}, 'None', 1),
+        ({'JAX_COMPILATION_CACHE_DIR': 'mine'}, 'mine', 0),
+        ({'JAX_COMPILATION_CACHE_DIR': ''}, '', 0),
+    ],
+)
+def test_compiled_programs_are_kept_where_the_user_says(variables, folder, warnings, tmp_path):
+    (tmp_path / 'file').touch()
+    script = 'from bhcnet_jax import main; main._keep_compiled_programs(); import jax; ' \
+        'print(jax.config.jax_compilation_cache_dir)'  # fmt: skip
+    child = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True,
+        env=without_cache() | variables,
+    )  # fmt: skip
+    assert child.stdout.strip() == folder
+    assert child.stderr.count('\n') == warnings
+    if warnings:
+        assert 'warning: file/bhcnet_jax/compiled: Not a directory; compiled programs are not kept' in child.stderr
