@@ -233,13 +233,13 @@ class Results:
     def enter(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Enters trials as PENDING; one that is there already stays as it is."""
         with self._transaction():
-            self._insert('trials', ({**row, 'status': 'PENDING'} for row in rows), 'IGNORE')
+            self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], 'NOTHING')
 
     def begin(self, row: Mapping[str, Any]) -> None:
         """Enters a trial if need be, and sets it to RUNNING in this process unless it is DONE."""
         if self.status(row['trial_id']) != 'DONE':
             with self._transaction():
-                self._insert('trials', [row], 'IGNORE')
+                self._insert('trials', [row], 'NOTHING')
                 self._claim([row['trial_id']], socket.gethostname(), os.getpid())
 
     def claim(self, trial_ids: Iterable[str], host: str, pid: int) -> None:
@@ -321,16 +321,30 @@ class Results:
             for table in TABLES:
                 self._database.executemany(f'DELETE FROM {table} WHERE trial_id = ?', ids)
 
-    def _insert(self, table: str, rows: Iterable[Mapping[str, Any]], if_there: str = 'REPLACE') -> None:
-        for row in rows:
-            names, places = ', '.join(row), ', '.join(f':{name}' for name in row)
-            self._database.execute(f'INSERT OR {if_there} INTO {table} ({names}) VALUES ({places})', row)
+    def _insert(self, table: str, rows: Iterable[Mapping[str, Any]], if_there: str = 'UPDATE') -> None:
+        """Rows of equal columns follow each other. if_there: what happens to a row of that key, UPDATE or NOTHING."""
+        for names, alike in itertools.groupby(rows, key=tuple):
+            places = ', '.join(f':{name}' for name in names)
+            # Not OR REPLACE: that deletes the row, and another is then entered at the end, at twice the cost.
+            update = 'UPDATE SET ' + ', '.join(f'{name} = excluded.{name}' for name in names)
+            self._database.executemany(
+                f'INSERT INTO {table} ({", ".join(names)}) VALUES ({places}) '
+                f'ON CONFLICT DO {update if if_there == "UPDATE" else if_there}',
+                alike,
+            )
 
     def read(self, table: str, trial_id: str) -> pd.DataFrame:
         """One trial's rows of 'trials', 'epochs' or 'predictions', in the order they were first entered in."""
         return pd.read_sql_query(
             f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', self._database, params=[trial_id]
         )
+
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """trial_id -> its SCORES, None where undefined; of all trials that are DONE, in the order of their rows."""
+        found = self._database.execute(
+            f"SELECT trial_id, {', '.join(SCORES)} FROM trials WHERE status = 'DONE' ORDER BY rowid"
+        )
+        return {trial_id: dict(zip(SCORES, values, strict=True)) for trial_id, *values in found}
 
     def export(self, directory: pathlib.Path) -> None:
         """Writes results.csv (finished trials), curves.csv and predictions.csv; each appears complete or not at all."""

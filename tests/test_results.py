@@ -56,6 +56,25 @@ def test_an_epoch_recorded_again_replaces_its_row(database):
     assert list(database.read('predictions', 'abc').probability) == [0.3]
 
 
+def test_rows_that_are_written_again_stay_in_their_place(database):
+    database.enter([{**TRIAL, 'trial_id': 'b'}])
+    for trial_id in ('abc', 'b', 'abc'):  # the first is resumed after the second
+        rows = [{**epoch(number), 'trial_id': trial_id} for number in (1, 2)]
+        database.record_epoch(rows, [{**prediction(image, 0.5), 'trial_id': trial_id} for image in 'xy'])
+    for table in ('epochs', 'predictions'):
+        in_order = database._database.execute(f'SELECT trial_id FROM {table} ORDER BY rowid').fetchall()
+        assert in_order == [('abc',), ('abc',), ('b',), ('b',)]
+
+
+def test_scores_are_those_of_finished_trials_in_the_order_of_their_rows(database):
+    database.enter({**TRIAL, 'trial_id': trial_id} for trial_id in 'bc')
+    database.finish('c', {'accuracy': 0.5, 'auc': float('nan')})
+    database.finish('abc', {'accuracy': 0.75})
+    scores = database.scores()
+    assert list(scores) == ['abc', 'c']
+    assert (scores['abc']['accuracy'], scores['c']['accuracy'], scores['c']['auc']) == (0.75, 0.5, None)
+
+
 def test_an_epoch_is_recorded_whole_or_not_at_all(database):
     with pytest.raises(ResultsError, match='no column named typo'):
         database.record_epoch([epoch(1)], [{**prediction('a', 0.1), 'typo': 1}])
