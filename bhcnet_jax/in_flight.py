@@ -2,9 +2,9 @@
 
 A batch has a directory with BATCH, the ids of its trials lane by lane and the names of its phases, and for each phase
 begun a directory of checkpoints of all its lanes, stacked (see `checkpoint.py`). A trial may be in several batches; its
-place is where it has come furthest. Trials that lie together go on where they are. Others (neighbours were pruned, there
-are fewer devices or there is less memory) are first copied into the directory of a new batch, and directories that are
-nobody's place are deleted.
+place is where it has come furthest. Trials that lie together go on where they are. Others (neighbours were pruned,
+there are fewer devices or there is less memory) are first copied into the directory of a new batch, and directories
+that are nobody's place are deleted.
 """
 
 import contextlib

@@ -21,7 +21,7 @@ import socket
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,8 @@ WAIT_SECONDS = 60  # for another process to let go of the file: a reader, or a w
 COUNTS = ('tp', 'tn', 'fp', 'fn')
 PROPORTIONS = ('accuracy', 'precision', 'sensitivity', 'specificity')  # those with an interval
 SCORES = (*PROPORTIONS, 'f1', 'auc', 'log_loss', 'brier')
+SUMMARIZED = (*SCORES, 'val_loss', 'val_accuracy')  # what a sweep's summary shows of a trial
+SETTINGS = ('code', 'hardware', 'engine')  # under which a trial was trained; equal settings give equal bits
 
 STATE_COLUMNS = {  # empty in a finished trial's row, so that it does not tell who was interrupted when
     'host': 'TEXT',  # of the process that trains it, while RUNNING
@@ -219,21 +221,19 @@ class Results:
         )
         return {trial_id: (status, accuracy) for trial_id, status, accuracy in rows}
 
-    def scores(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, float | None]]]:
-        """trial_id and some columns of every trial that is DONE."""
-        query = f"SELECT trial_id, {', '.join(names)} FROM trials WHERE status = 'DONE'"
-        for trial_id, *values in self._database.execute(query).fetchall():
-            yield trial_id, dict(zip(names, values, strict=True))
-
     def abandoned(self) -> list[str]:
         """The ids of RUNNING trials whose process is gone, see `is_abandoned`."""
         rows = self._database.execute("SELECT trial_id, host, pid, heartbeat FROM trials WHERE status = 'RUNNING'")
         return [trial_id for trial_id, *process in rows if is_abandoned(*process)]
 
     def enter(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Enters trials as PENDING; one that is there already stays as it is."""
+        """Enters trials as PENDING; to one that is there already only SETTINGS are added that it has not had yet."""
+        added = ', '.join(
+            f"{name} = iif(instr({name}, excluded.{name}) = 0, {name} || '; ' || excluded.{name}, {name})"
+            for name in SETTINGS
+        )
         with self._transaction():
-            self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], 'NOTHING')
+            self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {added}')
 
     def begin(self, row: Mapping[str, Any]) -> None:
         """Enters a trial if need be, and sets it to RUNNING in this process unless it is DONE."""
@@ -321,15 +321,15 @@ class Results:
             for table in TABLES:
                 self._database.executemany(f'DELETE FROM {table} WHERE trial_id = ?', ids)
 
-    def _insert(self, table: str, rows: Iterable[Mapping[str, Any]], if_there: str = 'UPDATE') -> None:
-        """Rows of equal columns follow each other. if_there: what happens to a row of that key, UPDATE or NOTHING."""
+    def _insert(self, table: str, rows: Iterable[Mapping[str, Any]], if_there: str = '') -> None:
+        """Rows of equal columns follow each other. if_there: done to a row of that key; '': it is brought up to date."""
         for names, alike in itertools.groupby(rows, key=tuple):
             places = ', '.join(f':{name}' for name in names)
             # Not OR REPLACE: that deletes the row, and another is then entered at the end, at twice the cost.
             update = 'UPDATE SET ' + ', '.join(f'{name} = excluded.{name}' for name in names)
             self._database.executemany(
                 f'INSERT INTO {table} ({", ".join(names)}) VALUES ({places}) '
-                f'ON CONFLICT DO {update if if_there == "UPDATE" else if_there}',
+                f'ON CONFLICT DO {if_there or update}',
                 alike,
             )
 
@@ -340,11 +340,11 @@ class Results:
         )
 
     def scores(self) -> dict[str, dict[str, float | None]]:
-        """trial_id -> its SCORES, None where undefined; of all trials that are DONE, in the order of their rows."""
+        """trial_id -> SUMMARIZED, None where undefined; of all trials that are DONE, in the order of their rows."""
         found = self._database.execute(
-            f"SELECT trial_id, {', '.join(SCORES)} FROM trials WHERE status = 'DONE' ORDER BY rowid"
+            f"SELECT trial_id, {', '.join(SUMMARIZED)} FROM trials WHERE status = 'DONE' ORDER BY rowid"
         )
-        return {trial_id: dict(zip(SCORES, values, strict=True)) for trial_id, *values in found}
+        return {trial_id: dict(zip(SUMMARIZED, values, strict=True)) for trial_id, *values in found}
 
     def export(self, directory: pathlib.Path) -> None:
         """Writes results.csv (finished trials), curves.csv and predictions.csv; each appears complete or not at all."""

@@ -24,13 +24,12 @@ from bhcnet_jax.engine import Engine, choose_lanes, is_out_of_memory
 from bhcnet_jax.report import progress, summary
 from bhcnet_jax.report.progress import Progress
 from bhcnet_jax.report.tensorboard import SweepEvents
-from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, Results, ResultsError
+from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, SUMMARIZED, Results, ResultsError
 from bhcnet_jax.run_dir import RunDirError
 from bhcnet_jax.study import Study
 from bhcnet_jax.trial import ConfigError, Identity, Trial
 
 ENDED = ('DONE', 'FAILED', 'DIVERGED')  # PRUNED is not: the rest of the trial can be trained
-SUMMARIZED = ('accuracy', 'sensitivity', 'specificity', 'auc', 'log_loss', 'val_loss', 'val_accuracy')
 
 
 class _FirstFailure(Exception):
@@ -115,7 +114,7 @@ class Schedule:
         swept = {each.trial_id: each.point for each in self._wanted}
         label = run_dir.dataset_label(self._study.image_set)
         with SweepEvents(self._path / 'tensorboard' / 'sweep', label, swept) as events:
-            for trial_id, scores in self._results.scores(SUMMARIZED):
+            for trial_id, scores in self._results.scores().items():
                 if trial_id in swept:
                     events.add_trial(trial_id, scores)
             yield events
@@ -244,9 +243,9 @@ class _Engines:
 
     def get(self, this: Identity, count: int) -> Engine:
         """The engine for trials like this one, of which there are `count`. ConfigError: it cannot be made."""
-        # No lane is there that would only train padding: what pruning leaves trains on its own.
-        needed = -(-count // jax.local_device_count())
-        lanes = min(self._lanes(this, count), 1 << (needed - 1).bit_length())
+        # No more lanes than there are trials for: those that pruning leaves shall not train beside padding.
+        devices = 1 if self._study.config.engine.spread == 'batch' else jax.local_device_count()
+        lanes = min(self._lanes(this, count), -(-count // devices))
         if (this.signature, lanes) not in self._made:
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset.image_size)

@@ -206,6 +206,15 @@ def test_a_forgotten_trial_leaves_nothing_and_the_others_everything(database):
     assert [len(database.read(table, 'b')) for table in results.TABLES] == [1, 1, 1]
 
 
+def test_a_trial_that_goes_on_under_other_settings_has_both_in_its_row(database):
+    for engine in ('devices 2, lanes 1', 'devices 2, lanes 1', 'devices 1, lanes 1'):
+        database.enter([{'trial_id': 'moved', 'engine': engine, 'code': '1.0', 'recipe': engine}])
+    row = database.read('trials', 'moved').iloc[0]
+    assert row.engine == 'devices 2, lanes 1; devices 1, lanes 1'
+    assert row.code == '1.0'
+    assert row.recipe == 'devices 2, lanes 1'
+
+
 def test_an_epoch_and_a_beat_are_signs_of_life_of_running_trials_only(database):
     database.enter([trial('waiting')])
     before = state(database, 'abc')['heartbeat']
