@@ -322,7 +322,7 @@ class Results:
                 self._database.executemany(f'DELETE FROM {table} WHERE trial_id = ?', ids)
 
     def _insert(self, table: str, rows: Iterable[Mapping[str, Any]], if_there: str = '') -> None:
-        """Rows of equal columns follow each other. if_there: done to a row of that key; '': it is brought up to date."""
+        """Rows of equal columns follow each other. if_there: done to one of that key; '': it is brought up to date."""
         for names, alike in itertools.groupby(rows, key=tuple):
             places = ', '.join(f':{name}' for name in names)
             # Not OR REPLACE: that deletes the row, and another is then entered at the end, at twice the cost.
