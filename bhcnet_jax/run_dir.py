@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -124,6 +125,7 @@ def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:
         write_json(path / 'config.json', {**theirs, 'swept': sorted(swept)})
 
 
+@functools.cache
 def hardware() -> str:
     """The devices and the machine's processor cores, in a few words."""
     devices = jax.local_devices()
@@ -138,6 +140,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache  # of the code that runs, whatever becomes of the checkout
 def code_version() -> str:
     """The version, and the commit where the code lies in a git checkout; '+' marks uncommitted changes."""
     root = pathlib.Path(__file__).resolve().parents[1]

@@ -1,25 +1,42 @@
-"""Measures a recipe's training: images per second, compile seconds and peak memory, as JSON on standard output.
+"""Measures this project on this machine; prints JSON on standard output. Figures are in docs/benchmarks.md.
 
-    python launch/benchmark.py --config=balanced --epochs=5
+    python launch/benchmark.py --config=balanced --epochs=5     one training: images/s, compile seconds, memory
+    python launch/benchmark.py --suite=sweep                    a sweep in one process, in 8, in 2 side by side
+    python launch/benchmark.py --suite=prune                    a sweep of 64 trials, whole and pruned
+    python launch/benchmark.py --suite=records                  database, expansion of a sweep, cost beside the epochs
 
-The images are random, since the time does not depend on what they show. Shapes, phases and settings are the recipe's.
-Evaluation and augmentation are part of an epoch and of its time.
+Whole trainings run as real processes on images drawn for the purpose; a single training is measured on random ones,
+since its time does not depend on what they show.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
+import os
+import pathlib
 import resource
+import sqlite3
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
-from bhcnet_jax import optim, run_dir, splits, trial
+from bhcnet_jax import optim, run_dir, splits, sweep, trial
+from bhcnet_jax.configs import base
 from bhcnet_jax.engine import Engine
 from bhcnet_jax.input_pipeline import ImageSet
+from bhcnet_jax.results import Results
+from bhcnet_jax.study import Study
+
+ROUNDS = 3  # of everything that is compared, in turn, so that a machine that drifts favours nobody
 
 
 def random_images(count: int, size: int) -> ImageSet:
@@ -43,11 +60,11 @@ def random_images(count: int, size: int) -> ImageSet:
     )
 
 
-def measure(config_name: str, epochs: int) -> dict[str, object]:
+def measure_training(config_name: str, epochs: int) -> dict[str, Any]:
     """Trains `epochs` epochs of a config's first phase, after compilation.
 
     Returns images_per_second (training images over the median epoch, augmentation and evaluation included),
-    epoch_seconds, compile_seconds, peak_memory_bytes of this process, and what it was measured on.
+    epoch_seconds, compile_seconds and peak_memory_bytes of this process.
     """
     config = importlib.import_module(f'bhcnet_jax.configs.{config_name}').get_config()
     image_set = random_images(200, config.dataset.image_size)
@@ -70,16 +87,184 @@ def measure(config_name: str, epochs: int) -> dict[str, object]:
         'epoch_seconds': seconds,
         'compile_seconds': compile_seconds,
         'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        'hardware': run_dir.hardware(),
-        'jax': jax.__version__,
-        'code': run_dir.code_version(),
     }
 
 
-if __name__ == '__main__':
+# The paper's network; few images per epoch, so that a round takes minutes.
+SWEEP = ('--config=balanced', '--config.dataset.name=phantom', '--config.augment.samples=320',
+         '--config.balanced.epochs=3')  # fmt: skip
+TRIALS = 8
+
+
+def measure_sweep(folder: pathlib.Path) -> dict[str, Any]:
+    """Seconds for 8 trials of the paper's network: in one process, in 8 after another, in 2 side by side.
+
+    All from the start of the process to its end, with JAX's compilation cache filled by an earlier run. The two side by
+    side are started by launch/sweep.py, each on its share of the cores. Ratios are of the same round.
+    """
+    rounds = []
+    for number in range(-1, ROUNDS):  # round -1 prepares the images and fills the cache
+        at = folder / str(number)
+        times = {
+            'one process': _seconds(_main(at / 'one', *SWEEP, f'--sweep=seed=0:{TRIALS}')),
+            'one after another': sum(
+                _seconds(_main(at / f'seed-{seed}', *SWEEP, f'--config.seed={seed}')) for seed in range(TRIALS)
+            ),
+            'two side by side': _seconds(_launch(at / 'two', *SWEEP, f'--sweep=seed=0:{TRIALS}', '--shards=2')),
+        }
+        with contextlib.closing(sqlite3.connect(at / 'seed-0' / 'results.sqlite')) as database:
+            times['epochs of one trial'] = database.execute('SELECT train_seconds FROM trials').fetchone()[0]
+        rounds.append(times)
+    rounds = rounds[1:]
+    return {
+        'seconds': rounds,
+        'one process / best other': [
+            each['one process'] / min(each['one after another'], each['two side by side']) for each in rounds
+        ],
+        'one process / 8 times the epochs of one trial': [
+            each['one process'] / (TRIALS * each['epochs of one trial']) for each in rounds
+        ],
+    }
+
+
+def _main(workdir: pathlib.Path, *flags: str) -> list[str]:
+    return [sys.executable, '-m', 'bhcnet_jax.main', f'--workdir={workdir}', *flags]
+
+
+def _launch(workdir: pathlib.Path, *flags: str) -> list[str]:
+    script = pathlib.Path(__file__).with_name('sweep.py')
+    return [sys.executable, str(script), '--engine=local', f'--workdir={workdir}', *flags]
+
+
+def _seconds(command: Sequence[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+PRUNED_SWEEP = (
+    '--config=smoke', '--config.dataset.name=phantom', '--config.split.val_folds=5', '--config.augment.samples=400',
+    "--config.phases=('balanced',)", '--config.balanced.epochs=24', '--config.augment.frozen=False',
+    '--sweep=optimizer.peak_lr=log(1e-5,1e-1,16) model.dropout=0,0.2,0.4,0.6',
+)  # fmt: skip
+RULE = 'rungs=4,8,16 keep=1/3'
+
+
+def measure_pruning(folder: pathlib.Path) -> dict[str, Any]:
+    """Seconds for 64 recipes of a small network, whole and pruned, and which one has the lowest validation loss."""
+    rounds = []
+    for number in range(-1, ROUNDS):
+        whole, pruned = folder / f'{number}-whole', folder / f'{number}-pruned'
+        seconds = [_seconds(_main(whole, *PRUNED_SWEEP)), _seconds(_main(pruned, *PRUNED_SWEEP, f'--prune={RULE}'))]
+        rounds.append({'whole': seconds[0], 'pruned': seconds[1], 'winners': [_winner(whole), _winner(pruned)]})
+    return {
+        'seconds': rounds[1:],
+        'pruned / whole': [each['pruned'] / each['whole'] for each in rounds[1:]],
+        'same winner': all(each['winners'][0] == each['winners'][1] for each in rounds),
+    }
+
+
+def _winner(path: pathlib.Path) -> str:
+    """Id of the finished trial of the lowest validation loss."""
+    with contextlib.closing(sqlite3.connect(path / 'results.sqlite')) as database:
+        query = "SELECT trial_id FROM trials WHERE status = 'DONE' ORDER BY val_loss LIMIT 1"
+        return database.execute(query).fetchone()[0]
+
+
+def measure_records(folder: pathlib.Path) -> dict[str, Any]:
+    """Finished trials per second that the database takes, expansion of a large sweep, and the cost beside epochs."""
+    return {
+        'finished trials per second, by lanes': {lanes: _finish(folder / str(lanes), lanes) for lanes in (1, 8, 64)},
+        'expansion': {name: _expand(folder / name, axes) for name, axes in EXPANDED.items()},
+        'time beside the epochs': _beside_epochs(folder),
+    }
+
+
+def _finish(folder: pathlib.Path, lanes: int, trials: int = 1024) -> float:
+    """Trials per second, each with one epoch and 20 predictions, in batches of `lanes`."""
+    folder.mkdir(parents=True)
+    with contextlib.closing(Results(folder / 'results.sqlite')) as results:
+        start = time.perf_counter()
+        for first in range(0, trials, lanes):
+            ids = [f'{number:064x}' for number in range(first, first + lanes)]
+            results.enter([{'trial_id': each, 'seed': 0} for each in ids])
+            results.claim(ids, 'here', 1)
+            epochs = [{'trial_id': each, 'phase': 'balanced', 'epoch': 1, 'train_loss': 0.5} for each in ids]
+            predictions = [
+                {'trial_id': each, 'image_id': str(image), 'label': 0, 'probability': 0.5}
+                for each in ids for image in range(20)
+            ]  # fmt: skip
+            results.record_epoch(epochs, predictions)
+            results.finish_many({each: {'accuracy': 0.5} for each in ids})
+        return trials / (time.perf_counter() - start)
+
+
+EXPANDED = {
+    'seeds and folds': 'seed=0:1000 split.fold=0:10 balanced.epochs=4,6,8,10,12,14,16,18,20,24',
+    'all recipes different': 'optimizer.peak_lr=loguniform(1e-5,1e-1,100000,0)',
+}
+
+
+def _expand(folder: pathlib.Path, axes: str) -> dict[str, float]:
+    """Expands 100 000 trials and compares them with a database of as many, in a process of its own."""
+    program = f'import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); import benchmark; '
+    program += f'benchmark.expand({str(folder)!r}, {axes!r})'
+    output = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def expand(folder: str, axes: str) -> None:
+    """Prints seconds and peak memory of expanding a sweep and finding what of it is missing in a full database."""
+    config = base.get_config()
+    config.dataset.name, config.split.scheme = 'phantom', 'kfold'
+    study = Study(config, axes)
+    pathlib.Path(folder).mkdir(parents=True)
+    with contextlib.closing(Results(pathlib.Path(folder) / 'results.sqlite')) as results:
+        results.enter({'trial_id': each.trial_id} for each in study.trials(sweep.parse_shard('1/1')))
+    fresh = Study(config, axes)
+    start = time.perf_counter()
+    with contextlib.closing(Results(pathlib.Path(folder) / 'results.sqlite')) as results:
+        wanted, statuses = fresh.trials(sweep.parse_shard('1/1')), results.statuses()
+        missing = sum(statuses.get(each.trial_id) not in ('DONE', 'FAILED', 'DIVERGED') for each in wanted)
+    seconds = time.perf_counter() - start
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({'trials': len(wanted), 'missing': missing, 'seconds': seconds, 'peak_memory_bytes': memory}))
+
+
+def _beside_epochs(folder: pathlib.Path) -> dict[str, float]:
+    """Share of a sweep's time that is not in its epochs, for epochs of about a second, from the first epoch on."""
+    flags = ('--config=balanced', '--config.dataset.name=phantom', '--config.augment.samples=160',
+             '--config.balanced.epochs=4', '--sweep=seed=0:6')  # fmt: skip
+    env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+    with subprocess.Popen(_main(folder / 'beside', *flags), stdout=subprocess.PIPE, text=True, env=env) as child:
+        for line in child.stdout:
+            if line.startswith('Compiled'):
+                start = time.perf_counter()
+            elif ' trials: ' in line and 'DONE' in line:
+                wall = time.perf_counter() - start
+    epochs = pd.read_csv(folder / 'beside' / 'curves.csv').seconds
+    return {'epochs': len(epochs), 'median epoch, s': float(epochs.median()), 'share': 1 - float(epochs.sum()) / wall}
+
+
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', default='balanced', help='name of a config that comes with the package')
-    parser.add_argument('--epochs', type=int, default=5, help='epochs to train after compilation')
+    parser.add_argument('--suite', default='training', choices=('training', 'sweep', 'prune', 'records'))
+    parser.add_argument('--config', default='balanced', help='training: a config that comes with the package')
+    parser.add_argument('--epochs', type=int, default=5, help='training: epochs after compilation')
     arguments = parser.parse_args()
-    json.dump(measure(arguments.config, arguments.epochs), sys.stdout, indent=2)
+    suites: Mapping[str, Callable[[pathlib.Path], dict[str, Any]]] = {
+        'training': lambda _: measure_training(arguments.config, arguments.epochs),
+        'sweep': measure_sweep,
+        'prune': measure_pruning,
+        'records': measure_records,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        figures = suites[arguments.suite](pathlib.Path(folder))
+    about = {'hardware': run_dir.hardware(), 'jax': jax.__version__, 'code': run_dir.code_version()}
+    json.dump({**figures, **about}, sys.stdout, indent=2)
     print()
+
+
+if __name__ == '__main__':
+    main()
