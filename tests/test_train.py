@@ -18,8 +18,7 @@ from tensorboardX.proto import event_pb2
 from bhcnet_jax import batch, optim, phases, train
 from bhcnet_jax.train import Options
 from lanes import small_config
-
-PHASES = {'balanced': 12, 'imbalanced': 12}
+from runs import PHASES, PROGRAM, child_environment, command, numbers, recorded_epochs
 
 
 def tiny_config(folder):
@@ -34,38 +33,10 @@ def tiny_config(folder):
     return config
 
 
-def command(folder, workdir, *more):
-    flags = [
-        '--config=base', '--config.recipe=tiny', f'--workdir={workdir}',
-        '--config.dataset.name=folder', f'--config.dataset.dir={folder}', '--config.dataset.image_size=16',
-        '--config.model.filters=(2,3,4)', '--config.model.recurrent_units=8', '--config.batch_size=8',
-        '--config.augment.samples=20', '--config.imbalanced.positives=30',
-        *(f'--config.{phase}.epochs={epochs}' for phase, epochs in PHASES.items()),
-        *more,
-    ]  # fmt: skip
-    return [sys.executable, '-c', PROGRAM, *flags]
-
-
-# As `python -m bhcnet_jax.main` typed into a terminal: a background job of a script, as which the tests may run,
-# hands down that SIGINT is ignored.
-PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from bhcnet_jax import main
-main.run()
-"""
-
-
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
     """Of child processes: one device, as on a user's machine; prepared data and programs are shared."""
-    return {
-        **os.environ,
-        'XLA_FLAGS': '',
-        'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds')),
-        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
+    return child_environment(tmp_path_factory.mktemp('shared'))
 
 
 @pytest.fixture(scope='module')
@@ -77,15 +48,6 @@ def undisturbed(labelled_folder, environment, tmp_path_factory):
     )
     assert child.returncode == 0, child.stderr
     return workdir, child.stdout
-
-
-def recorded_epochs(workdir, phase):
-    try:
-        uri = f'file:{workdir}/results.sqlite?mode=ro'
-        with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
-            return database.execute('SELECT count(*) FROM epochs WHERE phase = ?', [phase]).fetchone()[0]
-    except sqlite3.OperationalError:  # not there yet
-        return 0
 
 
 def interrupt(arguments, environment, workdir, phase, signum):
@@ -102,14 +64,6 @@ def interrupt(arguments, environment, workdir, phase, signum):
     child.send_signal(signum)
     output, _ = child.communicate(timeout=120)
     return child.returncode, output
-
-
-def numbers(workdir):
-    """All that a run computes, without the times that it took."""
-    tables = {name: pd.read_csv(workdir / f'{name}.csv') for name in ('results', 'curves', 'predictions')}
-    tables['results'] = tables['results'].drop(columns=['train_seconds', 'images_per_second'])
-    tables['curves'] = tables['curves'].drop(columns='seconds')
-    return tables
 
 
 def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(
