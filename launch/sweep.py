@@ -53,16 +53,18 @@ class Sweep(NamedTuple):
         return f'shard-{index}-of-{self.shards}'
 
 
-def prepare(sweep: Sweep) -> dict[str, Any]:
-    """Makes the directory, or takes up one with as many shards. Returns what an earlier call has remembered there."""
+def prepare(sweep: Sweep) -> None:
+    """Makes the directory, or takes up one with as many shards, where no job of an earlier call is in the queue."""
     known = _recall(sweep.workdir)
     if known.get('shards', sweep.shards) != sweep.shards:
         raise LaunchError(
             f'{sweep.workdir} holds a sweep in {known["shards"]} shards. Use --shards={known["shards"]}, or another '
             '--workdir: a trial would be in another shard and trained twice.'
         )
+    job = known.get('job', '')
+    if queue(job):
+        raise LaunchError(f'Job {job} trains in {sweep.workdir}. Wait for it, or end it: scancel {job}')
     _remember(sweep.workdir, {'shards': sweep.shards, **known})
-    return known
 
 
 def _recall(workdir: pathlib.Path) -> dict[str, Any]:
@@ -277,6 +279,7 @@ def submit(sweep: Sweep, flags: argparse.Namespace) -> str:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    cores = [f'--cpus-per-task={flags.cpus_per_task}'] if flags.cpus_per_task else []
     parameters = {
         'job_name': f'sweep-{sweep.workdir.name}',
         'partition': flags.partition or None,
@@ -286,8 +289,8 @@ def submit(sweep: Sweep, flags: argparse.Namespace) -> str:
         'ntasks_per_node': 1,
         'stderr_to_stdout': True,
         'additional_parameters': {'requeue': True, 'ntasks': 1, **dict(flags.sbatch)},
-        # Since Slurm 22.05 srun does not take this over from sbatch: the shard would be left with one core.
-        'srun_args': [f'--cpus-per-task={flags.cpus_per_task}'] if flags.cpus_per_task else None,
+        # A requeued task must not overwrite its log. Since Slurm 22.05 srun does not take over the cores from sbatch.
+        'srun_args': ['--open-mode=append', *cores],
     }
     executor = submitit.SlurmExecutor(sweep.workdir / 'slurm', MAX_TIMEOUTS)
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
@@ -313,17 +316,13 @@ def queue(job: str) -> dict[int, str]:
     return {1 + (int(task) if task.isdigit() else 0): state for task, state in tasks}  # N/A: no array, a single shard
 
 
-def run_slurm(sweep: Sweep, known: dict[str, Any], flags: argparse.Namespace) -> int:
+def run_slurm(sweep: Sweep, flags: argparse.Namespace) -> int:
     """Submits the sweep and returns at once."""
-    earlier = known.get('job', '')
-    if queue(earlier):
-        raise LaunchError(f'Job {earlier} trains in {sweep.workdir}. Wait for it, or end it: scancel {earlier}')
     job = submit(sweep, flags)
     _remember(sweep.workdir, {'shards': sweep.shards, 'job': job})
     print(f'Submitted job {job}: {sweep.shards} tasks, logs in {sweep.workdir}/slurm')
-    for flag in ('--status', '--collect'):
-        print(f'{"How far it is:" if flag == "--status" else "Its results:"} '
-              f'python launch/sweep.py --workdir={sweep.workdir} {flag}')  # fmt: skip
+    print(f'How far it is: python launch/sweep.py --workdir={sweep.workdir} --status')
+    print(f'Its results: python launch/sweep.py --workdir={sweep.workdir} --collect')
     return 0
 
 
@@ -420,11 +419,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if flags.engine == 'slurm':
             need_slurm()
         sweep = Sweep(flags.workdir, flags.shards, rest, flags.rerun)
-        known = prepare(sweep)
+        prepare(sweep)
         code = check(sweep)
         if code:
             return code
-        return run_slurm(sweep, known, flags) if flags.engine == 'slurm' else run_local(sweep)
+        return run_slurm(sweep, flags) if flags.engine == 'slurm' else run_local(sweep)
     except LaunchError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

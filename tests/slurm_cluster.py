@@ -52,11 +52,11 @@ PreemptMode=REQUEUE
 SlurmdTimeout=3
 MessageTimeout=2
 TCPTimeout=1
-KillWait=5
+KillWait=2
 ReturnToService=2
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 State=UNKNOWN
-PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=5 MaxTime=INFINITE State=UP
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=3 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=n1,n2 PriorityTier=9 MaxTime=INFINITE State=UP
 """
 

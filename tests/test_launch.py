@@ -51,21 +51,27 @@ def recipe(labelled_folder):
         '--config=base', '--config.recipe=tiny',
         '--config.dataset.name=folder', f'--config.dataset.dir={labelled_folder}', '--config.dataset.image_size=16',
         '--config.model.filters=(2,3,4)', '--config.batch_size=8', '--config.augment.samples=20',
+        '--config.augment.policy=none',
         '--config.imbalanced.positives=30', '--config.balanced.epochs=15', '--config.imbalanced.epochs=15',
     ]  # fmt: skip
 
 
 @pytest.fixture(scope='module')
 def single(recipe, environment, tmp_path_factory):
-    """Trials and predictions of the sweep in a single process, which nothing disturbs."""
+    """A call returns the trials and predictions of the sweep in a single process, which trains beside the tests."""
     workdir = tmp_path_factory.mktemp('single') / 'run'
     flags = [*recipe, f'--sweep=seed=0:{SEEDS}', f'--workdir={workdir}', '--config.engine.checkpoint_every=100']
-    child = subprocess.run(
-        [sys.executable, '-m', 'bhcnet_jax.main', *flags],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
-    return rows(workdir)
+    child = subprocess.Popen(
+        [sys.executable, '-m', 'bhcnet_jax.main', *flags], env=environment, stdout=subprocess.DEVNULL
+    )
+
+    def wait():
+        assert child.wait(timeout=120) == 0
+        return rows(workdir)
+
+    yield wait
+    child.kill()
+    child.wait()
 
 
 def rows(workdir):
@@ -119,9 +125,14 @@ def recorded_epochs(shard):
         return 0
 
 
-def shards_at_work(workdir, at_least=3):
-    """Paths of the shards that have recorded some epochs."""
-    return [path for path in sorted(workdir.glob('shard-*')) if recorded_epochs(path) >= at_least]
+def at_work(workdir, count):
+    """Paths of so many shards that have recorded some epochs; none if there are fewer."""
+    found = [path for path in sorted(workdir.glob('shard-*')) if recorded_epochs(path) >= 3]
+    return found[:count] if len(found) >= count else []
+
+
+def index_of(shard):
+    return int(shard.name.split('-')[1])
 
 
 def trainer(shard):
@@ -130,41 +141,46 @@ def trainer(shard):
         return database.execute("SELECT pid FROM trials WHERE status = 'RUNNING'").fetchone()[0]
 
 
-def test_a_killed_shard_is_told_and_the_same_command_ends_with_the_rows_of_one_process(
+def cores_of(pid):
+    return os.sched_getaffinity(pid)
+
+
+def test_after_sigkill_and_sigterm_the_same_command_ends_with_the_rows_of_one_process(
     single, recipe, environment, tmp_path
 ):
     workdir = tmp_path / 'run'
-    flags = ['--shards=2', '--sweep=seed=0:4', *recipe]
+    flags = ['--shards=2', '--sweep=seed=0:6', *recipe]
     child = start(environment, workdir, *flags)
-    killed = wait_for(lambda: shards_at_work(workdir), 'no shard trains')[0]
+    killed, stopped = wait_for(lambda: at_work(workdir, count=2), 'two shards do not train')
+    if len(os.sched_getaffinity(0)) > 1:
+        assert cores_of(trainer(killed)) != cores_of(trainer(stopped))
     os.kill(trainer(killed), signal.SIGKILL)
-    output, _ = child.communicate(timeout=120)
-    assert child.returncode == 1
-    index = int(killed.name.split('-')[1])
-    assert f'shard {index}/2: FAILED (killed by SIGKILL); {workdir}/logs/{killed.name}.log ends: ' in output
-    assert f'shard {3 - index}/2: done' in output  # the other one was left alone
-    code, output = finish(environment, workdir, *flags)
-    assert code == 0, output
-    assert_same(workdir, single, seeds=4)
-
-
-def test_sigterm_is_passed_on_and_every_shard_saves(recipe, environment, tmp_path):
-    workdir = tmp_path / 'run'
-    child = start(environment, workdir, '--shards=2', '--sweep=seed=0:6', *recipe)
-    both = wait_for(lambda: len(paths := shards_at_work(workdir)) == 2 and paths, 'two shards do not train')
-    cores = {pathlib.Path(f'/proc/{trainer(path)}/status').read_text().split('Cpus_allowed_list:\t')[1].split()[0]
-             for path in both}  # fmt: skip
     child.send_signal(signal.SIGTERM)
     output, _ = child.communicate(timeout=60)
     assert child.returncode == 128 + signal.SIGTERM, output
+    assert f'shard {index_of(killed)}/2: FAILED (killed by SIGKILL); {workdir}/logs/{killed.name}.log ends: ' in output
+    assert f'shard {index_of(stopped)}/2: stopped' in output
     assert f'Stopped by SIGTERM. To go on: python {LAUNCH} --workdir={workdir} --shards=2' in output
-    assert output.count(': stopped') == 2
-    for path in both:
-        log = (workdir / f'logs/{path.name}.log').read_text()
-        assert 'Stopped by SIGTERM after' in log
-        assert 'all is saved' in log
-    if len(os.sched_getaffinity(0)) > 1:
-        assert len(cores) == 2  # each has cores of its own
+    assert re.search('Stopped by SIGTERM after .* all is saved', (workdir / f'logs/{stopped.name}.log').read_text())
+    code, output = finish(environment, workdir, *flags)
+    assert code == 0, output
+    assert_same(workdir, single(), seeds=6)
+
+
+def test_a_shard_that_fails_is_told_and_stops_no_other(launch, tmp_path, monkeypatch, capsys):
+    programs = {
+        1: 'import os; print("last words", flush=True); os.kill(os.getpid(), 9)',
+        2: 'print("out of paper\\n"); raise SystemExit(1)',
+        3: f'import time; time.sleep(1); open("{tmp_path}/finished", "w")',
+    }
+    monkeypatch.setattr(launch.Sweep, 'command', lambda self, index: [sys.executable, '-c', programs[index]])
+    monkeypatch.setattr(signal, 'signal', lambda *_: None)  # pytest keeps its own
+    assert launch.run_local(launch.Sweep(tmp_path, 3, [], '')) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert f'shard 1/3: FAILED (killed by SIGKILL); {tmp_path}/logs/shard-1-of-3.log ends: last words' in lines
+    assert f'shard 2/3: FAILED (exit code 1); {tmp_path}/logs/shard-2-of-3.log ends: out of paper' in lines
+    assert 'shard 3/3: done' in lines
+    assert (tmp_path / 'finished').exists()
 
 
 def test_cores_and_gpus_are_shared_out_evenly(launch):
@@ -230,9 +246,9 @@ def test_a_workdir_that_cannot_be_used_is_refused(launch, tmp_path, capsys):
 
 
 def test_what_is_wrong_for_every_shard_is_said_once_and_nothing_starts(environment, tmp_path):
-    code, output = finish(environment, tmp_path / 'run', '--shards=4', '--config=smoke', '--sweep=sead=0:4')
+    code, output = finish(environment, tmp_path / 'run', '--shards=4', '--config=nonsense', '--sweep=seed=0:4')
     assert code == 2
-    assert "no key 'sead'" in output and output.count('\n') == 1
+    assert 'error: --config=nonsense: no such file' in output and output.count('\n') == 1
     assert not (tmp_path / 'run/logs').exists()
 
 
@@ -274,10 +290,6 @@ def restarts(cluster, job, shard):
     return int(re.search(r'Restarts=(\d+)', slurm(cluster, 'scontrol', 'show', 'job', f'{job}_{shard - 1}'))[1])
 
 
-def index_of(shard):
-    return int(shard.name.split('-')[1])
-
-
 def ended(cluster, job):
     return not slurm(cluster, 'squeue', '--noheader', f'--jobs={job}')
 
@@ -287,11 +299,11 @@ def test_a_sweep_whose_node_is_lost_ends_with_the_rows_of_one_process(single, re
     workdir = tmp_path / 'run'
     flags = ['--shards=4', f'--sweep=seed=0:{SEEDS}', '--time=10', *recipe]
     job = submit(cluster, workdir, *flags)
-    at_work = wait_for(lambda: shards_at_work(workdir), 'no shard trains')[0]
+    (killed,) = wait_for(lambda: at_work(workdir, count=1), 'no shard trains')
     before = nodes(cluster, job)
-    lost = before[index_of(at_work)]
+    lost = before[index_of(killed)]
     slurm_cluster.kill_node(folder, lost)
-    epochs = recorded_epochs(at_work)
+    epochs = recorded_epochs(killed)
     code, output = finish(environment, workdir, '--engine=slurm', *flags)
     assert code == 2, 'a second job trains in the same directories'
     assert f'error: Job {job} trains in {workdir}. Wait for it, or end it: scancel {job}' in output
@@ -299,10 +311,10 @@ def test_a_sweep_whose_node_is_lost_ends_with_the_rows_of_one_process(single, re
         wait_for(lambda: ended(cluster, job), 'the job does not end')
     finally:
         slurm_cluster.start_node(folder, lost)
-    assert epochs < recorded_epochs(at_work)
+    assert epochs < recorded_epochs(killed)
     for shard, node in before.items():
         assert restarts(cluster, job, shard) == (node == lost)
-    assert_same(workdir, single, SEEDS)
+    assert_same(workdir, single(), SEEDS)
     _, output = finish(environment, workdir, '--status')
     assert f'Job {job}: 0 of 4 tasks in the queue' in output
     assert sum(map(int, re.findall(r'(\d+) DONE', output))) == SEEDS
@@ -315,7 +327,7 @@ def test_a_sweep_whose_node_is_lost_ends_with_the_rows_of_one_process(single, re
 def test_tasks_that_are_preempted_or_out_of_time_save_and_are_requeued(single, recipe, cluster, tmp_path):
     workdir = tmp_path / 'run'
     job = submit(cluster, workdir, '--shards=2', '--sweep=seed=0:6', '--time=10', '--cpus_per_task=2', *recipe)
-    both = wait_for(lambda: len(paths := shards_at_work(workdir)) == 2 and paths, 'two shards do not train')
+    both = wait_for(lambda: at_work(workdir, count=2), 'two shards do not train')
     preempted, timed_out = map(index_of, both)
     slurm(cluster, 'sbatch', '--partition=high', f'--nodelist={nodes(cluster, job)[preempted]}', '--ntasks=2',
           '--output=/dev/null', '--wrap=true')  # fmt: skip
@@ -327,4 +339,4 @@ def test_tasks_that_are_preempted_or_out_of_time_save_and_are_requeued(single, r
         log = (workdir / f'slurm/{job}_{shard - 1}_0_log.out').read_text()
         assert f'Stopped by {signal_name} after' in log
         assert 'all is saved' in log
-    assert_same(workdir, single, seeds=6)
+    assert_same(workdir, single(), seeds=6)
