@@ -6,8 +6,8 @@
     python launch/sweep.py --workdir=runs/study --collect [--csv=FILE] [--parquet=FILE] [--sort=COLUMN]
 
 A shard is a process `python -m bhcnet_jax.main ... --shard=i/n`, and trains its own share of the trials in
-<workdir>/shard-i-of-n. Flags that are not known here are handed on to it. The same command goes on with what is missing.
-launch/README.md says how to use this, and what to do when something fails.
+<workdir>/shard-i-of-n. Flags that are not known here are handed on to it. The same command goes on with what
+is missing. launch/README.md says how to use this, and what to do when something fails.
 """
 
 import argparse
@@ -228,8 +228,8 @@ class SlurmShard:
     """What a task of the job array runs, called by submitit on the node; it starts the shard and waits for it.
 
     Signals come in two ways. SIGUSR2, some time before the time limit (and before preemption where Slurm is set up
-    so), goes to submitit, which calls `checkpoint`, then requeues the task. SIGTERM comes before preemption, a requeue or
-    a cancellation, and Slurm sends it to the shard as well.
+    so), goes to submitit, which calls `checkpoint`, then requeues the task. SIGTERM comes before preemption, a requeue
+    or a cancellation, and Slurm sends it to the shard as well.
     """
 
     def __init__(self, command: list[str], rerun: str):
@@ -305,7 +305,7 @@ def submit(sweep: Sweep, flags: argparse.Namespace) -> str:
 
 
 def queue(job: str) -> dict[int, str]:
-    """Index of a shard -> its task's state in Slurm's queue, as in 'RUNNING n1'; those that have ended are not in it."""
+    """Index of a shard -> its task's state in Slurm's queue, as in 'RUNNING n1'; those that have ended are not there."""
     if not job or not shutil.which('squeue'):
         return {}
     command = ['squeue', '--noheader', '--array', f'--jobs={job}', '--format=%K %T %R']

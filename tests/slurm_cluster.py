@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two nodes on this machine, without systemd and apart from any other Slurm: for tests and by hand.
+"""A real Slurm cluster of two nodes on this machine, without systemd and apart from any other: for tests and by hand.
 
     python tests/slurm_cluster.py start FOLDER     then do as it says; every Slurm command needs that SLURM_CONF
     python tests/slurm_cluster.py stop FOLDER
@@ -137,7 +137,8 @@ def _run(folder: pathlib.Path, *command: str) -> str:
 
 def _idle(folder: pathlib.Path) -> list[str]:
     with contextlib.suppress(ClusterError):  # slurmctld does not answer yet
-        return sorted(_run(folder, 'sinfo', '--noheader', '--Node', '--states=idle', '--partition=low', '--format=%N').split())
+        flags = ('--noheader', '--Node', '--states=idle', '--partition=low', '--format=%N')
+        return sorted(_run(folder, 'sinfo', *flags).split())
     return []
 
 
@@ -171,15 +172,13 @@ def _processes() -> dict[int, int]:
 
 
 def _step_daemons(folder: pathlib.Path, node: str) -> list[int]:
-    """The slurmstepd processes of a node; each has its socket, named by the node and the job, in the node's spool."""
+    """The slurmstepd processes of a node, one for each batch script and each srun: they write to the node's log."""
     found = []
     for pid in _processes():
-        with contextlib.suppress(OSError):
-            files = os.listdir(f'/proc/{pid}/fd')
-            if b'slurmstepd' not in pathlib.Path(f'/proc/{pid}/cmdline').read_bytes():
-                continue
-            opened = {os.readlink(f'/proc/{pid}/fd/{name}') for name in files}
-            if f'{folder}/slurmd.{node}.log' in opened:
+        with contextlib.suppress(OSError):  # gone meanwhile
+            process = pathlib.Path(f'/proc/{pid}')
+            opened = {os.readlink(file) for file in (process / 'fd').iterdir()}
+            if f'{folder}/slurmd.{node}.log' in opened and b'slurmstepd' in (process / 'cmdline').read_bytes():
                 found.append(pid)
     return found
 
