@@ -78,7 +78,7 @@ def _recall(workdir: pathlib.Path) -> dict[str, Any]:
 
 def _remember(workdir: pathlib.Path, known: dict[str, Any]) -> None:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / 'logs').mkdir(parents=True, exist_ok=True)
         (workdir / 'sweep.json').write_text(json.dumps(known) + '\n')
     except OSError as error:
         raise LaunchError(f'{workdir} cannot be written: {error.strerror}. Use another --workdir.') from error
@@ -142,7 +142,7 @@ class LocalShard:
     def __init__(self, sweep: Sweep, index: int, place: Place):
         self.title = f'shard {index}/{sweep.shards}'
         self.log = sweep.workdir / 'logs' / f'{sweep.name(index)}.log'
-        self.log.parent.mkdir(exist_ok=True)
+        self._directory = sweep.workdir / sweep.name(index)
         more = [f'--rerun={sweep.rerun}'] if sweep.rerun else []
         # In a process group of its own: Ctrl-C must not reach it twice, from the terminal and from here.
         with self.log.open('ab') as output, _on_cores(place.cores):
@@ -163,8 +163,9 @@ class LocalShard:
         """Prints how it ended. Returns whether that was well, or as asked."""
         code = self.process.returncode
         asked = code in {128 + signum for signum in stopped_by} | {-signum for signum in stopped_by}
-        how = 'done' if code == 0 else 'stopped' if asked else f'FAILED ({_cause(code)}); {self.log} ends: '
-        print(f'{self.title}: {how}' + ('' if code == 0 or asked else self.last_line()), flush=True)
+        how = 'done' if code == 0 else 'stopped' if asked else f'FAILED ({_cause(code)})'
+        ending = '' if code == 0 or asked else f'; {self.log} ends: {self.last_line()}'
+        print(f'{self.title}: {how}; trials: {_progress(self._directory)[0]}{ending}', flush=True)
         return code == 0 or asked
 
 
@@ -235,6 +236,7 @@ class SlurmShard:
     def __init__(self, command: list[str], rerun: str):
         self._command = command
         self._rerun = rerun
+        self._pid: int | None = None
 
     def __call__(self) -> None:
         """Runs the shard; ends the task with the shard's exit code."""
@@ -259,9 +261,10 @@ class SlurmShard:
         from submitit.core.utils import DelayedSubmission
 
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-            os.kill(self._pid, signal.SIGINT)  # no SIGTERM: a second one, if Slurm has sent one, would not let it save
-            os.waitpid(self._pid, 0)
-        return DelayedSubmission(self)
+            if self._pid:
+                os.kill(self._pid, signal.SIGINT)  # not SIGTERM: of two, Slurm's being one, it would die unsaved
+                os.waitpid(self._pid, 0)
+        return DelayedSubmission(SlurmShard(self._command, self._rerun))
 
 
 def need_slurm() -> None:
@@ -292,7 +295,7 @@ def submit(sweep: Sweep, flags: argparse.Namespace) -> str:
         # A requeued task must not overwrite its log. Since Slurm 22.05 srun does not take over the cores from sbatch.
         'srun_args': ['--open-mode=append', *cores],
     }
-    executor = submitit.SlurmExecutor(sweep.workdir / 'slurm', MAX_TIMEOUTS)
+    executor = submitit.SlurmExecutor(sweep.workdir / 'logs', MAX_TIMEOUTS)
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
     try:
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says comes with the error
@@ -305,7 +308,7 @@ def submit(sweep: Sweep, flags: argparse.Namespace) -> str:
 
 
 def queue(job: str) -> dict[int, str]:
-    """Index of a shard -> its task's state in Slurm's queue, as in 'RUNNING n1'; those that have ended are not there."""
+    """Index of a shard -> its task's state in Slurm's queue, as in 'RUNNING n1'; none for those that have ended."""
     if not job or not shutil.which('squeue'):
         return {}
     command = ['squeue', '--noheader', '--array', f'--jobs={job}', '--format=%K %T %R']
@@ -320,7 +323,7 @@ def run_slurm(sweep: Sweep, flags: argparse.Namespace) -> int:
     """Submits the sweep and returns at once."""
     job = submit(sweep, flags)
     _remember(sweep.workdir, {'shards': sweep.shards, 'job': job})
-    print(f'Submitted job {job}: {sweep.shards} tasks, logs in {sweep.workdir}/slurm')
+    print(f'Submitted job {job}: {sweep.shards} tasks, logs in {sweep.workdir}/logs')
     print(f'How far it is: python launch/sweep.py --workdir={sweep.workdir} --status')
     print(f'Its results: python launch/sweep.py --workdir={sweep.workdir} --collect')
     return 0

@@ -158,7 +158,8 @@ def test_after_sigkill_and_sigterm_the_same_command_ends_with_the_rows_of_one_pr
     child.send_signal(signal.SIGTERM)
     output, _ = child.communicate(timeout=60)
     assert child.returncode == 128 + signal.SIGTERM, output
-    assert f'shard {index_of(killed)}/2: FAILED (killed by SIGKILL); {workdir}/logs/{killed.name}.log ends: ' in output
+    assert f'shard {index_of(killed)}/2: FAILED (killed by SIGKILL); trials: ' in output
+    assert f'; {workdir}/logs/{killed.name}.log ends: ' in output
     assert f'shard {index_of(stopped)}/2: stopped' in output
     assert f'Stopped by SIGTERM. To go on: python {LAUNCH} --workdir={workdir} --shards=2' in output
     assert re.search('Stopped by SIGTERM after .* all is saved', (workdir / f'logs/{stopped.name}.log').read_text())
@@ -175,11 +176,13 @@ def test_a_shard_that_fails_is_told_and_stops_no_other(launch, tmp_path, monkeyp
     }
     monkeypatch.setattr(launch.Sweep, 'command', lambda self, index: [sys.executable, '-c', programs[index]])
     monkeypatch.setattr(signal, 'signal', lambda *_: None)  # pytest keeps its own
+    (tmp_path / 'logs').mkdir()
     assert launch.run_local(launch.Sweep(tmp_path, 3, [], '')) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert f'shard 1/3: FAILED (killed by SIGKILL); {tmp_path}/logs/shard-1-of-3.log ends: last words' in lines
-    assert f'shard 2/3: FAILED (exit code 1); {tmp_path}/logs/shard-2-of-3.log ends: out of paper' in lines
-    assert 'shard 3/3: done' in lines
+    output = capsys.readouterr().out
+    for index, (reason, end) in {1: ('killed by SIGKILL', 'last words'), 2: ('exit code 1', 'out of paper')}.items():
+        log = f'{tmp_path}/logs/shard-{index}-of-3.log'
+        assert f'shard {index}/3: FAILED ({reason}); trials: none yet; {log} ends: {end}\n' in output
+    assert 'shard 3/3: done; trials: none yet\n' in output
     assert (tmp_path / 'finished').exists()
 
 
@@ -249,7 +252,7 @@ def test_what_is_wrong_for_every_shard_is_said_once_and_nothing_starts(environme
     code, output = finish(environment, tmp_path / 'run', '--shards=4', '--config=nonsense', '--sweep=seed=0:4')
     assert code == 2
     assert 'error: --config=nonsense: no such file' in output and output.count('\n') == 1
-    assert not (tmp_path / 'run/logs').exists()
+    assert list((tmp_path / 'run/logs').iterdir()) == []
 
 
 @pytest.fixture(scope='module')
@@ -336,7 +339,7 @@ def test_tasks_that_are_preempted_or_out_of_time_save_and_are_requeued(single, r
     wait_for(lambda: ended(cluster, job), 'the job does not end')
     for shard, signal_name in ((preempted, 'SIGTERM'), (timed_out, 'SIGINT')):
         assert restarts(cluster, job, shard) == 1
-        log = (workdir / f'slurm/{job}_{shard - 1}_0_log.out').read_text()
+        log = (workdir / f'logs/{job}_{shard - 1}_0_log.out').read_text()
         assert f'Stopped by {signal_name} after' in log
         assert 'all is saved' in log
     assert_same(workdir, single(), seeds=6)
