@@ -28,7 +28,8 @@ _PRUNE = flags.DEFINE_string(
     'prune', '', "Stop what does worse on validation images, as in 'rungs=4,8,16 keep=1/3'; see bhcnet_jax/pruning.py."
 )
 _RERUN = flags.DEFINE_string('rerun', '', 'Train again what has failed, diverged, all, or trials whose id begins so.')
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained and stop.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained, and stop.')
+_ESTIMATE = flags.DEFINE_bool('estimate', True, 'With --dry_run: measure how long it would take and how much memory.')
 _FAIL_FAST = flags.DEFINE_bool('fail_fast', False, 'Stop at the first trial that fails or diverges.')
 
 
@@ -146,6 +147,7 @@ def main(argv: list[str]) -> None:
         prune=_PRUNE.value,
         rerun=_RERUN.value,
         dry_run=_DRY_RUN.value,
+        estimate=_ESTIMATE.value,
         fail_fast=_FAIL_FAST.value,
     )
     try:

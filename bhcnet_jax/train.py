@@ -23,7 +23,7 @@ class Options(NamedTuple):
     sweep: axes, see `sweep.parse`; '': config.sweep. shard: 'i/n', the share of the trials to train; '': all.
     prune: see `pruning.parse`; '': every trial is trained to its end.
     rerun: train again what has 'failed' or 'diverged', 'all', or trials whose id begins so; '': only what is missing.
-    dry_run: print what would be trained and stop. fail_fast: stop at the first trial that fails or diverges.
+    dry_run: print what would be trained, with estimate also what it would cost, and stop. fail_fast: stop at the first trial that fails or diverges.
     """
 
     workdir: str = ''
@@ -33,6 +33,7 @@ class Options(NamedTuple):
     prune: str = ''
     rerun: str = ''
     dry_run: bool = False
+    estimate: bool = True
     fail_fast: bool = False
 
 
@@ -81,7 +82,7 @@ def _describe(study: Study, wanted: Sequence[Identity], statuses: Mapping[str, s
     """Prints what is about to be trained and, if nothing will be, what it would cost."""
     missing = [each for each in wanted if statuses.get(each.trial_id) not in ENDED]
     summary.describe(study, wanted, missing, statuses)
-    if options.dry_run and missing:
+    if options.dry_run and options.estimate and missing:
         print(estimate.text(study, missing), flush=True)
 
 

@@ -86,7 +86,7 @@ def _remember(workdir: pathlib.Path, known: dict[str, Any]) -> None:
 
 def check(sweep: Sweep) -> int:
     """Has bhcnet_jax.main check its flags and prepare the data, once for all shards. Returns its exit code."""
-    ran = subprocess.run(sweep.command(1, '--dry_run'), capture_output=True, text=True, check=False)
+    ran = subprocess.run(sweep.command(1, '--dry_run', '--noestimate'), capture_output=True, text=True, check=False)
     if ran.returncode:
         sys.stderr.write(ran.stderr)
     return ran.returncode
