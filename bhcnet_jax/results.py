@@ -440,11 +440,25 @@ def merge(directories: Iterable[pathlib.Path]) -> Merged:
     return Merged(kept, predictions[predictions.trial.isin(kept.index)], warnings)
 
 
+def look(directory: pathlib.Path) -> dict[str, str]:
+    """trial_id -> status in a run directory and the shards in it, which may not be there yet; errors as of `merge`."""
+    statuses: dict[str, str] = {}
+    for path in _files(directory):
+        with _reading(path) as database:
+            for trial_id, status in database.execute('SELECT trial_id, status FROM trials'):
+                statuses[trial_id] = min(status, statuses.get(trial_id, status), key=STATUSES.index)
+    return statuses
+
+
+def _files(directory: pathlib.Path) -> list[pathlib.Path]:
+    return sorted([*directory.glob('*.sqlite'), *directory.glob('shard-*/*.sqlite')])
+
+
 def _find(directories: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     """The databases in directories, each once."""
     found = {}
     for directory in directories:
-        files = sorted([*directory.glob('*.sqlite'), *directory.glob('shard-*/*.sqlite')])
+        files = _files(directory)
         if not files:
             what = 'no .sqlite file in it' if directory.is_dir() else 'no such directory'
             raise ResultsError(f'{directory}: {what}; expected the run directory of a training or sweep.')
@@ -458,24 +472,30 @@ _PREDICTION_DTYPES = {'trial': 'int64', 'image_id': 'string', 'label': 'int64', 
 
 def _read(path: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One database's trials, and the predictions of those that are DONE; trial: position in the first."""
-    with contextlib.ExitStack() as stack:
-        try:
-            database = _snapshot(path, stack)
-            columns = ', '.join(TRIAL_COLUMNS)
-            trials = database.execute(f'SELECT rowid, {columns} FROM trials ORDER BY rowid').fetchall()
-            predictions = database.execute(
-                'SELECT trials.rowid, image_id, label, probability FROM trials JOIN predictions USING (trial_id) '
-                "WHERE status = 'DONE'"
-            ).fetchall()
-        except sqlite3.OperationalError as error:  # no permission, or another process does not let go
-            raise ResultsError(f'{path}: {error}. See to it, or leave its directory out.') from error
-        except sqlite3.DatabaseError as error:
-            raise ResultsError(f'{path}: {error}. Restore it from a copy, or leave its directory out.') from error
+    with _reading(path) as database:
+        columns = ', '.join(TRIAL_COLUMNS)
+        trials = database.execute(f'SELECT rowid, {columns} FROM trials ORDER BY rowid').fetchall()
+        predictions = database.execute(
+            'SELECT trials.rowid, image_id, label, probability FROM trials JOIN predictions USING (trial_id) '
+            "WHERE status = 'DONE'"
+        ).fetchall()
     dtypes = {name: _DTYPES[kind.split()[0]] for name, kind in TRIAL_COLUMNS.items()}
     dtypes |= {'trial': 'int64', 'file': 'string'}
     rows = pd.DataFrame(trials, columns=['trial', *TRIAL_COLUMNS]).assign(file=str(path)).astype(dtypes)
     scored = pd.DataFrame(predictions, columns=list(_PREDICTION_DTYPES)).astype(_PREDICTION_DTYPES)
     return rows, scored.assign(trial=np.searchsorted(rows.pop('trial'), scored.trial))
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
+    """A database as it is now, to read; ResultsError if that fails."""
+    with contextlib.ExitStack() as stack:
+        try:
+            yield _snapshot(path, stack)
+        except sqlite3.OperationalError as error:  # no permission, or another process does not let go
+            raise ResultsError(f'{path}: {error}. See to it, or leave its directory out.') from error
+        except sqlite3.DatabaseError as error:
+            raise ResultsError(f'{path}: {error}. Restore it from a copy, or leave its directory out.') from error
 
 
 def _snapshot(path: pathlib.Path, stack: contextlib.ExitStack) -> sqlite3.Connection:

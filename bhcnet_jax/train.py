@@ -2,12 +2,12 @@
 
 import contextlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bhcnet_jax import estimate, in_flight, pruning, run_dir, schedule, sweep
+from bhcnet_jax import estimate, in_flight, pruning, results, run_dir, schedule, sweep
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.report import summary
 from bhcnet_jax.results import Results
@@ -23,7 +23,8 @@ class Options(NamedTuple):
     sweep: axes, see `sweep.parse`; '': config.sweep. shard: 'i/n', the share of the trials to train; '': all.
     prune: see `pruning.parse`; '': every trial is trained to its end.
     rerun: train again what has 'failed' or 'diverged', 'all', or trials whose id begins so; '': only what is missing.
-    dry_run: print what would be trained, with estimate also what it would cost, and stop. fail_fast: stop at the first trial that fails or diverges.
+    dry_run: print what would be trained, with estimate also what it would cost, and stop.
+    fail_fast: stop at the first trial that fails or diverges.
     """
 
     workdir: str = ''
@@ -52,38 +53,41 @@ def run(config: ConfigDict, options: Options) -> bool:
     wanted = study.trials(shard)
     pruning.check(rule, wanted, config.split.val_folds)
     path = _path(config, study.image_set, options)
-    if options.dry_run and not path.exists():
-        _describe(study, wanted, {}, options)
+    if options.dry_run:  # which only looks, so that it can do so while another process trains
+        statuses = results.look(path)
+        again = _to_rerun(wanted, options.rerun, statuses)
+        missing = _describe(study, wanted, statuses, again)
+        if options.estimate and missing:
+            print(estimate.text(study, missing), flush=True)
         return True
     with (
         run_dir.claim(path, config, study.image_set, study.swept),
-        contextlib.closing(Results(path / 'results.sqlite')) as results,
+        contextlib.closing(Results(path / 'results.sqlite')) as database,
     ):
-        statuses = results.statuses()
+        statuses = database.statuses()
         again = _to_rerun(wanted, options.rerun, statuses)
-        statuses = {trial_id: status for trial_id, status in statuses.items() if trial_id not in again}
-        _describe(study, wanted, statuses, options)
-        if options.dry_run:
-            return True
+        missing = _describe(study, wanted, statuses, again)
         in_flight.forget(path, again)  # before their rows, so that none goes on from what is forgotten
-        results.forget(again)
+        database.forget(again)
         run_dir.record_start(path, options.command)
         single = study.plan(wanted[0]) if len(wanted) == 1 else None
         run_dir.record_data(path, study.image_set, study.grouping, single)
-        if any(statuses.get(each.trial_id) not in ENDED for each in wanted):
-            schedule.Schedule(study, wanted, path, results, rule, options.fail_fast).run()
-        results.export(path)
-        summary.print_end(wanted, single, study.image_set, results, path)
-        statuses = results.statuses()
+        if missing:
+            schedule.Schedule(study, wanted, path, database, rule, options.fail_fast).run()
+        database.export(path)
+        summary.print_end(wanted, single, study.image_set, database, path)
+        statuses = database.statuses()
     return all(statuses.get(each.trial_id) in ('DONE', 'PRUNED') for each in wanted)
 
 
-def _describe(study: Study, wanted: Sequence[Identity], statuses: Mapping[str, str], options: Options) -> None:
-    """Prints what is about to be trained and, if nothing will be, what it would cost."""
-    missing = [each for each in wanted if statuses.get(each.trial_id) not in ENDED]
-    summary.describe(study, wanted, missing, statuses)
-    if options.dry_run and options.estimate and missing:
-        print(estimate.text(study, missing), flush=True)
+def _describe(
+    study: Study, wanted: Sequence[Identity], statuses: Mapping[str, str], again: Collection[str]
+) -> list[Identity]:
+    """Prints what is there and what is not. again: ids of trials to be trained again. Returns the missing trials."""
+    kept = {trial_id: status for trial_id, status in statuses.items() if trial_id not in again}
+    missing = [each for each in wanted if kept.get(each.trial_id) not in ENDED]
+    summary.describe(study, wanted, missing, kept)
+    return missing
 
 
 def _path(config: ConfigDict, image_set: ImageSet, options: Options) -> pathlib.Path:
