@@ -228,12 +228,23 @@ class Results:
 
     def enter(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Enters trials as PENDING; to one that is there already only SETTINGS are added that it has not had yet."""
-        added = ', '.join(
-            f"{name} = iif(instr({name}, excluded.{name}) = 0, {name} || '; ' || excluded.{name}, {name})"
-            for name in SETTINGS
-        )
         with self._transaction():
-            self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {added}')
+            self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {_added("excluded")}')
+
+    def inherit(self, trial_id: str, ancestor: str) -> None:
+        """Gives a trial the epochs of another one that it goes on from, and adds SETTINGS of that one to its own."""
+        columns = ', '.join(name for name in EPOCH_COLUMNS if name != 'trial_id')
+        with self._transaction():
+            self._database.execute(
+                f'INSERT OR REPLACE INTO epochs (trial_id, {columns}) '
+                f'SELECT ?, {columns} FROM epochs WHERE trial_id = ? ORDER BY rowid',
+                [trial_id, ancestor],
+            )
+            self._database.execute(
+                f'UPDATE trials SET {_added("ancestor")} FROM trials AS ancestor '
+                'WHERE trials.trial_id = ? AND ancestor.trial_id = ?',
+                [trial_id, ancestor],
+            )
 
     def begin(self, row: Mapping[str, Any]) -> None:
         """Enters a trial if need be, and sets it to RUNNING in this process unless it is DONE."""
@@ -352,6 +363,13 @@ class Results:
             partial = directory / f'{name}.partial'
             pd.read_sql_query(query, self._database).to_csv(partial, index=False)
             os.replace(partial, directory / name)
+
+
+def _added(source: str) -> str:
+    """SQL assignments that add the SETTINGS of a source to those of a row of trials, unless it has them already."""
+    pairs = [(f'trials.{name}', f'{source}.{name}') for name in SETTINGS]
+    values = [f"iif(instr({mine}, {theirs}) = 0, {mine} || '; ' || {theirs}, {mine})" for mine, theirs in pairs]
+    return ', '.join(f'{name} = {value}' for name, value in zip(SETTINGS, values, strict=True))
 
 
 def _unusable(path: pathlib.Path, reason: object) -> ResultsError:

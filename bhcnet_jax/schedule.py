@@ -84,6 +84,18 @@ class Schedule:
         needed = {trial_id for trial_id, status in statuses.items() if self._keeps_weights or status not in ENDED}
         in_flight.tidy(self._path, needed)
         self._places = in_flight.find(self._path)
+        self._ancestors = {}
+        if 'DONE' in statuses.values():
+            self._inherit(statuses)
+
+    def _inherit(self, statuses: Mapping[str, str]) -> None:
+        """Has trials begin where a finished one ended that is the same but for their last phase."""
+        for each in self._wanted:
+            if statuses.get(each.trial_id) in (None, 'PENDING', 'RUNNING') and each.trial_id not in self._places:
+                ancestor = self._study.ancestor(each)
+                if statuses.get(ancestor) == 'DONE' and ancestor in self._places:
+                    self._ancestors[each.trial_id] = ancestor
+                    self._places[each.trial_id] = self._places[ancestor]
 
     def _show(self) -> Progress:
         """The progress display of all wanted trials, with what earlier processes have done of them."""
@@ -186,6 +198,8 @@ class Schedule:
         self._results.claim([each.trial_id for each in together], socket.gethostname(), os.getpid())
         trials = []
         for each in together:
+            if each.trial_id in self._ancestors:
+                self._results.inherit(each.trial_id, self._ancestors[each.trial_id])
             try:
                 trials.append(self._study.plan(each))
             except ConfigError as error:

@@ -86,6 +86,14 @@ class Study:
         """The split of one trial, from its config."""
         return self._split(config.split)
 
+    def ancestor(self, this: Identity) -> str:
+        """Id of the trial that is the same but for its last phase; '' for a trial of one phase."""
+        if len(this.phase_names) == 1:
+            return ''
+        config = self.config_of(this)
+        config.phases = config.phases[:-1]
+        return trial.identify(config, self.split_of(config), self.image_set.fingerprint).trial_id
+
     def plan(self, this: Identity) -> Trial:
         """The trial of an identity, ready to be trained. ConfigError: these images do not allow it."""
         config = self.config_of(this)

@@ -113,3 +113,15 @@ def test_the_choice_of_lanes_is_kept_for_a_resumed_sweep(sweep_of, monkeypatch):
     monkeypatch.setattr('bhcnet_jax.schedule.choose_lanes', None)  # not callable: it would be an error to choose again
     well, _ = sweep_of('chosen', 'seed=0:2')
     assert well
+
+
+def test_a_finished_trial_goes_on_with_another_phase_and_ends_like_one_trained_at_once(sweep_of, undisturbed):
+    trained = []
+    epoch = Engine.epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, 'epoch', lambda *args: trained.append(args[2].phase[0]) or epoch(*args))
+        sweep_of('by_phase', "seed=0:4 phases=('balanced',)")
+        well, rows = sweep_of('by_phase', "seed=0:4 phases=('balanced',),('balanced','imbalanced')")
+    assert well
+    assert trained == [0, 0] * 2 + [1] * 2  # two batches of two trials, and no epoch twice
+    assert_same(rows[rows.phases == 'balanced+imbalanced'], undisturbed)
