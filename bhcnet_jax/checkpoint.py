@@ -20,8 +20,14 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, metadata: dict[str, Any] | None = None):
         """directory: made if missing. metadata: JSON-able, written beside the checkpoints."""
+        directory.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(active_processes={0})  # of several processes only the first writes
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, create=True, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=KEPT,
+            create=False,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=alone,
         )
         # orbax rejects relative paths.
         self._manager = ocp.CheckpointManager(
@@ -29,7 +35,7 @@ class Checkpoints:
             options=options,
             metadata=metadata,
             # Left to itself the manager guesses this from the newest directory, which may be a stray one.
-            item_handlers=ocp.StandardCheckpointHandler(),
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         )
 
     def save(self, epochs_done: int, tree: Any) -> None:

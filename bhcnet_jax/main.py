@@ -31,6 +31,12 @@ _RERUN = flags.DEFINE_string('rerun', '', 'Train again what has failed, diverged
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained, and stop.')
 _ESTIMATE = flags.DEFINE_bool('estimate', True, 'With --dry_run: measure how long it would take and how much memory.')
 _FAIL_FAST = flags.DEFINE_bool('fail_fast', False, 'Stop at the first trial that fails or diverges.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Several processes train together; all have the same command. Slurm tells them the rest.'
+)
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'host:port of process 0, with --distributed but without Slurm.')
+_PROCESSES = flags.DEFINE_integer('processes', 0, 'How many processes train together.', lower_bound=0)
+_PROCESS = flags.DEFINE_integer('process', -1, 'Which of them this one is, from 0 on.')
 
 
 def _available() -> list[str]:
@@ -131,9 +137,10 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
     # Imported here so that a wrong flag is answered at once.
-    from bhcnet_jax import train
+    from bhcnet_jax import engine, train
     from bhcnet_jax.batch import Stopped
     from bhcnet_jax.datasets import DatasetError
+    from bhcnet_jax.engine import ProcessLost
     from bhcnet_jax.results import ResultsError
     from bhcnet_jax.run_dir import RunDirError
     from bhcnet_jax.trial import ConfigError
@@ -151,16 +158,36 @@ def main(argv: list[str]) -> None:
         fail_fast=_FAIL_FAST.value,
     )
     try:
+        if _DISTRIBUTED.value and not _join_others():
+            return
         well = train.run(_CONFIG.value, options)
     except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
         _fail(str(error))
+    except ProcessLost as error:
+        print(f'error: {error} Finished epochs are saved. To go on: {command}', file=sys.stderr, flush=True)
+        os._exit(1)  # at its usual end JAX would wait for the process that is gone
     except Stopped as stop:
         print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:  # before the first epoch, or for the second time
         print(f'\nInterrupted; finished epochs are saved. To go on: {command}', file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    finally:
+        engine.dismiss()
     sys.exit(0 if well else 1)
+
+
+def _join_others() -> bool:
+    """Joins the processes that train together. Returns whether this one leads; the others return when all is done."""
+    from bhcnet_jax import engine
+
+    try:
+        leads = engine.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except (ValueError, RuntimeError) as error:
+        _fail(f'--distributed: {error} Without Slurm say --coordinator, --processes and --process.')
+    if not leads:
+        engine.follow()
+    return leads
 
 
 def run() -> None:

@@ -258,7 +258,7 @@ class _Engines:
     def get(self, this: Identity, count: int) -> Engine:
         """The engine for trials like this one, of which there are `count`. ConfigError: it cannot be made."""
         # No more lanes than there are trials for: those that pruning leaves shall not train beside padding.
-        devices = 1 if self._study.config.engine.spread == 'batch' else jax.local_device_count()
+        devices = 1 if self._study.config.engine.spread == 'batch' else jax.device_count()
         lanes = min(self._lanes(this, count), -(-count // devices))
         if (this.signature, lanes) not in self._made:
             planned = self._study.plan(this)

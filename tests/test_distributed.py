@@ -1,0 +1,161 @@
+"""One program of two real processes, and what happens to one when the other is killed."""
+
+import contextlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from bhcnet_jax import train
+from lanes import small_config
+
+EPOCHS = 12
+ENDS_WITHIN = 60  # seconds after the other process; mostly far less, but the machine may be busy
+
+
+def config_of(folder, spread):
+    return small_config(
+        recipe='tiny',
+        dataset__name='folder',
+        dataset__dir=str(folder),
+        model__filters=(2, 3),
+        augment__policy='none',
+        phases=('balanced',),
+        balanced__epochs=EPOCHS,
+        engine__spread=spread,
+    )
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+    """Of processes with a device each; prepared data and programs are shared."""
+    return {
+        **os.environ,
+        'XLA_FLAGS': '',
+        'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds')),
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+
+
+@contextlib.contextmanager
+def two_processes(folder, environment, workdir, spread, sweep):
+    """Starts them, and sees to it that none is left. -> leader, follower."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    flags = [
+        '--config=base', '--config.recipe=tiny', f'--workdir={workdir}', f'--config.engine.spread={spread}',
+        '--config.dataset.name=folder', f'--config.dataset.dir={folder}', '--config.dataset.image_size=16',
+        '--config.model.filters=(2,3)', '--config.model.recurrent_units=8', '--config.batch_size=8',
+        '--config.augment.samples=20', '--config.augment.policy=none', '--config.phases=("balanced",)',
+        f'--config.balanced.epochs={EPOCHS}', f'--sweep={sweep}',
+        '--distributed', f'--coordinator=localhost:{port}', '--processes=2',
+    ]  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-m', 'bhcnet_jax.main', *flags, f'--process={process}'],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def recorded_epochs(workdir):
+    try:
+        with contextlib.closing(sqlite3.connect(f'file:{workdir}/results.sqlite?mode=ro', uri=True)) as database:
+            return database.execute('SELECT count(DISTINCT epoch) FROM epochs').fetchone()[0]
+    except sqlite3.OperationalError:  # not there yet
+        return 0
+
+
+def wait_for_epochs(count, workdir, processes):
+    deadline = time.monotonic() + 120
+    while recorded_epochs(workdir) < count:
+        assert all(process.poll() is None for process in processes), [each.communicate() for each in processes]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def numbers(workdir):
+    """All that a run computes, without the times that it took."""
+    tables = {name: pd.read_csv(workdir / f'{name}.csv') for name in ('results', 'curves', 'predictions')}
+    tables['results'] = tables['results'].drop(columns=['train_seconds', 'images_per_second'])
+    tables['curves'] = tables['curves'].drop(columns='seconds')
+    return tables
+
+
+def assert_as_in_one_process_of_two_devices(workdir, folder, spread, sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    one = tmp_path / 'one'
+    assert train.run(config_of(folder, spread), train.Options(workdir=str(one), sweep=sweep))
+    expected = numbers(one)
+    for name, table in numbers(workdir).items():
+        pd.testing.assert_frame_equal(table, expected[name], check_exact=True)
+
+
+def test_lanes_over_two_processes_survive_a_killed_leader(labelled_folder, environment, tmp_path, monkeypatch):
+    workdir, arguments = tmp_path / 'two', ('lanes', 'seed=0:2')
+    with two_processes(labelled_folder, environment, workdir, *arguments) as (leader, follower):
+        wait_for_epochs(3, workdir, (leader, follower))
+        leader.kill()
+        leader.wait()
+        follower.communicate(timeout=ENDS_WITHIN)
+        assert follower.returncode != 0
+        assert 3 <= recorded_epochs(workdir) < EPOCHS
+    with two_processes(labelled_folder, environment, workdir, *arguments) as (leader, follower):
+        output, errors = leader.communicate(timeout=120)
+        assert leader.returncode == 0, errors
+        assert '2 trials: 2 DONE' in output
+        assert follower.wait(ENDS_WITHIN) == 0
+    assert_as_in_one_process_of_two_devices(workdir, labelled_folder, *arguments, tmp_path, monkeypatch)
+
+
+def test_a_batch_over_two_processes_survives_a_lost_follower_and_a_stop(
+    labelled_folder, environment, tmp_path, monkeypatch
+):
+    workdir, arguments = tmp_path / 'two', ('batch', 'seed=0:1')
+    with two_processes(labelled_folder, environment, workdir, *arguments) as (leader, follower):
+        wait_for_epochs(3, workdir, (leader, follower))
+        follower.kill()
+        _, errors = leader.communicate(timeout=ENDS_WITHIN)
+        assert leader.returncode == 1
+        assert 'error: process 1 of 2 is gone; process 0 ends too. Finished epochs are saved. To go on: ' in errors
+        assert 'Traceback' not in errors
+    done = recorded_epochs(workdir)
+    with two_processes(labelled_folder, environment, workdir, *arguments) as (leader, follower):
+        wait_for_epochs(done + 2, workdir, (leader, follower))
+        for process in (follower, leader):  # as Slurm does
+            process.terminate()
+        output, _ = leader.communicate(timeout=ENDS_WITHIN)
+        assert leader.returncode == 128 + signal.SIGTERM
+        assert 'Stopped by SIGTERM after balanced epoch' in output
+        assert follower.wait(ENDS_WITHIN) == 0
+        assert recorded_epochs(workdir) < EPOCHS
+    with two_processes(labelled_folder, environment, workdir, *arguments) as (leader, _):
+        _, errors = leader.communicate(timeout=120)
+        assert leader.returncode == 0, errors
+    assert_as_in_one_process_of_two_devices(workdir, labelled_folder, *arguments, tmp_path, monkeypatch)
+
+
+def test_a_program_of_several_processes_that_nobody_describes_is_refused_in_one_line(environment):
+    child = subprocess.run(
+        [sys.executable, '-m', 'bhcnet_jax.main', '--config=smoke', '--distributed'],
+        env={name: value for name, value in environment.items() if not name.startswith(('SLURM_', 'OMPI_'))},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert child.returncode == 2
+    assert child.stderr.count('\n') == 1, child.stderr
+    assert 'Without Slurm say --coordinator, --processes and --process.' in child.stderr
