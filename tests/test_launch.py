@@ -95,10 +95,10 @@ def assert_same(workdir, expected, seeds):
 
 
 def start(environment, workdir, *flags):
-    arguments = [sys.executable, LAUNCH, f'--workdir={workdir}', *flags]
     return subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, LAUNCH, f'--workdir={workdir}', *flags], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
+    )  # fmt: skip
 
 
 def finish(environment, workdir, *flags):
@@ -162,7 +162,7 @@ def test_after_sigkill_and_sigterm_the_same_command_ends_with_the_rows_of_one_pr
     stopped = at_work(workdir, killed)
     if len(os.sched_getaffinity(0)) > 1:
         assert not cores & os.sched_getaffinity(trainer(stopped))
-    child.send_signal(signal.SIGTERM)
+    os.killpg(child.pid, signal.SIGTERM)  # as a terminal or a scheduler does: it must not reach a shard twice
     output, _ = child.communicate(timeout=180)
     assert child.returncode == 128 + signal.SIGTERM, output
     assert f'shard {index_of(killed)}/2: FAILED (killed by SIGKILL); trials: ' in output
