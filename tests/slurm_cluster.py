@@ -56,7 +56,7 @@ KillWait=2
 ReturnToService=2
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 State=UNKNOWN
-PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=3 MaxTime=INFINITE State=UP
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=10 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=n1,n2 PriorityTier=9 MaxTime=INFINITE State=UP
 """
 

@@ -66,7 +66,7 @@ def single(recipe, environment, tmp_path_factory):
     )
 
     def wait():
-        assert child.wait(timeout=120) == 0
+        assert child.wait(timeout=180) == 0
         return rows(workdir)
 
     yield wait
@@ -95,20 +95,20 @@ def assert_same(workdir, expected, seeds):
 
 
 def start(environment, workdir, *flags):
-    arguments = [sys.executable, LAUNCH, f'--workdir={workdir}', *flags]
     return subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, LAUNCH, f'--workdir={workdir}', *flags], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
+    )  # fmt: skip
 
 
 def finish(environment, workdir, *flags):
     """Exit code and output."""
     child = start(environment, workdir, *flags)
-    output, _ = child.communicate(timeout=120)
+    output, _ = child.communicate(timeout=180)
     return child.returncode, output
 
 
-def wait_for(condition, what, seconds=90):
+def wait_for(condition, what, seconds=180):
     """What the condition returns once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -125,10 +125,15 @@ def recorded_epochs(shard):
         return 0
 
 
-def at_work(workdir, count):
-    """Paths of so many shards that have recorded some epochs; none if there are fewer."""
-    found = [path for path in sorted(workdir.glob('shard-*')) if recorded_epochs(path) >= 3]
-    return found[:count] if len(found) >= count else []
+def at_work(workdir, *others):
+    """Waits until a shard has recorded some epochs. Returns its directory, which is none of the others."""
+    found = []
+
+    def look():
+        found[:] = [path for path in workdir.glob('shard-*') if path not in others and recorded_epochs(path) >= 3]
+        return found
+
+    return wait_for(look, 'no shard trains')[0]
 
 
 def index_of(shard):
@@ -137,12 +142,12 @@ def index_of(shard):
 
 def trainer(shard):
     """The process that trains in a shard's directory."""
-    with contextlib.closing(sqlite3.connect(f'file:{shard}/results.sqlite?mode=ro', uri=True)) as database:
-        return database.execute("SELECT pid FROM trials WHERE status = 'RUNNING'").fetchone()[0]
 
+    def look():
+        with contextlib.closing(sqlite3.connect(f'file:{shard}/results.sqlite?mode=ro', uri=True)) as database:
+            return database.execute("SELECT pid FROM trials WHERE status = 'RUNNING'").fetchone()
 
-def cores_of(pid):
-    return os.sched_getaffinity(pid)
+    return wait_for(look, 'no trial is RUNNING')[0]
 
 
 def test_after_sigkill_and_sigterm_the_same_command_ends_with_the_rows_of_one_process(
@@ -151,12 +156,14 @@ def test_after_sigkill_and_sigterm_the_same_command_ends_with_the_rows_of_one_pr
     workdir = tmp_path / 'run'
     flags = ['--shards=2', '--sweep=seed=0:6', *recipe]
     child = start(environment, workdir, *flags)
-    killed, stopped = wait_for(lambda: at_work(workdir, count=2), 'two shards do not train')
+    killed = at_work(workdir)
+    cores = os.sched_getaffinity(pid := trainer(killed))
+    os.kill(pid, signal.SIGKILL)
+    stopped = at_work(workdir, killed)
     if len(os.sched_getaffinity(0)) > 1:
-        assert cores_of(trainer(killed)) != cores_of(trainer(stopped))
-    os.kill(trainer(killed), signal.SIGKILL)
-    child.send_signal(signal.SIGTERM)
-    output, _ = child.communicate(timeout=60)
+        assert not cores & os.sched_getaffinity(trainer(stopped))
+    os.killpg(child.pid, signal.SIGTERM)  # as a terminal or a scheduler does: it must not reach a shard twice
+    output, _ = child.communicate(timeout=180)
     assert child.returncode == 128 + signal.SIGTERM, output
     assert f'shard {index_of(killed)}/2: FAILED (killed by SIGKILL); trials: ' in output
     assert f'; {workdir}/logs/{killed.name}.log ends: ' in output
@@ -302,7 +309,7 @@ def test_a_sweep_whose_node_is_lost_ends_with_the_rows_of_one_process(single, re
     workdir = tmp_path / 'run'
     flags = ['--shards=4', f'--sweep=seed=0:{SEEDS}', '--time=10', *recipe]
     job = submit(cluster, workdir, *flags)
-    (killed,) = wait_for(lambda: at_work(workdir, count=1), 'no shard trains')
+    killed = at_work(workdir)
     before = nodes(cluster, job)
     lost = before[index_of(killed)]
     slurm_cluster.kill_node(folder, lost)
@@ -330,12 +337,13 @@ def test_a_sweep_whose_node_is_lost_ends_with_the_rows_of_one_process(single, re
 def test_tasks_that_are_preempted_or_out_of_time_save_and_are_requeued(single, recipe, cluster, tmp_path):
     workdir = tmp_path / 'run'
     job = submit(cluster, workdir, '--shards=2', '--sweep=seed=0:6', '--time=10', '--cpus_per_task=2', *recipe)
-    both = wait_for(lambda: at_work(workdir, count=2), 'two shards do not train')
-    preempted, timed_out = map(index_of, both)
-    slurm(cluster, 'sbatch', '--partition=high', f'--nodelist={nodes(cluster, job)[preempted]}', '--ntasks=2',
-          '--output=/dev/null', '--wrap=true')  # fmt: skip
+    first = at_work(workdir)
+    timed_out = index_of(first)
     # What Slurm sends ahead of the time limit; it looks at that only twice a minute.
     slurm(cluster, 'scancel', '--signal=USR2', f'{job}_{timed_out - 1}')
+    preempted = index_of(at_work(workdir, first))
+    slurm(cluster, 'sbatch', '--partition=high', f'--nodelist={nodes(cluster, job)[preempted]}', '--ntasks=2',
+          '--output=/dev/null', '--wrap=true')  # fmt: skip
     wait_for(lambda: ended(cluster, job), 'the job does not end')
     for shard, signal_name in ((preempted, 'SIGTERM'), (timed_out, 'SIGINT')):
         assert restarts(cluster, job, shard) == 1
