@@ -55,7 +55,7 @@ def run(config: ConfigDict, options: Options) -> bool:
     path = _path(config, study.image_set, options)
     if options.dry_run:  # which only looks, so that it can do so while another process trains
         statuses = results.look(path)
-        again = _to_rerun(wanted, options.rerun, statuses)
+        again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)
         if options.estimate and missing:
             print(estimate.text(study, missing), flush=True)
@@ -65,7 +65,7 @@ def run(config: ConfigDict, options: Options) -> bool:
         contextlib.closing(Results(path / 'results.sqlite')) as database,
     ):
         statuses = database.statuses()
-        again = _to_rerun(wanted, options.rerun, statuses)
+        again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)
         in_flight.forget(path, again)  # before their rows, so that none goes on from what is forgotten
         database.forget(again)
@@ -96,14 +96,15 @@ def _path(config: ConfigDict, image_set: ImageSet, options: Options) -> pathlib.
     return path / f'shard-{options.shard.replace("/", "-of-")}' if options.shard else path
 
 
-def _to_rerun(wanted: Sequence[Identity], rerun: str, statuses: Mapping[str, str]) -> set[str]:
+def _to_rerun(wanted: Sequence[Identity], options: Options, statuses: Mapping[str, str]) -> set[str]:
     """Ids of the wanted trials that are to be trained again."""
+    rerun = options.rerun
     ids = {each.trial_id for each in wanted if each.trial_id in statuses}
     if rerun in ('', 'all'):
         return ids if rerun else set()
     if rerun in ('failed', 'diverged'):
         return {trial_id for trial_id in ids if statuses[trial_id] == rerun.upper()}
     chosen = {trial_id for trial_id in ids if trial_id.startswith(rerun)}
-    if not chosen:
+    if not chosen and not options.shard:  # it may be in another shard
         raise ConfigError(f'--rerun={rerun}: no trial here has an id that begins so; expected failed, diverged or all.')
     return chosen
