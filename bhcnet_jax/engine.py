@@ -325,6 +325,7 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> bool:
 
     Raises:
       ValueError, RuntimeError: of `jax.distributed.initialize`.
+      ProcessLost: process 0 cannot be reached.
     """
     usual = signal.getsignal(signal.SIGTERM)
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
@@ -333,7 +334,10 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> bool:
     leads = jax.process_index() == 0
     if not leads:
         host, port, key = json.loads(_from_leader(b''))
-        _leader.append(Client((host, port), authkey=bytes.fromhex(key)))
+        try:
+            _leader.append(Client((host, port), authkey=bytes.fromhex(key)))
+        except OSError as error:
+            raise ProcessLost(f'process 0 cannot be reached at {host}:{port}: {error.strerror}.') from error
         _leader[0].send(jax.process_index())
         return False
     address = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS', '')

@@ -136,6 +136,9 @@ def main(argv: list[str]) -> None:
     _keep_compiled_programs()
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
+    command = shlex.join(['python', '-m', 'bhcnet_jax.main', *sys.argv[1:]])
+    if _DISTRIBUTED.value and not _join_others():
+        return
     # Imported here so that a wrong flag is answered at once.
     from bhcnet_jax import engine, train
     from bhcnet_jax.batch import Stopped
@@ -145,7 +148,6 @@ def main(argv: list[str]) -> None:
     from bhcnet_jax.run_dir import RunDirError
     from bhcnet_jax.trial import ConfigError
 
-    command = shlex.join(['python', '-m', 'bhcnet_jax.main', *sys.argv[1:]])
     options = train.Options(
         workdir=_WORKDIR.value,
         command=command,
@@ -158,14 +160,11 @@ def main(argv: list[str]) -> None:
         fail_fast=_FAIL_FAST.value,
     )
     try:
-        if _DISTRIBUTED.value and not _join_others():
-            return
         well = train.run(_CONFIG.value, options)
     except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
         _fail(str(error))
     except ProcessLost as error:
-        print(f'error: {error} Finished epochs are saved. To go on: {command}', file=sys.stderr, flush=True)
-        os._exit(1)  # at its usual end JAX would wait for the process that is gone
+        _leave(f'{error} Finished epochs are saved. To go on: {command}')
     except Stopped as stop:
         print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')
         sys.exit(128 + stop.signum)
@@ -185,9 +184,22 @@ def _join_others() -> bool:
         leads = engine.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     except (ValueError, RuntimeError) as error:
         _fail(f'--distributed: {error} Without Slurm say --coordinator, --processes and --process.')
+    except engine.ProcessLost as error:
+        _leave(str(error))
     if not leads:
-        engine.follow()
+        try:
+            engine.follow()
+        except engine.ProcessLost as error:
+            _leave(str(error))
     return leads
+
+
+def _leave(message: str) -> None:
+    """Ends at once. At a usual end JAX would wait for the process that is gone."""
+    print(f'error: {message}', file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def run() -> None:
