@@ -72,11 +72,13 @@ def traces(workdir, kind, since):
 
 def kill_during(kind, server, arguments, workdir, generator):
     """Starts a run and kills it. Returns the kind of moment that it died in, None if it came to its end before."""
-    since, times, before = time.time_ns() - 10**7, generator.integers(1, 3), False  # clocks of files tick slowly
+    since, before = time.time_ns() - 10**7, False  # clocks of files tick slowly
+    # Which sighting it dies at. The first three commits of a start are of no epoch: opening, entering, claiming.
+    times = generator.integers(1, 9 if kind == 'commit' else 3)
     child = server.start(arguments)
     if kind == 'start':
         time.sleep(generator.uniform(0, 1))
-    while kind != 'start' and times and child.is_alive():  # the first or the second time
+    while kind != 'start' and times and child.is_alive():
         now = traces(workdir, 'commit' if kind == 'epoch' else kind, since)
         times -= now and not before
         before = now
