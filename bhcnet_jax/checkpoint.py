@@ -1,6 +1,10 @@
 """Everything that touches orbax: checkpoints of all lanes of a phase, and falling back where one is unreadable."""
 
+import errno
+import os
 import pathlib
+import re
+import shutil
 import time
 from typing import Any
 
@@ -9,6 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 KEPT = 2  # checkpoints of a phase that stay on disk: the last one, and one to fall back to
+SPARE_BYTES = 2**20  # on the disk beside the arrays: orbax writes some thirty small files as well
 
 
 class Checkpoints:
@@ -39,8 +44,22 @@ class Checkpoints:
         )
 
     def save(self, epochs_done: int, tree: Any) -> None:
-        """Writes a tree of numpy arrays and returns when it is complete on disk."""
-        self._manager.save(epochs_done, args=ocp.args.StandardSave(tree))
+        """Writes a tree of numpy arrays and returns when it is complete on disk. OSError if it cannot be written."""
+        self._refuse_full_disk(tree)
+        try:
+            self._manager.save(epochs_done, args=ocp.args.StandardSave(tree))
+        except ValueError as error:  # what the system says comes through tensorstore as text
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if not code:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(self._manager.directory)) from error
+
+    def _refuse_full_disk(self, tree: Any) -> None:
+        """Asked beforehand, since orbax prints hundreds of lines from its threads when the disk is full."""
+        disk = shutil.disk_usage(self._manager.directory)
+        needed = SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        if disk.total and disk.free < needed:  # some network file systems call themselves 0 bytes large
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._manager.directory))
 
     def restore(self, like: Any, at: int | None = None) -> tuple[int, Any] | None:
         """The newest readable checkpoint as (epochs done, tree of numpy arrays), or None where there is none.

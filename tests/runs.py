@@ -124,11 +124,11 @@ def numbers(workdir: pathlib.Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def recorded_epochs(workdir: pathlib.Path, phase: str) -> int:
-    """Rows in the database, of all trials; 0 where there is none yet."""
+def recorded_epochs(workdir: pathlib.Path, phase: str = '%') -> int:
+    """Rows in the database, of all trials and a phase or all; 0 where there is no database yet."""
     try:
         uri = f'file:{workdir}/results.sqlite?mode=ro'
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
-            return database.execute('SELECT count(*) FROM epochs WHERE phase = ?', [phase]).fetchone()[0]
+            return database.execute('SELECT count(*) FROM epochs WHERE phase LIKE ?', [phase]).fetchone()[0]
     except sqlite3.OperationalError:  # not there yet
         return 0

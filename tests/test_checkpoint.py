@@ -1,3 +1,5 @@
+import collections
+import contextlib
 import logging
 import subprocess
 import sys
@@ -42,6 +44,36 @@ def test_the_newest_checkpoint_comes_back_bit_for_bit_as_numpy(saved):
         assert type(part) is np.ndarray
         np.testing.assert_array_equal(part, expected)
         assert part.dtype == expected.dtype
+
+
+TOO_LARGE = """
+import contextlib, errno, pathlib, resource, sys
+import numpy as np
+from bhcnet_jax.checkpoint import Checkpoints
+with contextlib.closing(Checkpoints(pathlib.Path(sys.argv[1]))) as checkpoints:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        checkpoints.save(4, {'kernel': np.random.default_rng(0).random(20_000)})
+    except OSError as error:
+        print(error.errno == errno.EFBIG)
+"""
+
+
+def test_a_checkpoint_that_the_system_does_not_let_be_written_is_an_oserror_and_leaves_the_last_one(saved):
+    # In a process of its own, since threads of orbax raise for a while.
+    child = subprocess.run(
+        [sys.executable, '-c', TOO_LARGE, saved], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert child.stdout == 'True\n', child.stderr
+    assert restore(saved)[0] == 3
+
+
+def test_a_checkpoint_larger_than_what_is_free_is_not_begun(saved, monkeypatch):
+    checkpoints = Checkpoints(saved)
+    monkeypatch.setattr('shutil.disk_usage', lambda _: collections.namedtuple('Usage', 'total free')(10**9, 10**6))
+    with contextlib.closing(checkpoints), pytest.raises(OSError, match='No space left on device'):
+        checkpoints.save(4, tree(4))
+    assert sorted(path.name for path in saved.iterdir() if path.name.startswith('4')) == []
 
 
 def test_only_the_last_two_stay_on_disk(saved):

@@ -3,15 +3,17 @@
 import collections
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
+import subprocess
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from runs import child_environment, flags, fork_server, numbers
+from runs import child_environment, flags, fork_server, numbers, recorded_epochs
 
 EPOCHS = 8  # of each of two phases
 SWEEP = ['--sweep=seed=0:3', *(f'--config.{phase}.epochs={EPOCHS}' for phase in ('balanced', 'imbalanced'))]
@@ -70,11 +72,13 @@ def traces(workdir, kind, since):
 
 def kill_during(kind, server, arguments, workdir, generator):
     """Starts a run and kills it. Returns the kind of moment that it died in, None if it came to its end before."""
-    since, times, before = time.time_ns() - 10**7, generator.integers(1, 3), False  # clocks of files tick slowly
+    since, before = time.time_ns() - 10**7, False  # clocks of files tick slowly
+    # Which sighting it dies at. The first three commits of a start are of no epoch: opening, entering, claiming.
+    times = generator.integers(1, 9 if kind == 'commit' else 3)
     child = server.start(arguments)
     if kind == 'start':
         time.sleep(generator.uniform(0, 1))
-    while kind != 'start' and times and child.is_alive():  # the first or the second time
+    while kind != 'start' and times and child.is_alive():
         now = traces(workdir, 'commit' if kind == 'epoch' else kind, since)
         times -= now and not before
         before = now
@@ -108,3 +112,131 @@ def test_a_sweep_killed_twenty_times_at_any_moment_ends_with_the_rows_of_an_undi
     assert status == 0 and '3 trials: 3 DONE' in output
     assert_same_rows(workdir, undisturbed)
     assert not [path for pattern in TRACES.values() for path in workdir.glob(pattern)]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 4 MiB."""
+    path = tmp_path / 'disk'
+    path.mkdir()
+    mount = subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', path], capture_output=True, text=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f'no file system of its own for this test: {mount.stderr.strip()}')
+    yield path
+    subprocess.run(['umount', path], check=True)
+
+
+def fill(path, but=0):
+    """Fills the disk of a file, but for some bytes."""
+    left = shutil.disk_usage(path.parent).free - but
+    with contextlib.suppress(OSError), path.open('ab', buffering=0) as file:  # the run takes some, too
+        for size in (left, 4096, 1):
+            while left > 0:
+                left -= file.write(bytes(min(size, left)))
+
+
+def assert_stopped_in_a_line(status, output, *found):
+    assert status == 2, output
+    (line,) = [line for line in output.splitlines() if line.startswith('error: ')]
+    assert any(reason in line for reason in found), output
+
+
+def test_a_sweep_whose_disk_is_full_stops_with_a_line_and_goes_on_once_there_is_room(
+    server, labelled_folder, undisturbed, disk
+):
+    workdir, filler = disk / 'run', disk / 'filler'
+    arguments = flags(labelled_folder, workdir, *SWEEP)
+    for left in (0, 500_000):  # bytes: enough for nothing; for all but a checkpoint
+        fill(filler, but=left)
+        status, output = server.run(arguments)
+        assert_stopped_in_a_line(status, output, 'No space left on device', 'disk is full')
+        assert 'Traceback' not in output
+        filler.unlink()
+    for more in (1, 5):  # epochs, then in the middle of whatever comes next, where threads of orbax may print, too
+        child, before = server.start(arguments), recorded_epochs(workdir)
+        while recorded_epochs(workdir) < before + more:
+            assert child.is_alive()
+        fill(filler)
+        assert_stopped_in_a_line(*child.wait(), 'No space left on device', 'disk is full')
+        filler.unlink()
+    with contextlib.closing(sqlite3.connect(workdir / 'results.sqlite')) as database:
+        assert database.execute("SELECT count(*) FROM trials WHERE status = 'FAILED'").fetchone() == (0,)
+    status, output = server.run(arguments)
+    assert status == 0, output
+    assert_same_rows(workdir, undisturbed)
+
+
+def test_a_sweep_whose_database_may_not_grow_stops_with_a_line_and_goes_on(
+    server, labelled_folder, undisturbed, tmp_path
+):
+    workdir = tmp_path / 'run'
+    arguments = flags(labelled_folder, workdir, *SWEEP)
+    limit = (undisturbed / 'results.sqlite').stat().st_size - 4096  # a page
+    assert_stopped_in_a_line(*server.run(arguments, file_limit=limit), 'results.sqlite: ')
+    assert recorded_epochs(workdir) > 0
+    status, output = server.run(arguments)
+    assert status == 0, output
+    assert_same_rows(workdir, undisturbed)
+
+
+def damage(workdir):
+    file = workdir / 'results.sqlite'
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = np.random.default_rng(0).bytes(4096)
+    file.write_bytes(content)
+
+
+def write_newer_schema(workdir):
+    with contextlib.closing(sqlite3.connect(workdir / 'results.sqlite')) as database:
+        database.execute('PRAGMA user_version = 99')
+
+
+def cut_config(workdir):
+    text = (workdir / 'config.json').read_text()
+    (workdir / 'config.json').write_text(text[: len(text) // 2])
+
+
+def content(workdir):
+    return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'found'),
+    [(damage, 'Restore it from a copy'), (write_newer_schema, 'schema 99'), (cut_config, 'config.json cannot be read')],
+)
+def test_a_spoilt_run_directory_is_refused_with_a_line_and_left_as_it_is(
+    server, labelled_folder, undisturbed, tmp_path, spoil, found
+):
+    workdir = shutil.copytree(undisturbed, tmp_path / 'run')
+    spoil(workdir)
+    before = content(workdir)
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP, '--sweep=seed=0:4'))
+    assert_stopped_in_a_line(status, output, found)
+    assert output.count('\n') == 1
+    assert content(workdir) == before
+
+
+def test_a_run_directory_of_other_images_is_refused_with_a_line_and_left_as_it_is(
+    server, labelled_folder, undisturbed, tmp_path
+):
+    other = shutil.copytree(labelled_folder, tmp_path / 'other')
+    shutil.copy(other / '01.png', other / '03.png')
+    before = content(undisturbed)
+    status, output = server.run(flags(other, undisturbed, *SWEEP, '--sweep=seed=0:4'))
+    assert_stopped_in_a_line(status, output, 'holds another run (data fingerprint is ')
+    assert output.count('\n') == 1
+    assert content(undisturbed) == before
+
+
+def test_a_run_directory_that_may_only_be_read_is_refused_with_a_line(server, labelled_folder, undisturbed, disk):
+    workdir = shutil.copytree(undisturbed, disk / 'run')
+    before = content(workdir)
+    subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)  # permissions do not bind root
+    for sweep in ('seed=0:4', 'seed=0:4 batch_size=4,8'):
+        status, output = server.run(flags(labelled_folder, workdir, *SWEEP, f'--sweep={sweep}'))
+        assert_stopped_in_a_line(status, output, 'readonly database', 'Read-only file system')
+        assert output.count('\n') == 1
+    assert content(workdir) == before
