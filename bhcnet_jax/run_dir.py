@@ -128,7 +128,7 @@ def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:
 @functools.cache
 def hardware() -> str:
     """The devices and the processor cores of this process, in a few words; on CPUs equal bits need as many cores."""
-    devices = jax.local_devices()
+    devices = jax.devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return f'{len(devices)} x {devices[0].device_kind}, {cores} cores, {_processor()}'
 
