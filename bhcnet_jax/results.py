@@ -336,7 +336,7 @@ class Results:
         """Rows of equal columns follow each other. if_there: done to one of that key; '': it is brought up to date."""
         for names, alike in itertools.groupby(rows, key=tuple):
             places = ', '.join(f':{name}' for name in names)
-            # Not OR REPLACE: that deletes the row, and another is then entered at the end, at twice the cost.
+            # Not OR REPLACE: that deletes the row and enters another at the end of the table.
             update = 'UPDATE SET ' + ', '.join(f'{name} = excluded.{name}' for name in names)
             self._database.executemany(
                 f'INSERT INTO {table} ({", ".join(names)}) VALUES ({places}) '
