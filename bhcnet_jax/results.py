@@ -229,7 +229,10 @@ class Results:
     def enter(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Enters trials as PENDING; to one that is there already only SETTINGS are added that it has not had yet."""
         with self._transaction():
-            self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {_added("excluded")}')
+            self._enter(rows)
+
+    def _enter(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {_added("excluded")}')
 
     def inherit(self, trial_id: str, ancestor: str) -> None:
         """Gives a trial the epochs of another one that it goes on from, and adds SETTINGS of that one to its own."""
@@ -246,12 +249,12 @@ class Results:
                 [trial_id, ancestor],
             )
 
-    def begin(self, row: Mapping[str, Any]) -> None:
-        """Enters a trial if need be, and sets it to RUNNING in this process unless it is DONE."""
-        if self.status(row['trial_id']) != 'DONE':
-            with self._transaction():
-                self._insert('trials', [row], 'NOTHING')
-                self._claim([row['trial_id']], socket.gethostname(), os.getpid())
+    def begin(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Enters trials if need be, and sets those that are not DONE to RUNNING in this process."""
+        rows = [row for row in rows if self.status(row['trial_id']) != 'DONE']
+        with self._transaction():
+            self._enter(rows)
+            self._claim((row['trial_id'] for row in rows), socket.gethostname(), os.getpid())
 
     def claim(self, trial_ids: Iterable[str], host: str, pid: int) -> None:
         """Sets trials to RUNNING in a process; why one had failed before is forgotten."""

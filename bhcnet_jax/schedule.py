@@ -7,9 +7,7 @@ one trial at a time, so that only those that raise alone are FAILED.
 
 import contextlib
 import json
-import os
 import pathlib
-import socket
 import sys
 import traceback
 from collections import Counter
@@ -194,8 +192,7 @@ class Schedule:
 
     def _plan(self, together: Sequence[Identity], engine: Engine) -> list[Trial]:
         """Enters trials as RUNNING in this process. Returns those that these images allow; the others are FAILED."""
-        self._results.enter(_row(each, self._study, engine) for each in together)
-        self._results.claim([each.trial_id for each in together], socket.gethostname(), os.getpid())
+        self._results.begin(_row(each, self._study, engine) for each in together)
         trials = []
         for each in together:
             if each.trial_id in self._ancestors:

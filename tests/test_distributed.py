@@ -132,7 +132,7 @@ def test_lanes_over_two_processes_survive_a_killed_leader_and_a_stop(
         output, _ = leader.communicate(timeout=ENDS_WITHIN)
         assert leader.returncode == 128 + signal.SIGTERM
         assert 'Stopped by SIGTERM after balanced epoch' in output
-        assert f'{done + 1}/{EPOCHS}  balanced epoch {done + 1} ' in output  # nothing was trained twice
+        assert f'{2 * (done + 1)}/{2 * EPOCHS} epochs  balanced epoch {done + 1} ' in output  # none was trained twice
         assert follower.wait(ENDS_WITHIN) == 0
     assert done + 2 <= recorded_epochs(workdir) < EPOCHS
     # The same directory goes on in one process; its first rows are those of two.

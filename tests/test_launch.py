@@ -20,7 +20,7 @@ from bhcnet_jax import results
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch/sweep.py'
 SEEDS = 8
-TIMES = ['train_seconds', 'images_per_second']
+TIMES = ['train_seconds', 'images_per_second', 'hardware']  # a shard has fewer cores, and its row says so
 
 
 @pytest.fixture(scope='module')

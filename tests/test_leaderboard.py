@@ -87,7 +87,7 @@ def write(directory, seeds, recipe='smoke', dataset='head_ct', folds=2):
                 trial_id = f'{recipe}-{seed}-{fold}'
                 row = {'trial_id': trial_id, 'recipe': recipe, 'recipe_id': recipe, 'model': 'cnn', 'dataset': dataset}
                 row |= {'seed': seed, 'fold': fold, 'folds': 2, 'scheme': 'kfold', 'data_fingerprint': f'of {dataset}'}
-                database.begin(row)
+                database.begin([row])
                 predictions = [
                     {'trial_id': trial_id, 'image_id': f'{image:03}', 'label': int(labels[image]),
                      'probability': probabilities[0, image], 'dataset': dataset}
@@ -238,7 +238,7 @@ def test_watching_follows_until_it_is_interrupted(tmp_path):
     try:
         wait_for(child, 'Trials: 2 DONE')
         with contextlib.closing(Results(directory / 'results.sqlite')) as database:
-            database.begin({'trial_id': 'new'})
+            database.begin([{'trial_id': 'new'}])
         wait_for(child, 'Trials: 2 DONE, 1 RUNNING')
         child.send_signal(signal.SIGINT)
         assert child.communicate(timeout=30)[1] == ''

@@ -27,7 +27,7 @@ def prediction(image, probability):
 @pytest.fixture
 def database(tmp_path):
     opened = Results(tmp_path / 'results.sqlite')
-    opened.begin(TRIAL)
+    opened.begin([TRIAL])
     yield opened
     opened.close()
 
@@ -43,7 +43,7 @@ def test_a_trial_is_running_until_it_is_finished(database):
 
 def test_beginning_again_changes_nothing(database):
     database.finish('abc', {'tp': 3})
-    database.begin({**TRIAL, 'recipe': 'other'})
+    database.begin([{**TRIAL, 'recipe': 'other'}])
     assert database.status('abc') == 'DONE'
     assert list(database.read('trials', 'abc').recipe) == ['smoke']
 
@@ -142,7 +142,7 @@ def finished(path, trial_id='abc', probabilities=(0.1, 0.9), **more):
     """A database with one finished trial."""
     path.parent.mkdir(parents=True, exist_ok=True)
     opened = Results(path)
-    opened.begin(trial(trial_id, **more))
+    opened.begin([trial(trial_id, **more)])
     rows = [prediction(f'{number}.png', value) for number, value in enumerate(probabilities)]
     opened.record_epoch([], [{**row, 'trial_id': trial_id} for row in rows])
     opened.finish(trial_id, {})
@@ -174,7 +174,7 @@ def test_every_status_is_told_apart_and_says_why(database):
 
 def test_a_finished_row_does_not_tell_that_the_trial_had_failed_before(database):
     database.fail('abc', 'boom')
-    database.begin(TRIAL)
+    database.begin([TRIAL])
     assert state(database, 'abc').keys() == {'host', 'pid', 'heartbeat'}
     database.finish('abc', {})
     assert state(database, 'abc') == {}
@@ -198,7 +198,7 @@ def test_a_batch_is_finished_whole_or_not_at_all(database):
 
 
 def test_a_forgotten_trial_leaves_nothing_and_the_others_everything(database):
-    database.begin(trial('b'))
+    database.begin([trial('b')])
     for name in ('abc', 'b'):
         database.record_epoch([{**epoch(1), 'trial_id': name}], [{**prediction('a', 0.1), 'trial_id': name}])
     database.forget(['abc'])
@@ -333,7 +333,7 @@ def test_a_finished_row_wins_whatever_the_other_database_says(tmp_path, first, o
     database.enter([trial('abc')])
     {
         'enter': lambda: None,
-        'begin': lambda: database.begin(trial('abc')),
+        'begin': lambda: database.begin([trial('abc')]),
         'fail': lambda: database.fail('abc', 'boom'),
         'diverge': lambda: database.diverge('abc', 'balanced', 1),
     }[other]()
