@@ -43,7 +43,7 @@ def text(study: Study, missing: Sequence[Identity]) -> str:
     gigabytes = max(cost.device_bytes for cost in costs.values()) / 1e9
     return (
         f'Estimate from a short measurement{rest}: about {clock(seconds)} of training with compilation, '
-        f'{gigabytes:.2f} GB on each device'
+        f'{gigabytes:.3f} GB on each device'
     )
 
 

@@ -70,16 +70,16 @@ class Trial:
 def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str, Any] | None = None) -> Identity:
     """The identity of the trial that a config spans on a split of a data set (fingerprint of its files)."""
     recipe = resolve(config)
-    identity = {**recipe, 'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
-    signature = _digest(_shapes(recipe, config, split))
-    sections = {name: dict(config[name]) for name in config['phases']}
+    parts = {key: _ENCODE(value) for key, value in recipe.items()}  # each is encoded once: sweeps can be large
+    rest = {'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
+    signature = _digest({key: _ENCODE(value) for key, value in _shapes(recipe, config, split).items()})
     return Identity(
-        trial_id=_digest(identity),
-        recipe_id=_digest(recipe),
+        trial_id=_digest(parts | {key: _ENCODE(value) for key, value in rest.items()}),
+        recipe_id=_digest(parts),
         signature=signature,
-        batch_key=_digest([signature, sections]),
+        batch_key=_digest({'signature': signature} | {name: parts[name] for name in config['phases']}),
         phase_names=tuple(config['phases']),
-        phase_epochs=tuple(section['epochs'] for section in sections.values()),
+        phase_epochs=tuple(config[name]['epochs'] for name in config['phases']),
         point=point or {},
     )
 
@@ -95,13 +95,15 @@ def plan(identity: Identity, config: ConfigDict, labels: np.ndarray, split: Spli
 
 
 def _shapes(recipe: dict[str, Any], config: Config, split: Split) -> dict[str, Any]:
-    """What fixes shapes and code paths."""
-    left_out = ('phases', *config['phases'], 'optimizer', 'split')
-    shapes = {name: value for name, value in recipe.items() if name not in left_out}
-    shapes['model'] = {name: value for name, value in recipe['model'].items() if name != 'dropout'}
+    """What of a recipe fixes shapes and code paths."""
     strengths_of = config['augment']['policy']
-    shapes['augment'] = {name: value for name, value in recipe['augment'].items() if name != strengths_of}
-    return {**shapes, 'scored': scored_count(split)}
+    return {
+        'batch_size': recipe['batch_size'],
+        'dataset': recipe['dataset'],
+        'model': {name: value for name, value in recipe['model'].items() if name != 'dropout'},
+        'augment': {name: value for name, value in recipe['augment'].items() if name != strengths_of},
+        'scored': scored_count(split),
+    }
 
 
 def scored_count(split: Split) -> int:
@@ -189,11 +191,13 @@ def _scored(split: Split) -> np.ndarray:
     return np.append(scored, np.repeat(scored[:1], scored_count(split) - len(scored)))
 
 
-_ENCODE = json.JSONEncoder(sort_keys=True).encode  # made once: a large sweep calls it half a million times
+_ENCODE = json.JSONEncoder(sort_keys=True).encode
 
 
-def _digest(tree: Any) -> str:
-    return hashlib.sha256(_ENCODE(tree).encode()).hexdigest()
+def _digest(parts: Mapping[str, str]) -> str:
+    """SHA-256 of a JSON object with sorted keys, from its values as JSON."""
+    text = ', '.join(f'"{key}": {parts[key]}' for key in sorted(parts))
+    return hashlib.sha256(f'{{{text}}}'.encode()).hexdigest()
 
 
 def check(config: Config, changed: Collection[str] | None = None) -> None:

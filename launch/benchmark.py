@@ -143,8 +143,8 @@ def _seconds(command: Sequence[str]) -> float:
 
 
 PRUNED_SWEEP = (
-    '--config=smoke', '--config.dataset.name=phantom', '--config.split.val_folds=5', '--config.augment.samples=400',
-    "--config.phases=('balanced',)", '--config.balanced.epochs=24', '--config.augment.frozen=False',
+    '--config=smoke', '--config.dataset.name=phantom', '--config.split.val_folds=5', '--config.augment.samples=128',
+    "--config.phases=('balanced',)", '--config.balanced.epochs=24', '--config.engine.checkpoint_every=24',
     '--sweep=optimizer.peak_lr=log(1e-5,1e-1,16) model.dropout=0,0.2,0.4,0.6',
 )  # fmt: skip
 RULE = 'rungs=4,8,16 keep=1/3'
