@@ -42,7 +42,7 @@ class Schedule:
       wanted: its trials that this process is to have trained at the end.
       path: the run directory.
       results: its database.
-      pruning: see `pruning.parse`.
+      rule: when to prune.
       fail_fast: stop at the first trial that fails or diverges.
     """
 
@@ -79,7 +79,8 @@ class Schedule:
     def _look(self) -> None:
         """Finds out where the trials are, and deletes weights that nobody needs."""
         statuses = self._results.statuses()
-        needed = {trial_id for trial_id, status in statuses.items() if self._keeps_weights or status not in ENDED}
+        over = () if self._keeps_weights else (*ENDED, 'PRUNED')
+        needed = {trial_id for trial_id, status in statuses.items() if status not in over}
         in_flight.tidy(self._path, needed)
         self._places = in_flight.find(self._path)
         self._ancestors = {}
@@ -156,7 +157,9 @@ class Schedule:
         # Made for all that race, trained or not, so that a resumed sweep computes with the same engines.
         counts = Counter(each.signature for each in racing)
         left = [each for each in racing if statuses.get(each.trial_id) not in ENDED]
-        self._train_batches([each for each in left if self._done(each) < min(until, each.epochs)], until, counts)
+        # One that is at its end and not DONE was killed in between.
+        left = [each for each in left if self._done(each) < until or each.epochs <= until]
+        self._train_batches(left, until, counts)
 
     def _train_batches(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
         """Trains trials in batches of those that are equally far, the furthest first."""
@@ -235,8 +238,10 @@ class Schedule:
         elif len(left) > 1:
             for each in left:
                 self._train_batches([each], until, counts)
-        else:
+        elif left:
             self._fail(left[0], ''.join(traceback.format_exception(error)))
+        else:  # their rows are final, so it was none of theirs
+            raise error
 
     def _fail(self, this: Identity, error: str) -> None:
         self._results.fail(this.trial_id, error)

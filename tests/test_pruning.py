@@ -134,6 +134,12 @@ def test_pruned_trials_can_be_trained_to_their_end(sweep, full, pruned):
         pd.testing.assert_frame_equal(again, whole, check_exact=True)
 
 
+def test_pruned_trials_whose_weights_were_dropped_start_anew_with_the_same_rows(sweep, full):
+    sweep('dropped', prune=RULE, keep_weights='none')
+    for again, whole in zip(sweep('dropped', keep_weights='none'), full, strict=True):
+        pd.testing.assert_frame_equal(again, whole, check_exact=True)
+
+
 def test_a_larger_field_is_ranked_anew(sweep, full):
     sweep('grown', prune=RULE, axes=AXES.replace('seed=0:2', 'seed=0:1'))
     grown, at_once = sweep('grown', prune=RULE), sweep('at_once', prune=RULE)

@@ -8,6 +8,7 @@ import pytest
 
 from bhcnet_jax import phases, train
 from bhcnet_jax.engine import Engine
+from bhcnet_jax.results import Results, ResultsError
 from bhcnet_jax.train import Options
 from lanes import small_config
 
@@ -106,6 +107,19 @@ def test_an_extended_sweep_computes_what_one_at_once_does(sweep_of, undisturbed)
     well, rows = sweep_of('extended', AXES)
     assert well
     assert_same(rows, undisturbed)
+
+
+def test_a_trial_that_was_killed_between_its_last_epoch_and_its_row_only_gets_its_row(
+    sweep_of, undisturbed, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, 'finish_many', lambda *_: (_ for _ in ()).throw(ResultsError('the disk is full')))
+        with pytest.raises(ResultsError):
+            sweep_of('unfinished', 'seed=0:2')
+    monkeypatch.setattr(Engine, 'epoch', None)  # not callable: nothing is left to train
+    well, rows = sweep_of('unfinished', 'seed=0:2')
+    assert well
+    assert_same(rows, undisturbed[undisturbed.seed < 2])
 
 
 def test_the_choice_of_lanes_is_kept_for_a_resumed_sweep(sweep_of, monkeypatch):
