@@ -70,11 +70,11 @@ class Trial:
 def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str, Any] | None = None) -> Identity:
     """The identity of the trial that a config spans on a split of a data set (fingerprint of its files)."""
     recipe = resolve(config)
-    parts = {key: _ENCODE(value) for key, value in recipe.items()}  # each is encoded once: sweeps can be large
+    parts = {key: _encode(value) for key, value in recipe.items()}
     rest = {'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
-    signature = _digest({key: _ENCODE(value) for key, value in _shapes(recipe, config, split).items()})
+    signature = _digest({key: _encode(value) for key, value in _shapes(recipe, config, split).items()})
     return Identity(
-        trial_id=_digest(parts | {key: _ENCODE(value) for key, value in rest.items()}),
+        trial_id=_digest(parts | {key: _encode(value) for key, value in rest.items()}),
         recipe_id=_digest(parts),
         signature=signature,
         batch_key=_digest({'signature': signature} | {name: parts[name] for name in config['phases']}),
@@ -191,7 +191,17 @@ def _scored(split: Split) -> np.ndarray:
     return np.append(scored, np.repeat(scored[:1], scored_count(split) - len(scored)))
 
 
-_ENCODE = json.JSONEncoder(sort_keys=True).encode
+_encoded: dict[str, str] = {}  # JSON by repr; most parts of most trials of a sweep are alike
+
+
+def _encode(value: Any) -> str:
+    """A value as JSON with sorted keys."""
+    key = repr(value)  # unlike a hash it tells 1, 1.0 and True apart
+    if key not in _encoded:
+        if len(_encoded) > 10_000:
+            _encoded.clear()
+        _encoded[key] = json.dumps(value, sort_keys=True)
+    return _encoded[key]
 
 
 def _digest(parts: Mapping[str, str]) -> str:
