@@ -40,10 +40,10 @@ def text(study: Study, missing: Sequence[Identity]) -> str:
         samples = study.config_of(example[signature]).augment.samples
         seconds += cost.compile_seconds + total * samples / cost.images_per_second
     rest = f', of {MEASURED} of {len(epochs)} groups' if len(epochs) > MEASURED else ''
-    gigabytes = max(cost.device_bytes for cost in costs.values()) / 1e9
+    megabytes = max(cost.device_bytes for cost in costs.values()) / 1e6
     return (
         f'Estimate from a short measurement{rest}: about {clock(seconds)} of training with compilation, '
-        f'{gigabytes:.3f} GB on each device'
+        f'{megabytes:.1f} MB on each device'
     )
 
 

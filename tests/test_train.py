@@ -284,8 +284,8 @@ def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(sweep_of):
     _, before, _ = sweep_of('seed=0:1')
     _, rows, output = sweep_of('seed=0:3', dry_run=True)
     assert 'Trials: 1 finished, 2 new' in output
-    hours, gigabytes = re.search(r'about ([0-9:]+) of training with compilation, ([0-9.]+) GB', output).groups()
-    assert hours.startswith('0:') and 0 < float(gigabytes) < 1
+    hours, megabytes = re.search(r'about ([0-9:]+) of training with compilation, ([0-9.]+) MB', output).groups()
+    assert hours.startswith('0:') and 0 < float(megabytes) < 1
     _, rows, output = sweep_of('seed=0:2', dry_run=True, rerun='all', estimate=False)
     assert '2 trials, 2 of them still to train' in output
     pd.testing.assert_frame_equal(rows, before)
