@@ -153,22 +153,27 @@ RULE = 'rungs=4,8,16 keep=1/3'
 def measure_pruning(folder: pathlib.Path) -> dict[str, Any]:
     """Seconds for 64 recipes of a small network, whole and pruned, and which one has the lowest validation loss."""
     rounds = []
-    for number in range(-1, ROUNDS):
+    for number in range(ROUNDS):
         whole, pruned = folder / f'{number}-whole', folder / f'{number}-pruned'
         seconds = [_seconds(_main(whole, *PRUNED_SWEEP)), _seconds(_main(pruned, *PRUNED_SWEEP, f'--prune={RULE}'))]
-        rounds.append({'whole': seconds[0], 'pruned': seconds[1], 'winners': [_winner(whole), _winner(pruned)]})
-    return {
-        'seconds': rounds[1:],
-        'pruned / whole': [each['pruned'] / each['whole'] for each in rounds[1:]],
-        'same winner': all(each['winners'][0] == each['winners'][1] for each in rounds),
-    }
+        ranks = _ranked(whole)
+        winner = _ranked(pruned)[0][0]
+        rounds.append({
+            'whole': seconds[0],
+            'pruned': seconds[1],
+            'validation losses of the whole sweep: best, median': [ranks[0][1], ranks[len(ranks) // 2][1]],
+            'pruned winner in the whole sweep: rank of 64, validation loss': next(
+                [rank, loss] for rank, (trial_id, loss) in enumerate(ranks, 1) if trial_id == winner
+            ),
+        })  # fmt: skip
+    return {'rounds': rounds, 'pruned / whole': [each['pruned'] / each['whole'] for each in rounds]}
 
 
-def _winner(path: pathlib.Path) -> str:
-    """Id of the finished trial of the lowest validation loss."""
+def _ranked(path: pathlib.Path) -> list[tuple[str, float]]:
+    """Ids and validation losses of the finished trials, the best first."""
     with contextlib.closing(sqlite3.connect(path / 'results.sqlite')) as database:
-        query = "SELECT trial_id FROM trials WHERE status = 'DONE' ORDER BY val_loss LIMIT 1"
-        return database.execute(query).fetchone()[0]
+        query = "SELECT trial_id, val_loss FROM trials WHERE status = 'DONE' ORDER BY val_loss"
+        return database.execute(query).fetchall()
 
 
 def measure_records(folder: pathlib.Path) -> dict[str, Any]:
