@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import marshal
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -23,6 +24,7 @@ MAX_SEED = 2**31 - 1
 NEUTRAL = (('split', 'val_folds', 0),)
 SCORED_MULTIPLE = 32  # folds of 200 images have 19 to 21; a program for each size would be compiled for nothing
 
+T = TypeVar('T')
 Config = ConfigDict | Mapping[str, Any]  # both are read with config[section][key]; a dict fifty times as fast
 
 
@@ -70,12 +72,12 @@ class Trial:
 def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str, Any] | None = None) -> Identity:
     """The identity of the trial that a config spans on a split of a data set (fingerprint of its files)."""
     recipe = resolve(config)
-    parts = {key: _encode(value) for key, value in recipe.items()}
+    parts, recipe_id = _encode_recipe(recipe)
     rest = {'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
-    signature = _digest({key: _encode(value) for key, value in _shapes(recipe, config, split).items()})
+    signature = _sign(_shapes(recipe, config, split))
     return Identity(
         trial_id=_digest(parts | {key: _encode(value) for key, value in rest.items()}),
-        recipe_id=_digest(parts),
+        recipe_id=recipe_id,
         signature=signature,
         batch_key=_digest({'signature': signature} | {name: parts[name] for name in config['phases']}),
         phase_names=tuple(config['phases']),
@@ -191,17 +193,37 @@ def _scored(split: Split) -> np.ndarray:
     return np.append(scored, np.repeat(scored[:1], scored_count(split) - len(scored)))
 
 
-_encoded: dict[str, str] = {}  # JSON by repr; most parts of most trials of a sweep are alike
+def _remembered(function: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Caches a function of a JSON-like value: most parts of most trials of a sweep are alike."""
+    known: dict[bytes, T] = {}
+
+    def remembered(value: Any) -> T:
+        key = marshal.dumps(value)  # unlike a hash it tells 1, 1.0 and True apart
+        if key not in known:
+            if len(known) >= 10_000:
+                known.clear()
+            known[key] = function(value)
+        return known[key]
+
+    return remembered
 
 
+@_remembered
 def _encode(value: Any) -> str:
     """A value as JSON with sorted keys."""
-    key = repr(value)  # unlike a hash it tells 1, 1.0 and True apart
-    if key not in _encoded:
-        if len(_encoded) > 10_000:
-            _encoded.clear()
-        _encoded[key] = json.dumps(value, sort_keys=True)
-    return _encoded[key]
+    return json.dumps(value, sort_keys=True)
+
+
+@_remembered
+def _encode_recipe(recipe: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """The parts of a recipe as JSON, and its id."""
+    parts = {key: _encode(value) for key, value in recipe.items()}
+    return parts, _digest(parts)
+
+
+@_remembered
+def _sign(shapes: dict[str, Any]) -> str:
+    return _digest({key: _encode(value) for key, value in shapes.items()})
 
 
 def _digest(parts: Mapping[str, str]) -> str:
