@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -15,11 +16,15 @@ from absl import flags
 from PIL import Image
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
-# Many tests compile the same small programs; a run of the suite compiles each once.
-_COMPILED = tempfile.mkdtemp(prefix='compiled')
+# Many tests compile the same small programs; a run of the suite compiles each once. Processes that the tests start
+# share a folder of their own: they are killed while they write to it.
+_COMPILED = pathlib.Path(tempfile.mkdtemp(prefix='compiled'))
 atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
-jax.config.update('jax_compilation_cache_dir', _COMPILED)
+jax.config.update('jax_compilation_cache_dir', str(_COMPILED / 'here'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit it
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_COMPILED / 'children')
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags; under pytest nobody else parses them
 
 

@@ -62,13 +62,11 @@ def command(folder: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str
 
 
 def child_environment(folder: pathlib.Path, devices: int = 1) -> dict[str, str]:
-    """Of processes that share prepared data and compiled programs, in a folder of their own. devices: of the CPU."""
+    """Of processes that share the prepared data in a folder. devices: of the CPU."""
     return {
         **os.environ,
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
         'TFDS_DATA_DIR': str(folder / 'tfds'),
-        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
 
 

@@ -40,8 +40,6 @@ def environment(tmp_path_factory):
         **os.environ,
         'XLA_FLAGS': '',
         'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds')),
-        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
 
 
