@@ -12,7 +12,7 @@ def small_config(**overrides):
     """A config of 16x16 images that trains an epoch in milliseconds. overrides: dotted keys, '.' as '__'."""
     config = base.get_config()
     config.dataset.image_size = 16
-    config.model.filters = (4, 6, 8)
+    config.model.filters = (4, 6)
     config.model.recurrent_units = 8
     config.batch_size = 8
     config.augment.samples = 20

@@ -12,18 +12,11 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 PHASES = {'balanced': 12, 'imbalanced': 12}
-# As `python -m bhcnet_jax.main` typed into a terminal: a background job of a script, as which the tests may run,
-# hands down that SIGINT is ignored.
-PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from bhcnet_jax import main
-main.run()
-"""
 # Imports all once, then is forked for every run: a run is a process of its own, without the seconds of the imports.
 # A line with its arguments and its output file comes in; its process id goes out, and its status when it ended.
 FORK_SERVER = """
 import json, os, resource, signal, sys, warnings
+# As in a terminal: a background job of a script, as which the tests may run, hands down that SIGINT is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from bhcnet_jax import main, train
 from jax._src import xla_bridge
@@ -49,16 +42,11 @@ def flags(folder: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
     return [
         '--config=base', '--config.recipe=tiny', f'--workdir={workdir}',
         '--config.dataset.name=folder', f'--config.dataset.dir={folder}', '--config.dataset.image_size=16',
-        '--config.model.filters=(2,3,4)', '--config.model.recurrent_units=8', '--config.batch_size=8',
+        '--config.model.filters=(2,3)', '--config.model.recurrent_units=8', '--config.batch_size=8',
         '--config.augment.samples=20', '--config.imbalanced.positives=30',
         *(f'--config.{phase}.epochs={epochs}' for phase, epochs in PHASES.items()),
         *more,
     ]  # fmt: skip
-
-
-def command(folder: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
-    """The command line of such a run."""
-    return [sys.executable, '-c', PROGRAM, *flags(folder, workdir, *more)]
 
 
 def child_environment(folder: pathlib.Path, devices: int = 1) -> dict[str, str]:

@@ -48,7 +48,7 @@ def recipe(labelled_folder):
     return [
         '--config=base', '--config.recipe=tiny',
         '--config.dataset.name=folder', f'--config.dataset.dir={labelled_folder}', '--config.dataset.image_size=16',
-        '--config.model.filters=(2,3,4)', '--config.batch_size=8', '--config.augment.samples=20',
+        '--config.model.filters=(2,3)', '--config.batch_size=8', '--config.augment.samples=20',
         '--config.augment.policy=none',
         '--config.imbalanced.positives=30', '--config.balanced.epochs=15', '--config.imbalanced.epochs=15',
     ]  # fmt: skip

@@ -68,7 +68,7 @@ def sweep(labelled_folder, tmp_path_factory):
         def run(name, *, prune='', axes=AXES, keep_weights='final'):
             config = small_config(
                 dataset__name='folder', dataset__dir=str(labelled_folder), imbalanced__positives=25,
-                model__filters=(2, 3, 4), split__val_folds=4, imbalanced__epochs=2,
+                model__filters=(2, 3), augment__policy='none', split__val_folds=4, imbalanced__epochs=2,
                 engine__keep_weights=keep_weights,
             )  # fmt: skip
             assert train.run(config, Options(workdir=str(folder / name), sweep=axes, prune=prune))

@@ -25,7 +25,7 @@ def sweep_of(labelled_folder, tmp_path_factory):
         def run(name, axes, **overrides):
             config = small_config(
                 dataset__name='folder', dataset__dir=str(labelled_folder), imbalanced__positives=30,
-                model__filters=(2, 3, 4), balanced__epochs=2, imbalanced__epochs=1, **overrides,
+                model__filters=(2, 3), augment__policy='none', balanced__epochs=2, imbalanced__epochs=1, **overrides,
             )  # fmt: skip
             well = train.run(config, Options(workdir=str(folder / name), sweep=axes))
             with contextlib.closing(sqlite3.connect(folder / name / 'results.sqlite')) as database:

@@ -3,11 +3,10 @@
 import contextlib
 import json
 import os
+import pathlib
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -19,7 +18,7 @@ from tensorboardX.proto import event_pb2
 from bhcnet_jax import batch, optim, phases, train
 from bhcnet_jax.train import Options
 from lanes import small_config
-from runs import PHASES, PROGRAM, child_environment, command, numbers, recorded_epochs
+from runs import PHASES, child_environment, flags, fork_server, numbers, recorded_epochs
 
 
 def tiny_config(folder):
@@ -27,7 +26,7 @@ def tiny_config(folder):
         dataset__name='folder',
         dataset__dir=str(folder),
         imbalanced__positives=30,
-        model__filters=(2, 3, 4),
+        model__filters=(2, 3),
         recipe='tiny',
         **{f'{phase}__epochs': epochs for phase, epochs in PHASES.items()},
     )
@@ -41,48 +40,47 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(labelled_folder, environment, tmp_path_factory):
+def server(environment, tmp_path_factory):
+    """Starts runs as processes of their own."""
+    with fork_server(environment, tmp_path_factory.mktemp('server') / 'output') as started:
+        yield started
+
+
+@pytest.fixture(scope='module')
+def undisturbed(labelled_folder, server, tmp_path_factory):
     """A finished run and what it printed."""
     workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-    child = subprocess.run(
-        command(labelled_folder, workdir), env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert child.returncode == 0, child.stderr
-    return workdir, child.stdout
+    status, output = server.run(flags(labelled_folder, workdir))
+    assert status == 0, output
+    return workdir, output
 
 
-def interrupt(arguments, environment, workdir, phase, signum):
+def interrupt(server, arguments, workdir, phase, signum):
     """Starts a run, sends the signal once some epochs of the phase are recorded, returns status and output."""
     before = recorded_epochs(workdir, phase)
-    child = subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    deadline = time.monotonic() + 120
+    child = server.start(arguments)
     while recorded_epochs(workdir, phase) < before + 3:
-        assert child.poll() is None, child.stdout.read()
-        assert time.monotonic() < deadline
+        assert child.is_alive(), child.wait()
         time.sleep(0.005)
-    child.send_signal(signum)
-    output, _ = child.communicate(timeout=120)
-    return child.returncode, output
+    os.kill(child.pid, signum)
+    return child.wait()
 
 
-def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(
-    labelled_folder, environment, undisturbed, tmp_path
-):
-    arguments, workdir = command(labelled_folder, tmp_path / 'run'), tmp_path / 'run'
-    status, _ = interrupt(arguments, environment, workdir, 'balanced', signal.SIGKILL)
+def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(labelled_folder, server, undisturbed, tmp_path):
+    arguments, workdir = flags(labelled_folder, tmp_path / 'run'), tmp_path / 'run'
+    status, _ = interrupt(server, arguments, workdir, 'balanced', signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert recorded_epochs(workdir, 'balanced') < PHASES['balanced']
-    status, _ = interrupt(arguments, environment, workdir, 'imbalanced', signal.SIGKILL)
+    status, _ = interrupt(server, arguments, workdir, 'imbalanced', signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert recorded_epochs(workdir, 'imbalanced') < PHASES['imbalanced']
-    status, output = interrupt(arguments, environment, workdir, 'imbalanced', signal.SIGTERM)
+    status, output = interrupt(server, arguments, workdir, 'imbalanced', signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
     assert 'Stopped by SIGTERM after imbalanced epoch' in output
     assert 'To go on: python -m bhcnet_jax.main --config=base' in output
     stopped_after = PHASES['balanced'] + recorded_epochs(workdir, 'imbalanced')
-    output = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    status, output = server.run(arguments)
+    assert status == 0, output
     first_epoch = next(line for line in output.splitlines() if line.endswith('images/s'))
     assert first_epoch.startswith(f'{stopped_after + 1}/24')  # nothing was trained twice
     expected = numbers(undisturbed[0])
@@ -91,10 +89,10 @@ def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(
     assert len(json.loads((workdir / 'env.json').read_text())) == 4
 
 
-def test_ctrl_c_finishes_the_epoch_and_says_how_to_go_on(labelled_folder, environment, tmp_path):
+def test_ctrl_c_finishes_the_epoch_and_says_how_to_go_on(labelled_folder, server, tmp_path):
     workdir = tmp_path / 'run'
-    arguments = command(labelled_folder, workdir, '--config.engine.checkpoint_every=100')
-    status, output = interrupt(arguments, environment, workdir, 'balanced', signal.SIGINT)
+    arguments = flags(labelled_folder, workdir, '--config.engine.checkpoint_every=100')
+    status, output = interrupt(server, arguments, workdir, 'balanced', signal.SIGINT)
     assert status == 128 + signal.SIGINT
     assert 'SIGINT: finishing this epoch, then saving. Once more to stop at once.' in output
     assert 'Traceback' not in output
@@ -103,20 +101,16 @@ def test_ctrl_c_finishes_the_epoch_and_says_how_to_go_on(labelled_folder, enviro
     assert saved == [recorded_epochs(workdir, 'balanced')]
 
 
-def test_ctrl_c_while_the_data_are_prepared_is_one_line(environment, tmp_path):
-    arguments = [sys.executable, '-c', PROGRAM, '--config=smoke', f'--workdir={tmp_path}/run']
-    child = subprocess.Popen(
-        [*arguments, '--config.dataset.name=phantom'], env={**environment, 'TFDS_DATA_DIR': str(tmp_path / 'tfds')},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not (tmp_path / 'tfds').exists():  # the phantom takes seconds to draw
-        assert child.poll() is None
+def test_ctrl_c_while_the_data_are_prepared_is_one_line(server, environment, tmp_path):
+    child = server.start(['--config=smoke', f'--workdir={tmp_path}/run', '--config.dataset.name=phantom'])
+    while not list(pathlib.Path(environment['TFDS_DATA_DIR']).glob('*phantom*')):  # it takes seconds to draw
+        assert child.is_alive(), child.wait()
         time.sleep(0.005)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 128 + signal.SIGINT
-    assert 'Interrupted; finished epochs are saved. To go on: python -m bhcnet_jax.main' in errors
-    assert 'Traceback' not in errors
+    os.kill(child.pid, signal.SIGINT)
+    status, output = child.wait()
+    assert status == 128 + signal.SIGINT
+    assert 'Interrupted; finished epochs are saved. To go on: python -m bhcnet_jax.main' in output
+    assert 'Traceback' not in output
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
@@ -173,7 +167,7 @@ def test_tensorboard_has_every_epoch_once(undisturbed):
     assert steps == list(range(1, 25))
 
 
-def test_phase_two_starts_from_the_weights_and_class_weights_on_disk(labelled_folder, environment, undisturbed):
+def test_phase_two_starts_from_the_weights_and_class_weights_on_disk(undisturbed):
     from bhcnet_jax.checkpoint import Checkpoints  # after the flags of absl are parsed
 
     workdir, _ = undisturbed
@@ -188,12 +182,11 @@ def test_phase_two_starts_from_the_weights_and_class_weights_on_disk(labelled_fo
     np.testing.assert_array_equal(saved['imbalanced']['class_weights'], [[1, 1]])  # not those of 18 + 30
 
 
-def test_a_finished_run_is_shown_again_and_not_trained_again(labelled_folder, environment, undisturbed):
+def test_a_finished_run_is_shown_again_and_not_trained_again(labelled_folder, server, undisturbed):
     workdir, output = undisturbed
     before = (workdir / 'results.csv').read_bytes()
-    again = subprocess.run(
-        command(labelled_folder, workdir), env=environment, capture_output=True, text=True, timeout=120, check=True
-    ).stdout
+    status, again = server.run(flags(labelled_folder, workdir))
+    assert status == 0
     assert 'This run is finished' in again
     assert 'Compiled' not in again
     assert (workdir / 'results.csv').read_bytes() == before
@@ -201,21 +194,18 @@ def test_a_finished_run_is_shown_again_and_not_trained_again(labelled_folder, en
     assert table in again
 
 
-def test_another_seed_in_the_same_directory_is_refused(labelled_folder, environment, undisturbed):
-    child = subprocess.run(
-        command(labelled_folder, undisturbed[0], '--config.seed=1'),
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert child.returncode == 2
-    assert 'seed is 0 there, 1 here' in child.stderr
-    assert child.stderr.count('\n') == 1
+def test_another_seed_in_the_same_directory_is_refused(labelled_folder, server, undisturbed):
+    status, output = server.run(flags(labelled_folder, undisturbed[0], '--config.seed=1'))
+    assert status == 2
+    assert 'seed is 0 there, 1 here' in output
+    assert output.count('\n') == 1
 
 
 def test_a_run_on_the_phantom_says_so_in_everything_it_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     monkeypatch.delenv('HEAD_CT_DIR', raising=False)
     monkeypatch.chdir(tmp_path)
-    config = small_config(phases=('balanced',), balanced__epochs=1, model__filters=(2, 3, 4), recipe='tiny')
+    config = small_config(phases=('balanced',), balanced__epochs=1, model__filters=(2, 3), recipe='tiny')
     train.run(config, Options())
     output = capsys.readouterr().out
     workdir = tmp_path / 'runs/tiny-PHANTOM'
@@ -253,10 +243,11 @@ def test_more_folds_than_images_end_in_one_line(labelled_folder, tmp_path, monke
 
 
 @pytest.fixture
-def sweep_of(labelled_folder, tmp_path, monkeypatch, capsys):
+def sweep_of(labelled_folder, environment, tmp_path, monkeypatch, capsys):
     """Runs a sweep in this process, on two devices. -> whether it went well, rows by trial, what it printed."""
-    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    monkeypatch.setenv('TFDS_DATA_DIR', environment['TFDS_DATA_DIR'])
     config = tiny_config(labelled_folder)
+    config.augment.policy = 'none'
     config.balanced.epochs = config.imbalanced.epochs = 1
 
     def run(axes, **options):
@@ -342,7 +333,7 @@ def test_fail_fast_stops_at_the_first_failure(sweep_of, monkeypatch):
 
 def test_an_axis_that_changes_nothing_is_refused(sweep_of):
     with pytest.raises(train.ConfigError, match='2 points, but only 1 different trials'):
-        sweep_of('augment.distort.noise=0,0.1')  # the policy in use is affine
+        sweep_of('augment.distort.noise=0,0.1')  # of another policy than the one in use
 
 
 def test_an_unknown_rerun_is_refused(sweep_of):
