@@ -172,6 +172,8 @@ def run(config: ConfigDict, axes: str = '', workdir: str = '', command: str = ''
     command: what the user typed, for env.json. A trial that FAILED is trained again.
     ConfigError, DatasetError, RunDirError, ResultsError: each with one line for the user.
     """
+    config = config.copy_and_resolve_references()
+    config.dataset.image_size = SIDE  # whatever size the networks train at
     study = Study(config, axes)
     wanted = trials(study)
     label = run_dir.dataset_label(study.image_set)
