@@ -70,8 +70,8 @@ class Method(NamedTuple):
     calibrated: bool = False
 
 
-METHODS = {  # settings are scikit-learn's defaults, written out, but for the forest: more trees, less noise
-    'random forest': Method(RandomForestClassifier, {'n_estimators': 500}, seeded=True),
+METHODS = {  # settings are scikit-learn's defaults, written out
+    'random forest': Method(RandomForestClassifier, {'n_estimators': 100}, seeded=True),
     'k-nearest neighbours': Method(KNeighborsClassifier, {'n_neighbors': 5}, scaled=True),
     'linear SVM': Method(SVC, {'kernel': 'linear', 'C': 1.0}, scaled=True, calibrated=True),
     'RBF SVM': Method(SVC, {'kernel': 'rbf', 'C': 1.0, 'gamma': 'scale'}, scaled=True, calibrated=True),
