@@ -4,10 +4,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from absl.testing import flagsaver
 from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import RandomForestClassifier
@@ -16,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from bhcnet_jax import baselines, results, splits, sweep, train
+from bhcnet_jax import baselines, command_line, results, splits, sweep, train
 from bhcnet_jax.report import leaderboard
 from bhcnet_jax.run_dir import RunDirError
 from bhcnet_jax.study import Study
@@ -51,6 +53,21 @@ def prepared(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """40 images of noise in many sizes, those labelled 1 a little brighter, so that no baseline is always right."""
+    path = tmp_path_factory.mktemp('folder')
+    generator = np.random.default_rng(0)
+    lines = ['file,label']
+    for number in range(40):
+        brightest = generator.integers(100, 160) + 30 * (number % 2)
+        pixels = generator.integers(0, brightest, generator.integers(16, 40, 2), np.uint8)
+        Image.fromarray(pixels).save(path / f'{number:02}.png')
+        lines.append(f'{number:02}.png,{number % 2}')
+    (path / 'labels.csv').write_text('\n'.join(lines))
+    return path
+
+
 def config_of(folder, **overrides):
     return small_config(dataset__name='folder', dataset__dir=str(folder), **{**KFOLD, **overrides})
 
@@ -67,19 +84,19 @@ def numbers(directory):
 
 
 @pytest.fixture(scope='module')
-def done(labelled_folder, tmp_path_factory):
+def done(folder, tmp_path_factory):
     """A run directory with two seeds on two folds."""
     path = tmp_path_factory.mktemp('done') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         forest = baselines.METHODS['random forest']
         patch.setitem(baselines.METHODS, 'random forest', forest._replace(settings={'n_estimators': TREES}))
-        assert baselines.run(config_of(labelled_folder), f'seed=0:2 {FOLDS}', str(path))
+        assert baselines.run(config_of(folder), f'seed=0:2 {FOLDS}', str(path))
     return path
 
 
-def test_baselines_and_a_network_are_tested_on_the_same_folds_and_stand_in_one_table(done, labelled_folder, tmp_path):
+def test_baselines_and_a_network_are_tested_on_the_same_folds_and_stand_in_one_table(done, folder, tmp_path):
     tiny = {'phases': ('balanced',), 'balanced__epochs': 1, 'model__filters': (2,), 'augment__policy': 'none'}
-    assert train.run(config_of(labelled_folder, **tiny), train.Options(str(tmp_path / 'network'), sweep=FOLDS))
+    assert train.run(config_of(folder, **tiny), train.Options(str(tmp_path / 'network'), sweep=FOLDS))
     merged = results.merge([tmp_path / 'network', done])
     network = merged.trials.model == 'cnn'
     digests = [set(map(tuple, part[['fold', 'split_digest']].to_numpy())) for _, part in merged.trials.groupby(network)]
@@ -112,8 +129,8 @@ def plain_inputs(folder):
     return table, levels.astype(np.float32), (resized[64] / 255).astype(np.float32)
 
 
-def test_out_of_fold_predictions_are_those_of_a_plain_loop(done, labelled_folder):
-    table, levels, pixels = plain_inputs(labelled_folder)
+def test_out_of_fold_predictions_are_those_of_a_plain_loop(done, folder):
+    table, levels, pixels = plain_inputs(folder)
     labels = table.label.to_numpy()
     makers = {
         'random forest on grey levels': (levels, lambda seed: RandomForestClassifier(TREES, random_state=seed)),
@@ -126,9 +143,10 @@ def test_out_of_fold_predictions_are_those_of_a_plain_loop(done, labelled_folder
     }  # fmt: skip
     found = rows(done, 'predictions').merge(rows(done)[['trial_id', 'recipe', 'seed', 'fold']], on='trial_id')
     index = {file: number for number, file in enumerate(table.file)}
-    study = Study(config_of(labelled_folder))
+    study = Study(config_of(folder))
+    assert 0.1 < rows(done).accuracy.mean() < 0.9  # else any two classifiers would agree
     for fold in range(2):
-        split = study.split_of(config_of(labelled_folder, split__fold=fold))
+        split = study.split_of(config_of(folder, split__fold=fold))
         for name, (values, make) in makers.items():
             for seed in range(2):
                 expected = make(seed).fit(values[split.train], labels[split.train]).predict_proba(values[split.test])
@@ -137,16 +155,12 @@ def test_out_of_fold_predictions_are_those_of_a_plain_loop(done, labelled_folder
                 np.testing.assert_allclose(mine.probability, expected[:, 1], rtol=1e-6)
 
 
-def test_shortcuts_are_what_the_files_say(tmp_path):
-    generator = np.random.default_rng(0)
-    lines, sizes = ['file,label'], []
-    for number in range(8):
-        width, height = generator.integers(16, 40, 2)
-        Image.fromarray(generator.integers(0, 256, (height, width), np.uint8)).save(tmp_path / f'{number}.png')
-        lines.append(f'{number}.png,{number % 2}')
-        sizes.append((width, height, (tmp_path / f'{number}.png').stat().st_size))
-    (tmp_path / 'labels.csv').write_text('\n'.join(lines))
-    found = baselines.inputs(Study(config_of(tmp_path)))
+def test_shortcuts_are_what_the_files_say(folder):
+    sizes = []
+    for name in pd.read_csv(folder / 'labels.csv').file:
+        with Image.open(folder / name) as image:
+            sizes.append((*image.size, (folder / name).stat().st_size))
+    found = baselines.inputs(Study(config_of(folder)))
     together = np.concatenate([found[name] for name in ('width and height', 'file size', 'grey levels')], axis=1)
     np.testing.assert_array_equal(together[:, :3], sizes)
     np.testing.assert_array_equal(found['all shortcuts'], together)
@@ -182,8 +196,8 @@ def test_another_seed_changes_what_chance_has_a_part_in(name):
     assert np.array_equal(first, other) == (name != 'random forest')  # AdaBoost only breaks ties by chance
 
 
-def test_a_second_call_trains_what_is_missing_and_nothing_else(labelled_folder, tmp_path, capsys):
-    config = config_of(labelled_folder)
+def test_a_second_call_trains_what_is_missing_and_nothing_else(folder, tmp_path, capsys):
+    config = config_of(folder)
     assert baselines.run(config, workdir=str(tmp_path / 'run'))
     first = rows(tmp_path / 'run')
     assert f'{COUNT} of {COUNT} trials to train' in capsys.readouterr().out
@@ -195,18 +209,13 @@ def test_a_second_call_trains_what_is_missing_and_nothing_else(labelled_folder, 
     pd.testing.assert_frame_equal(rows(tmp_path / 'run')[:COUNT], first)
 
 
-def command(folder, workdir, *more):
-    return [
-        sys.executable, '-c', PROGRAM, '--config=base', f'--workdir={workdir}',
-        '--config.dataset.name=folder', f'--config.dataset.dir={folder}', *more,
+def test_a_killed_run_goes_on_and_ends_with_the_same_rows(done, folder, tmp_path):
+    command = [
+        sys.executable, '-c', PROGRAM, '--config=base', f'--workdir={tmp_path}/run', f'--sweep=seed=0:2 {FOLDS}',
+        '--config.dataset.name=folder', f'--config.dataset.dir={folder}',
+        '--config.split.scheme=kfold', '--config.split.folds=2',
     ]  # fmt: skip
-
-
-def test_a_killed_run_goes_on_and_ends_with_the_same_rows(done, labelled_folder, tmp_path):
-    flags = ['--config.split.scheme=kfold', '--config.split.folds=2', f'--sweep=seed=0:2 {FOLDS}']
-    with subprocess.Popen(
-        command(labelled_folder, tmp_path / 'run', *flags), stdout=subprocess.PIPE, text=True
-    ) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert any(line.startswith('random forest on file size: 4 trials') for line in child.stdout)
         child.send_signal(signal.SIGKILL)
     before = rows(tmp_path / 'run')
@@ -215,10 +224,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows(done, labelled_folder,
     # Half a trial: predictions are in, and the kill came before the row was final.
     with contextlib.closing(sqlite3.connect(tmp_path / 'run/results.sqlite')) as database, database:
         database.execute("UPDATE trials SET status = 'RUNNING' WHERE trial_id = ?", [finished.trial_id.iloc[-1]])
-    assert baselines.run(config_of(labelled_folder), f'seed=0:2 {FOLDS}', str(tmp_path / 'run'))
+    assert baselines.run(config_of(folder), f'seed=0:2 {FOLDS}', str(tmp_path / 'run'))
     for found, expected in zip(numbers(tmp_path / 'run'), numbers(done), strict=True):
         pd.testing.assert_frame_equal(found, expected)
     assert finished.train_seconds.iloc[0] == rows(tmp_path / 'run').train_seconds.iloc[0]
+
+
+@pytest.fixture
+def exit_status(monkeypatch):
+    """Runs the program on a config as if the flags had said so."""
+
+    def run(config, workdir):
+        monkeypatch.setattr(command_line, 'CONFIG', SimpleNamespace(value=config))
+        with flagsaver.flagsaver(workdir=workdir), pytest.raises(SystemExit) as end:
+            baselines.main([])
+        return end.value.code
+
+    return run
 
 
 @pytest.fixture
@@ -233,31 +255,26 @@ def tiny_folder(tmp_path):
     return folder
 
 
-def test_a_baseline_that_raises_is_failed_and_the_others_go_on(tiny_folder, tmp_path):
-    flags = ['--config.split.folds=2']
-    child = subprocess.run(
-        command(tiny_folder, tmp_path / 'run', *flags), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert child.returncode == 1, child.stderr
-    assert 'pixels: 1 trials' in child.stdout
-    assert '1 FAILED, the first with ValueError: Expected n_neighbors <= n_samples_fit' in child.stdout
+def test_a_baseline_that_raises_is_failed_and_the_others_go_on(exit_status, tiny_folder, tmp_path, capsys):
+    config = config_of(tiny_folder)
+    assert exit_status(config, str(tmp_path / 'run')) == 1
+    assert '1 FAILED, the first with ValueError: Expected n_neighbors <= n_samples_fit' in capsys.readouterr().out
     found = rows(tmp_path / 'run').set_index('model')
     failed = {'k-nearest neighbours', 'linear SVM', 'RBF SVM'}
     assert set(found.index[found.status == 'FAILED']) == failed
     assert set(found.status[~found.index.isin(failed)]) == {'DONE'}
     assert found.error['k-nearest neighbours'].startswith('Traceback')
-    config = config_of(tiny_folder, split__scheme='holdout')
     assert not baselines.run(config, workdir=str(tmp_path / 'run'))  # tries them again
     assert rows(tmp_path / 'run').status.value_counts().to_dict() == {'DONE': COUNT - 3, 'FAILED': 3}
 
 
-def test_a_key_that_only_networks_use_cannot_be_swept(labelled_folder, tmp_path):
+def test_a_key_that_only_networks_use_cannot_be_swept(folder, tmp_path):
     with pytest.raises(ConfigError, match=r'no baseline uses optimizer\.peak_lr; sweep seed and keys of split'):
-        baselines.run(config_of(labelled_folder), 'optimizer.peak_lr=1e-3,1e-4', str(tmp_path / 'run'))
+        baselines.run(config_of(folder), 'optimizer.peak_lr=1e-3,1e-4', str(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_directory_of_other_data_or_of_networks_is_refused_in_one_line(done, tiny_folder, labelled_folder, tmp_path):
+def test_a_directory_of_other_data_or_of_networks_is_refused_in_one_line(done, tiny_folder, folder, tmp_path):
     with pytest.raises(RunDirError, match=r'holds another run .*data fingerprint is') as refusal:
         baselines.run(config_of(tiny_folder), workdir=str(done))
     assert '\n' not in str(refusal.value)
@@ -265,30 +282,28 @@ def test_a_directory_of_other_data_or_of_networks_is_refused_in_one_line(done, t
     config = {'identity': {'batch_size': 8}, 'swept': []}
     (tmp_path / 'network' / 'config.json').write_text(json.dumps(config))
     with pytest.raises(RunDirError, match='batch_size is 8 there, None here'):
-        baselines.run(config_of(labelled_folder), workdir=str(tmp_path / 'network'))
+        baselines.run(config_of(folder), workdir=str(tmp_path / 'network'))
     with pytest.raises(RunDirError, match='recipe is baselines there, None here'):
-        train.run(config_of(labelled_folder), train.Options(str(done)))
+        train.run(config_of(folder), train.Options(str(done)))
 
 
-def test_another_network_config_goes_into_the_same_directory(done, labelled_folder):
-    config = config_of(labelled_folder, model__filters=(3,), dataset__image_size=32, phases=('balanced',))
+def test_another_network_config_goes_into_the_same_directory(done, folder):
+    config = config_of(folder, model__filters=(3,), dataset__image_size=32, phases=('balanced',))
     assert baselines.run(config, FOLDS, str(done))
     assert len(rows(done)) == 4 * COUNT
 
 
-def test_a_mistake_ends_in_one_line(tmp_path):
-    child = subprocess.run(
-        command('/does/not/exist', 'run'), capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
-    )
-    assert child.returncode == 2
-    assert child.stderr.startswith('error: ')
-    assert child.stderr.count('\n') == 1, child.stderr
-    assert 'config.dataset.dir /does/not/exist (does not exist)' in child.stderr
+def test_a_mistake_ends_in_one_line(exit_status, tmp_path, capsys):
+    assert exit_status(config_of('/does/not/exist'), str(tmp_path / 'run')) == 2
+    said = capsys.readouterr().err
+    assert said.startswith('error: ')
+    assert said.count('\n') == 1
+    assert 'config.dataset.dir /does/not/exist (does not exist)' in said
     assert not list(tmp_path.iterdir())
 
 
-def test_every_trial_has_an_id_of_its_own(labelled_folder):
-    study = Study(config_of(labelled_folder), 'seed=0:2 split.fold=0:2 split.seed=0:2')
+def test_every_trial_has_an_id_of_its_own(folder):
+    study = Study(config_of(folder), 'seed=0:2 split.fold=0:2 split.seed=0:2')
     trials = baselines.trials(study)
     assert len({each.trial_id for each in trials}) == len(trials) == 8 * COUNT
     assert len({each.recipe_id for each in trials}) == 2 * COUNT  # one for each split.seed
