@@ -1,4 +1,4 @@
-"""Trains a config: `python -m bhcnet_jax.main --config=imbalanced`. The only module of a run that defines flags."""
+"""Trains a config: `python -m bhcnet_jax.main --config=imbalanced`. Its flags are here and in command_line.py."""
 
 import os
 import pathlib
@@ -10,19 +10,11 @@ import warnings
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from bhcnet_jax import configs
+from bhcnet_jax import command_line
+from bhcnet_jax.command_line import fail
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'A config: the name of one that comes with the package, or the path of a .py file. Keys are overridden like '
-    '--config.balanced.epochs=4.',
-    lock_config=True,
-)
-_WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/<recipe>-<data set>.')
-_SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys, as in 'seed=0:10 split.fold=0:10'; see bhcnet_jax/sweep.py.")
+flags.adopt_module_key_flags(command_line)  # so that --help lists them
 _SHARD = flags.DEFINE_string('shard', '', 'i/n: train the i-th of n disjoint shares of the trials.')
 _PRUNE = flags.DEFINE_string(
     'prune', '', "Stop what does worse on validation images, as in 'rungs=4,8,16 keep=1/3'; see bhcnet_jax/pruning.py."
@@ -37,56 +29,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string('coordinator', '', 'host:port of process 0, with --distributed but without Slurm.')
 _PROCESSES = flags.DEFINE_integer('processes', 0, 'How many processes train together.', lower_bound=0)
 _PROCESS = flags.DEFINE_integer('process', -1, 'Which of them this one is, from 0 on.')
-
-
-def _available() -> list[str]:
-    return sorted(path.stem for path in pathlib.Path(configs.__path__[0]).glob('*.py') if path.stem != '__init__')
-
-
-def _find_config(value: str) -> str:
-    """The path of a config from its path or name; 'imbalanced' and 'configs/imbalanced.py' work from any folder."""
-    path = pathlib.Path(value)
-    if path.is_file():
-        return value
-    shipped = pathlib.Path(configs.__path__[0]) / f'{path.stem}.py'
-    if path.parent in (pathlib.Path('.'), pathlib.Path('configs')) and shipped.is_file():
-        return str(shipped)
-    _fail(f'--config={value}: no such file, and no config of that name; expected a path or one of '
-          f'{", ".join(_available())}.')  # fmt: skip
-
-
-def _fail(message: str) -> None:
-    print(f'error: {" ".join(message.split())}', file=sys.stderr)
-    sys.exit(2)
-
-
-def _culprit(argv: list[str], message: str) -> str:
-    """The argument whose key the config library complains of; it names the last part only."""
-    named = re.search(r"\w+", message)
-    keys = [argument.partition('=')[0] for argument in argv]
-    return next((key for key in keys if named and named[0] in key.split('.')), '--config')
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; what is wrong with them is said in one line."""
-    argv = list(argv)
-    for place, argument in enumerate(argv):
-        name, equals, value = argument.partition('=')
-        if name in ('--config', '-config') and equals:
-            argv[place] = f'{name}={_find_config(value)}'
-        elif name in ('--config', '-config') and place + 1 < len(argv):
-            argv[place + 1] = _find_config(argv[place + 1])
-    try:
-        rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        _fail(f'{_culprit(argv, str(error))}: no such key. {error} Every key is in configs/base.py.')
-    except (flags.Error, TypeError, ValueError) as error:
-        _fail(str(error))
-    if len(rest) > 1:
-        _fail(f'{rest[1]}: unexpected argument; keys are set like --config.seed=1.')
-    if _CONFIG.value is None:
-        _fail(f'--config is missing; expected a path or one of {", ".join(_available())}.')
-    return rest
 
 
 def _keep_compiled_programs() -> None:
@@ -149,9 +91,9 @@ def main(argv: list[str]) -> None:
     from bhcnet_jax.trial import ConfigError
 
     options = train.Options(
-        workdir=_WORKDIR.value,
+        workdir=command_line.WORKDIR.value,
         command=command,
-        sweep=_SWEEP.value,
+        sweep=command_line.SWEEP.value,
         shard=_SHARD.value,
         prune=_PRUNE.value,
         rerun=_RERUN.value,
@@ -160,9 +102,9 @@ def main(argv: list[str]) -> None:
         fail_fast=_FAIL_FAST.value,
     )
     try:
-        well = train.run(_CONFIG.value, options)
+        well = train.run(command_line.CONFIG.value, options)
     except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
-        _fail(str(error))
+        fail(str(error))
     except ProcessLost as error:
         _leave(f'{error} Finished epochs are saved. To go on: {command}')
     except Stopped as stop:
@@ -183,7 +125,7 @@ def _join_others() -> bool:
     try:
         leads = engine.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     except (ValueError, RuntimeError) as error:
-        _fail(f'--distributed: {error} Without Slurm say --coordinator, --processes and --process.')
+        fail(f'--distributed: {error} Without Slurm say --coordinator, --processes and --process.')
     except engine.ProcessLost as error:
         _leave(str(error))
     if not leads:
@@ -204,7 +146,7 @@ def _leave(message: str) -> None:
 
 def run() -> None:
     """The console script `bhcnet-jax`."""
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=command_line.parse)
 
 
 if __name__ == '__main__':

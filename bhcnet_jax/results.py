@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bhcnet_jax import metrics
+
 SCHEMA_VERSION = 2
 # What turns a database of an older schema into one of the next: {version: its SQL statements}. Opening applies all
 # that are missing in one transaction. A change of the columns below raises SCHEMA_VERSION and adds an entry. A new
@@ -126,6 +128,19 @@ EXPORTS = {
 
 class ResultsError(ValueError):
     """The database cannot be used; one line that says why and what to do."""
+
+
+def score_columns(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """COUNTS, SCORES and the intervals of PROPORTIONS as columns of a trial's row; arguments as of `metrics.counts`."""
+    scores = metrics.evaluate(labels, probabilities)
+    counts = metrics.Counts(*(int(scores[name]) for name in COUNTS))
+    ends = metrics.intervals(counts)
+    return {
+        **counts._asdict(),
+        **{name: float(scores[name]) for name in SCORES},
+        **{f'{name}_low': float(ends[name][0]) for name in PROPORTIONS},
+        **{f'{name}_high': float(ends[name][1]) for name in PROPORTIONS},
+    }
 
 
 _STARTED = time.time()

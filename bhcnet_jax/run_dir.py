@@ -11,7 +11,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,17 +45,24 @@ def write_json(path: pathlib.Path, tree: Any) -> None:
 
 
 @contextlib.contextmanager
-def claim(path: pathlib.Path, config: ConfigDict, image_set: ImageSet, swept: Sequence[str] = ()) -> Iterator[None]:
+def claim(
+    path: pathlib.Path,
+    config: ConfigDict,
+    image_set: ImageSet,
+    swept: Sequence[str] = (),
+    recipe: Mapping[str, Any] | None = None,
+) -> Iterator[None]:
     """Makes the directory or takes it up again, and keeps other processes out of it.
 
-    The keys in `swept`, of this call or of earlier ones, may differ: their trials live side by side.
+    The keys in `swept`, of this call or of earlier ones, may differ: their trials live side by side. recipe: what of
+    the config fixes results beside seed and fold; None: `trial.resolve`.
     RunDirError if the directory belongs to another config or other data, if another process writes to it, if it holds
     other files, or if it cannot be written.
     """
     mine = {
         'dataset': dataset_label(image_set),
         'swept': sorted(swept),
-        'identity': _identity(config, image_set),
+        'identity': _identity(config, image_set, resolve(config) if recipe is None else recipe),
         'config': config.to_dict(),
     }
     try:
@@ -81,10 +88,10 @@ def claim(path: pathlib.Path, config: ConfigDict, image_set: ImageSet, swept: Se
         os.close(lock)
 
 
-def _identity(config: ConfigDict, image_set: ImageSet) -> dict[str, Any]:
+def _identity(config: ConfigDict, image_set: ImageSet, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """All that fixes the results of a config, flat: dotted key -> value."""
     seed_and_fold = {'seed': config.seed, 'split.fold': config.split.fold}
-    tree = {**resolve(config), **seed_and_fold, 'data fingerprint': image_set.fingerprint}
+    tree = {**recipe, **seed_and_fold, 'data fingerprint': image_set.fingerprint}
     return dict(_flatten('', json.loads(json.dumps(tree))))
 
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import jax
 
-from bhcnet_jax import batch, in_flight, metrics, pruning, run_dir, trial
+from bhcnet_jax import batch, in_flight, pruning, run_dir, trial
 from bhcnet_jax.batch import Batch
 from bhcnet_jax.engine import Engine, choose_lanes, is_out_of_memory
 from bhcnet_jax.report import progress, summary
 from bhcnet_jax.report.progress import Progress
 from bhcnet_jax.report.tensorboard import SweepEvents
-from bhcnet_jax.results import COUNTS, PROPORTIONS, SCORES, SUMMARIZED, Results, ResultsError
+from bhcnet_jax.results import SUMMARIZED, Results, ResultsError, score_columns
 from bhcnet_jax.run_dir import RunDirError
 from bhcnet_jax.study import Study
 from bhcnet_jax.trial import ConfigError, Identity, Trial
@@ -304,42 +304,25 @@ class _Engines:
 def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
     """What is known of a trial before it is trained."""
     config = study.config_of(this)
-    split = study.split_of(config)
     return {
         'trial_id': this.trial_id,
         'recipe': config.recipe,
         'model': config.model.name,
-        'dataset': run_dir.dataset_label(study.image_set),
-        'seed': config.seed,
-        'fold': config.split.fold,
         'phase': this.phase_names[-1],
         'epochs': this.phase_epochs[-1],
-        'n_test': len(split.test),
-        'n_val': len(split.val),
         'phases': '+'.join(this.phase_names),
-        'scheme': config.split.scheme,
-        'folds': config.split.folds,
-        'split_seed': config.split.seed,
         'recipe_id': this.recipe_id,
-        'data_fingerprint': study.image_set.fingerprint,
-        'split_digest': split.digest,
-        'code': run_dir.code_version(),
-        'hardware': run_dir.hardware(),
         'engine': f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {config.engine.spread}',
+        **study.columns_of(config),
     }
 
 
 def _score(this: Trial, results: Results) -> dict[str, Any]:
     """A trained trial's scores, from its predictions and epochs in the database."""
     predictions, epochs = results.read('predictions', this.trial_id), results.read('epochs', this.trial_id)
-    scores = metrics.evaluate(predictions.label.to_numpy(), predictions.probability.to_numpy())
-    counts = metrics.Counts(*(int(scores[name]) for name in COUNTS))
-    ends, has_val = metrics.intervals(counts), len(this.split.val) > 0
+    has_val = len(this.split.val) > 0
     return {
-        **counts._asdict(),
-        **{name: float(scores[name]) for name in SCORES},
-        **{f'{name}_low': float(ends[name][0]) for name in PROPORTIONS},
-        **{f'{name}_high': float(ends[name][1]) for name in PROPORTIONS},
+        **score_columns(predictions.label.to_numpy(), predictions.probability.to_numpy()),
         **{name: float(epochs[name].iloc[-1]) if has_val else None for name in ('val_loss', 'val_accuracy')},
         'train_seconds': float(epochs.seconds.sum()),
         'images_per_second': float(epochs.images.sum() / epochs.seconds.sum()),

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bhcnet_jax import input_pipeline, splits, sweep, trial
+from bhcnet_jax import input_pipeline, run_dir, splits, sweep, trial
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.splits import Split
 from bhcnet_jax.sweep import Shard
@@ -85,6 +85,24 @@ class Study:
     def split_of(self, config: ConfigDict) -> Split:
         """The split of one trial, from its config."""
         return self._split(config.split)
+
+    def columns_of(self, config: ConfigDict) -> dict[str, Any]:
+        """What the row of a trial says of its data, its split and what it is trained by, from its config."""
+        split = self.split_of(config)
+        return {
+            'dataset': run_dir.dataset_label(self.image_set),
+            'seed': config.seed,
+            'fold': config.split.fold,
+            'n_test': len(split.test),
+            'n_val': len(split.val),
+            'scheme': config.split.scheme,
+            'folds': config.split.folds,
+            'split_seed': config.split.seed,
+            'data_fingerprint': self.image_set.fingerprint,
+            'split_digest': split.digest,
+            'code': run_dir.code_version(),
+            'hardware': run_dir.hardware(),
+        }
 
     def ancestor(self, this: Identity) -> str:
         """Id of the trial that is the same but for its last phase; '' for a trial of one phase."""

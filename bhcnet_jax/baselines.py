@@ -1,0 +1,262 @@
+"""Baselines: what a network has to beat, trained and scored on exactly the networks' splits.
+
+    python -m bhcnet_jax.baselines --config=balanced --config.split.scheme=kfold --sweep='split.fold=0:10'
+
+Shortcuts ask how far one gets without looking at the head: image size, file size and grey levels, in a random forest.
+A network that does not beat them has learnt nothing. The other baselines are the usual classifiers of scikit-learn on
+pixels. All are fitted on the training part of a split as it is, without augmentation; the validation part, if there is
+one, stays unused. Of a config they read dataset.name, dataset.dir, seed (their random_state) and split.
+
+Their trials go into a results database like those of networks: `python -m bhcnet_jax.results` shows both in one table.
+
+N images, F numbers of an image.
+"""
+
+import collections
+import contextlib
+import hashlib
+import json
+import pathlib
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import sklearn
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+from sklearn.base import ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from bhcnet_jax import command_line, run_dir, sweep, trial
+from bhcnet_jax.datasets import DatasetError
+from bhcnet_jax.report import leaderboard
+from bhcnet_jax.results import Results, ResultsError, score_columns
+from bhcnet_jax.run_dir import RunDirError
+from bhcnet_jax.splits import Split
+from bhcnet_jax.study import Study
+from bhcnet_jax.trial import ConfigError
+
+flags.adopt_module_key_flags(command_line)  # so that --help lists them
+
+SIDE = 64  # pixels, height and width of the images that a baseline sees whole
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of an image's grey levels
+CALIBRATION_FOLDS = 5
+PIXELS = f'{SIDE} x {SIDE} pixels'
+
+
+class Method(NamedTuple):
+    """A classifier of scikit-learn.
+
+    settings: its keyword arguments. scaled: each number is brought to mean 0 and standard deviation 1 first.
+    seeded: chance has a part in it. calibrated: it gives no probabilities, so a sigmoid turns its scores into some.
+    """
+
+    classifier: type[ClassifierMixin]
+    settings: Mapping[str, Any]
+    scaled: bool = False
+    seeded: bool = False
+    calibrated: bool = False
+
+
+METHODS = {  # settings are scikit-learn's defaults, written out
+    'random forest': Method(RandomForestClassifier, {'n_estimators': 100}, seeded=True),
+    'k-nearest neighbours': Method(KNeighborsClassifier, {'n_neighbors': 5}, scaled=True),
+    'linear SVM': Method(SVC, {'kernel': 'linear', 'C': 1.0}, scaled=True, calibrated=True),
+    'RBF SVM': Method(SVC, {'kernel': 'rbf', 'C': 1.0, 'gamma': 'scale'}, scaled=True, calibrated=True),
+    'AdaBoost': Method(AdaBoostClassifier, {'n_estimators': 50}, seeded=True),
+    'Gaussian naive Bayes': Method(GaussianNB, {}),
+}
+
+
+class Baseline(NamedTuple):
+    """method: of METHODS. inputs: what it sees of an image, see `inputs`."""
+
+    method: str
+    inputs: str
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f'{self.method} on {self.inputs}'
+
+
+SHORTCUTS = ('width and height', 'file size', 'grey levels', 'all shortcuts')
+BASELINES = (
+    *(Baseline('random forest', name) for name in SHORTCUTS),
+    *(Baseline(method, PIXELS) for method in METHODS),
+)
+
+
+class Trial(NamedTuple):
+    """A baseline on one split with one seed; ids as of `trial.Identity`."""
+
+    trial_id: str
+    recipe_id: str
+    baseline: Baseline
+    config: ConfigDict
+    split: Split
+
+
+def inputs(study: Study) -> dict[str, np.ndarray]:
+    """What baselines see of the images, by name: float32 [N, F] each.
+
+    Grey levels are the mean, the standard deviation and QUANTILES of all pixels, at 128 x 128 pixels.
+    """
+    image_set = study.image_set
+    grey = image_set.thumbnails.reshape(len(image_set.ids), -1)
+    size = np.stack([image_set.widths, image_set.heights], axis=1)
+    levels = np.stack([grey.mean(axis=1), grey.std(axis=1), *np.quantile(grey, QUANTILES, axis=1)], axis=1)
+    file_size = image_set.file_bytes[:, None]
+    shortcuts = (size, file_size, levels, np.concatenate([size, file_size, levels], axis=1))
+    pixels = study.images(SIDE).images.reshape(len(image_set.ids), -1) / 255
+    found = {**dict(zip(SHORTCUTS, shortcuts, strict=True)), PIXELS: pixels}
+    return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def predict(method: Method, values: np.ndarray, labels: np.ndarray, split: Split, seed: int) -> np.ndarray:
+    """Fits on the training part of a split. -> probability of hemorrhage on its test part, float64 [len(split.test)].
+
+    values: float [N, F]. labels: int [N]. The calibrating sigmoid is fitted on the training part too, to scores from
+    a cross-validation inside it (Platt, 1999).
+    """
+    chance = {'random_state': seed} if method.seeded else {}
+    model = method.classifier(**method.settings, **chance)
+    if method.scaled:
+        model = make_pipeline(StandardScaler(), model)
+    if method.calibrated:
+        model = CalibratedClassifierCV(model, method='sigmoid', cv=CALIBRATION_FOLDS, ensemble=False)
+    model.fit(values[split.train], labels[split.train])
+    return np.clip(model.predict_proba(values[split.test])[:, 1], 0, 1)  # rounding may leave 1 + 2e-16
+
+
+def trials(study: Study) -> list[Trial]:
+    """Every baseline at every point of the study's sweep. ConfigError: the sweep has a key that only networks use."""
+    for key in study.swept:
+        if key != 'seed' and not key.startswith('split.'):
+            raise ConfigError(f'Sweep: no baseline uses {key}; sweep seed and keys of split, as in split.fold=0:10.')
+    configs = [study.config_of(each) for each in study.trials(sweep.parse_shard('1/1'))]
+    return [_identify(baseline, config, study) for baseline in BASELINES for config in configs]
+
+
+def _identify(baseline: Baseline, config: ConfigDict, study: Study) -> Trial:
+    split, method = study.split_of(config), METHODS[baseline.method]
+    recipe = {
+        'inputs': baseline.inputs,
+        'method': method._asdict() | {'classifier': method.classifier.__name__},
+        'split': trial.resolve(config)['split'],
+    }
+    rest = {'seed': config.seed, 'data': study.image_set.fingerprint, 'split': split.digest}
+    return Trial(_digest(recipe | rest), _digest(recipe), baseline, config, split)
+
+
+def _digest(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def run(config: ConfigDict, axes: str = '', workdir: str = '', command: str = '') -> bool:
+    """Trains the baselines that a run directory lacks, and prints its leaderboard. Returns whether all are DONE.
+
+    config: see `configs/base.py`. axes: see `sweep.parse`; '': config.sweep. workdir: '': runs/baselines-<data set>.
+    command: what the user typed, for env.json. A trial that FAILED is trained again.
+    ConfigError, DatasetError, RunDirError, ResultsError: each with one line for the user.
+    """
+    config = config.copy_and_resolve_references()
+    config.dataset.image_size = SIDE  # whatever size the networks train at
+    study = Study(config, axes)
+    wanted = trials(study)
+    label = run_dir.dataset_label(study.image_set)
+    path = pathlib.Path(workdir or f'runs/baselines-{label}')
+    used = ConfigDict({'recipe': 'baselines', **{key: config[key] for key in ('seed', 'dataset', 'split')}})
+    recipe = {'recipe': used.recipe, 'split': trial.resolve(config)['split']}
+    with (
+        run_dir.claim(path, used, study.image_set, study.swept, recipe),
+        contextlib.closing(Results(path / 'results.sqlite')) as database,
+    ):
+        run_dir.record_start(path, command)
+        run_dir.record_data(path, study.image_set, study.grouping, None)
+        statuses = database.statuses()
+        missing = [each for each in wanted if statuses.get(each.trial_id) != 'DONE']
+        print(f'Data: {label}, {len(study.image_set.ids)} images. {len(missing)} of {len(wanted)} trials to train.')
+        _train(missing, study, database)
+        database.export(path)
+        statuses = database.statuses()
+    leaderboard.main([str(path)])
+    return all(statuses[each.trial_id] == 'DONE' for each in wanted)
+
+
+def _train(missing: Sequence[Trial], study: Study, database: Results) -> None:
+    """Trains trials, those of one baseline one after the other, and prints a line for each baseline."""
+    values, by_baseline = inputs(study) if missing else {}, collections.defaultdict(list)
+    for each in missing:
+        by_baseline[each.baseline].append(each)
+    for baseline, group in by_baseline.items():
+        start = time.perf_counter()
+        errors = [_train_one(each, values[baseline.inputs], study, database) for each in group]
+        failed = [error for error in errors if error]
+        line = f'{baseline.name}: {len(group)} trials, {time.perf_counter() - start:.1f} s'
+        print(line + (f'; {len(failed)} FAILED, the first with {failed[0]}' if failed else ''), flush=True)
+
+
+def _train_one(this: Trial, values: np.ndarray, study: Study, database: Results) -> str:
+    """Trains a trial and commits its predictions and scores, or its traceback. Returns the error in one line, or ''."""
+    labels, method = study.image_set.labels, METHODS[this.baseline.method]
+    database.begin([{
+        'trial_id': this.trial_id,
+        'recipe': this.baseline.name,
+        'model': this.baseline.method,
+        'recipe_id': this.recipe_id,
+        'engine': f'scikit-learn {sklearn.__version__}',
+        **study.columns_of(this.config),
+    }])  # fmt: skip
+    start = time.perf_counter()
+    try:
+        probabilities = predict(method, values, labels, this.split, this.config.seed)
+        scores = score_columns(labels[this.split.test], probabilities)
+    except Exception as error:
+        database.fail(this.trial_id, ''.join(traceback.format_exception(error)))
+        return ' '.join(traceback.format_exception_only(error)[-1].split())
+    database.record_epoch([], [
+        {
+            'trial_id': this.trial_id,
+            'image_id': study.image_set.ids[image],
+            'label': int(labels[image]),
+            'probability': float(probability),
+            'dataset': run_dir.dataset_label(study.image_set),
+        }
+        for image, probability in zip(this.split.test, probabilities, strict=True)
+    ])  # fmt: skip
+    database.finish(this.trial_id, {**scores, 'train_seconds': time.perf_counter() - start})
+    return ''
+
+
+def main(argv: list[str]) -> None:
+    """Trains the baselines on the splits of the config in --config. argv: what is left beside the flags."""
+    del argv
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)
+    jax.config.update('jax_platforms', 'cpu')  # nothing here needs the memory of a GPU
+    command = shlex.join(['python', '-m', 'bhcnet_jax.baselines', *sys.argv[1:]])
+    try:
+        well = run(command_line.CONFIG.value, command_line.SWEEP.value, command_line.WORKDIR.value, command)
+    except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
+        command_line.fail(str(error))
+    except KeyboardInterrupt:
+        print(f'\nInterrupted; finished trials are saved. To go on: {command}', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0 if well else 1)
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=command_line.parse)
