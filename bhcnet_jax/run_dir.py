@@ -24,7 +24,8 @@ from bhcnet_jax.splits import Grouping
 from bhcnet_jax.trial import Trial, resolve
 
 PACKAGES = (
-    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain', 'numpy', 'pillow', 'scikit-learn',
+    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain',
+    'numpy', 'pillow', 'scikit-learn',
 )  # fmt: skip
 PARTIAL = '.partial'  # ends the names of files that are being written
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
