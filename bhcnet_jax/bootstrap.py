@@ -13,8 +13,8 @@ import pandas as pd
 
 from bhcnet_jax import metrics
 
-# labels: bool [N], probabilities: float [S, N], weights: float [B, N] -> the mean over seeds in each draw, [B]; nan
-# where it is undefined.
+# labels: bool [N], probabilities: float [S, N], weights: float [B, N] -> in each draw the mean over the seeds for which
+# it is defined, [B]; nan where it is for none.
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 DRAWS = 10_000
 _PART_SIZE = 2**22  # comparisons of two probabilities that are held in memory at once
@@ -40,12 +40,17 @@ def _specificity(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndar
 
 def _precision(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     called = (probabilities >= 0.5).astype(float)
-    return (weights @ (called * labels).T / (weights @ called.T)).mean(axis=1)
+    return _over_defined(weights @ (called * labels).T / (weights @ called.T))
 
 
 def _f1(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     called = (probabilities >= 0.5).astype(float)
-    return (2 * (weights @ (called * labels).T) / (weights @ (called + labels).T)).mean(axis=1)
+    return _over_defined(2 * (weights @ (called * labels).T) / (weights @ (called + labels).T))
+
+
+def _over_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over the seeds whose value is not nan. [B, S] -> [B]."""
+    return np.nansum(values, axis=1) / np.sum(~np.isnan(values), axis=1)
 
 
 def _auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:

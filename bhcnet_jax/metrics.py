@@ -144,7 +144,8 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
     if negative.max() <= positive.min() or positive.max() <= negative.min():
         return nothing
     design = np.column_stack([np.ones_like(logits), logits])
-    fitted = GLM(labels.astype(float), design, family=families.Binomial()).fit()
+    with np.errstate(over='ignore'):  # steep fits, before they converge
+        fitted = GLM(labels.astype(float), design, family=families.Binomial()).fit()
     if not fitted.converged:
         return nothing
     rows = np.column_stack([fitted.params, fitted.conf_int()]).tolist()

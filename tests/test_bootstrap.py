@@ -127,6 +127,14 @@ def test_a_missing_class_leaves_a_metric_undefined():
     assert found['sensitivity'].mean == 0.75
 
 
+def test_a_seed_that_calls_nothing_positive_has_no_part_in_the_precision():
+    labels, probabilities = scores()
+    both = np.concatenate([probabilities, np.full_like(probabilities, 0.2)])
+    one, two = (bootstrap.bootstrap(labels, each, draws=200)['precision'] for each in (probabilities, both))
+    assert one[:3] == pytest.approx(two[:3])
+    assert bootstrap.bootstrap(labels, both, draws=200)['f1'].mean < 0.5  # it has one in F1: 0
+
+
 def test_a_measure_of_ones_own_is_bootstrapped_too():
     def calls(labels, probabilities, weights):
         return weights @ (probabilities >= 0.5).mean(axis=0) / weights.sum(axis=1)

@@ -127,7 +127,7 @@ def test_the_protocol_reports_how_often_a_figure_is_reached():
 def test_a_figure_between_two_counts_is_not_reached_by_the_lower():
     hits = [17, 18, 19, 20]
     assert [comparison.protocol(trainings(hits), figure).reached for figure in (0.85, 0.9, 0.95, 0.951)] == [4, 3, 2, 1]
-    assert comparison.protocol(trainings([6, 7, 8], 10), 0.7).reached == 2  # 0.7 * 10 is 7.000000000000001
+    assert comparison.protocol(trainings([6, 7, 8], 25), 0.28).reached == 2  # 0.28 * 25 is 7.000000000000001
 
 
 def test_the_protocol_refuses_what_it_cannot_compare():

@@ -1,5 +1,6 @@
 """counts, metrics, intervals and calibration against scikit-learn, scipy and statsmodels."""
 
+import functools
 import math
 
 import numpy as np
@@ -227,6 +228,27 @@ def test_calibration_finds_what_is_wrong_with_the_probabilities():
 def test_calibration_is_nan_where_it_does_not_exist(labels, probabilities):
     found = metrics.calibration(labels, probabilities)
     assert np.isnan(found).all() and np.shape(found) == (2, 3)
+
+
+def _nearly_separated():
+    """Two images in the middle are on the wrong sides, so that the fit is steep."""
+    labels = np.arange(20) >= 10
+    labels[[9, 10]] = labels[[10, 9]]
+    return labels.astype(int), special.expit(20 * np.linspace(-1, 1, 20) ** 3)
+
+
+def test_calibration_of_nearly_separated_classes_is_the_most_likely_one():
+    labels, probabilities = _nearly_separated()
+    found = metrics.calibration(labels, probabilities)
+    fitted = special.expit(found.intercept[0] + found.slope[0] * special.logit(probabilities))
+    # There the likelihood has no slope.
+    assert np.sum(labels - fitted) == pytest.approx(0, abs=1e-6)
+    assert np.sum((labels - fitted) * special.logit(probabilities)) == pytest.approx(0, abs=1e-6)
+
+
+def test_calibration_is_nan_where_the_fit_does_not_converge(monkeypatch):
+    monkeypatch.setattr(metrics.GLM, 'fit', functools.partialmethod(metrics.GLM.fit, maxiter=1))
+    assert np.isnan(metrics.calibration(*_nearly_separated())).all()
 
 
 def test_calibration_takes_saturated_probabilities():
