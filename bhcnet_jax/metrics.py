@@ -1,13 +1,16 @@
-"""From labels and probabilities to counts, metrics and their 95 % intervals.
+"""From labels and probabilities to counts, metrics and their 95 % intervals, calibration and net benefit.
 
-N images. Positive is hemorrhage, 1. An image is called positive where its probability reaches the threshold.
+N images, K bins, T thresholds. Positive is hemorrhage, 1. An image is called positive where its probability reaches the
+threshold. Intervals by resampling and comparisons of recipes are in `comparison.py`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics
+from statsmodels.genmod import families
+from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.stats.proportion import proportion_confint
 
 
@@ -26,7 +29,7 @@ def counts(labels: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5
     labels: [N], 0 or 1; probabilities: float [N] in [0, 1], of hemorrhage. ValueError: empty, of different
     lengths, labels other than 0 and 1, or probabilities that are not finite or not in [0, 1].
     """
-    labels, probabilities = _check(labels, probabilities)
+    labels, probabilities = check(labels, probabilities)
     called = probabilities >= threshold
     return Counts(
         tp=int(np.sum(called & labels)),
@@ -46,7 +49,7 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     and wrong image costs 36. brier is the mean squared difference of probability and label.
     """
     found = counts(labels, probabilities)
-    labels, probabilities = _check(labels, probabilities)
+    labels, probabilities = check(labels, probabilities)
     both_classes = labels.any() and not labels.all()
     return {
         **found._asdict(),
@@ -58,25 +61,39 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     }
 
 
-def intervals(found: Counts) -> dict[str, tuple[float, float]]:
-    """Wilson 95 % intervals of accuracy, precision, sensitivity, specificity; (nan, nan) where undefined."""
+def intervals(found: Counts, method: str = 'wilson') -> dict[str, tuple[float, float]]:
+    """95 % intervals of accuracy, precision, sensitivity, specificity; (nan, nan) where undefined.
+
+    method: as in `proportion_interval`.
+    """
     undefined = (float('nan'), float('nan'))
     return {
-        name: tuple(map(float, wilson(hits, total))) if total else undefined
+        name: tuple(map(float, proportion_interval(hits, total, method))) if total else undefined
         for name, (hits, total) in _proportions(found).items()
     }
 
 
 def wilson(hits: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson (1927) 95 % interval. hits, n: int [...] -> low, high: float64 [...] in [0, 1].
+    """`proportion_interval` with its default method."""
+    return proportion_interval(hits, n)
 
-    ValueError: n is 0, or hits are not in 0..n.
+
+def proportion_interval(hits: np.ndarray, n: np.ndarray, method: str = 'wilson') -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of a proportion. hits, n: int [...] -> low, high: float64 [...] in [0, 1].
+
+    method: 'wilson' (1927), which covers 95 % on average over proportions, or 'clopper_pearson' (1934), which covers
+    at least 95 % for every proportion and is wider. ValueError: n is 0, hits are not in 0..n, or another method.
     """
     hits, n = np.asarray(hits), np.asarray(n)
+    if method not in _METHODS:
+        raise ValueError(f'Interval method {method!r}: expected one of {", ".join(_METHODS)}.')
     if (n <= 0).any() or (hits < 0).any() or (hits > n).any():
         raise ValueError(f'hits {hits.tolist()} of n {n.tolist()}: expected 0 <= hits <= n and n > 0.')
-    low, high = proportion_confint(hits, n, alpha=0.05, method='wilson')
+    low, high = proportion_confint(hits, n, alpha=0.05, method=_METHODS[method])
     return np.clip(low, 0, 1), np.clip(high, 0, 1)
+
+
+_METHODS = {'wilson': 'wilson', 'clopper_pearson': 'beta'}  # ours -> statsmodels'
 
 
 def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
@@ -86,7 +103,7 @@ def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]
     where a class has fewer than two images and where the estimated variance is 0, as at an AUC of 0 or 1: it
     says nothing there. nan altogether where a class is missing. ValueError: as in `counts`, without a range.
     """
-    labels, scores = _check(labels, scores, (-np.inf, np.inf))
+    labels, scores = check(labels, scores, (-np.inf, np.inf))
     positive, negative = scores[labels], scores[~labels]
     if not len(positive) or not len(negative):
         return float('nan'), float('nan'), float('nan')
@@ -100,6 +117,115 @@ def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]
     error = np.sqrt(above.var(ddof=1) / len(positive) + below.var(ddof=1) / len(negative))
     low, high = np.clip(stats.norm.interval(0.95, auc, error if error > 1e-9 else np.nan), 0, 1)
     return auc, float(low), float(high)
+
+
+class Calibration(NamedTuple):
+    """Each with its 95 % interval, as (value, low, high). Perfect: intercept 0, slope 1."""
+
+    intercept: tuple[float, float, float]
+    slope: tuple[float, float, float]
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    """Intercept and slope of the logistic regression of the label on the logit (Cox, Biometrika 45, 1958).
+
+    logit P(label = 1) = intercept + slope * logit(probability), with Wald intervals. A slope below 1 says that the
+    probabilities are too extreme. Arguments and errors as in `counts`; probabilities are clipped as in `evaluate`.
+    All nan where the fit does not exist: a class is missing, or the probabilities separate the classes, wholly or up
+    to one shared value (Albert and Anderson, Biometrika 71, 1984); also where it does not converge.
+    """
+    labels, probabilities = check(labels, probabilities)
+    tiny = np.finfo(np.float64).eps
+    logits = special.logit(np.clip(probabilities, tiny, 1 - tiny))
+    nothing = Calibration((np.nan,) * 3, (np.nan,) * 3)
+    if labels.all() or not labels.any():
+        return nothing
+    positive, negative = logits[labels], logits[~labels]
+    if negative.max() <= positive.min() or positive.max() <= negative.min():
+        return nothing
+    design = np.column_stack([np.ones_like(logits), logits])
+    with np.errstate(over='ignore'):  # steep fits, before they converge
+        fitted = GLM(labels.astype(float), design, family=families.Binomial()).fit()
+    if not fitted.converged:
+        return nothing
+    rows = np.column_stack([fitted.params, fitted.conf_int()]).tolist()
+    return Calibration(*map(tuple, rows))
+
+
+class Reliability(NamedTuple):
+    """Points of a reliability diagram, a bin each: [K], nan where a bin is empty.
+
+    Attributes:
+      n: images in the bin.
+      predicted: their mean probability.
+      observed: the share of them with a hemorrhage.
+      low, high: its 95 % interval (Wilson).
+    """
+
+    n: np.ndarray
+    predicted: np.ndarray
+    observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Reliability:
+    """How often a hemorrhage is there where a probability says so, in K = `bins` bins of equal width.
+
+    Bin k is (k/K, (k+1)/K], the first with 0. Arguments and errors as in `counts`. With 20 images most bins hold one
+    or none and their shares are noise: look at n.
+    """
+    labels, probabilities = check(labels, probabilities)
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)
+    n = np.bincount(bin_of, minlength=bins)
+    hits = np.bincount(bin_of, labels, minlength=bins)
+    with np.errstate(invalid='ignore'):
+        predicted, observed = np.bincount(bin_of, probabilities, minlength=bins) / n, hits / n
+    low, high = np.full((2, bins), np.nan)
+    low[n > 0], high[n > 0] = proportion_interval(hits[n > 0], n[n > 0])
+    return Reliability(n, predicted, observed, low, high)
+
+
+def expected_calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = 10
+) -> tuple[float, np.ndarray]:
+    """Mean of |observed - predicted| over the bins of `reliability`, weighted by n (Naeini, Cooper, Hauskrecht, 2015).
+
+    -> the error in [0, 1], and n per bin, int [K]. Errors as in `counts`. It is biased upwards where bins hold few
+    images: even of a perfectly calibrated model it is far from 0 with 20 images. Compare it at equal N only.
+    """
+    points = reliability(labels, probabilities, bins)
+    gaps = np.nan_to_num(np.abs(points.observed - points.predicted))
+    return float(np.sum(points.n * gaps) / points.n.sum()), points.n
+
+
+class DecisionCurve(NamedTuple):
+    """Net benefit at each threshold, in true positives per image: [T]. Calling no image positive has 0."""
+
+    thresholds: np.ndarray
+    model: np.ndarray
+    treat_all: np.ndarray
+    treat_none: np.ndarray
+
+
+def decision_curve(
+    labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray | None = None
+) -> DecisionCurve:
+    """Net benefit over thresholds (Vickers and Elkin, Medical Decision Making 26, 2006).
+
+    tp / N - fp / N * t / (1 - t): a threshold t says that a missed hemorrhage weighs (1 - t) / t false alarms.
+    thresholds: float [T] in (0, 1); 0.01 to 0.99 unless given. Arguments and errors as in `counts`; ValueError also for
+    a threshold outside. The net benefit depends on the share of hemorrhages, which is 1/2 here and not in a clinic.
+    """
+    labels, probabilities = check(labels, probabilities)
+    thresholds = np.linspace(0.01, 0.99, 99) if thresholds is None else np.asarray(thresholds, np.float64)
+    if not ((thresholds > 0) & (thresholds < 1)).all():
+        raise ValueError(f'Thresholds from {thresholds.min():g} to {thresholds.max():g}: expected values in (0, 1).')
+    called = probabilities >= thresholds[:, None]  # [T, N]
+    odds = thresholds / (1 - thresholds)
+    share = labels.mean()
+    model = (called & labels).mean(axis=1) - (called & ~labels).mean(axis=1) * odds
+    return DecisionCurve(thresholds, model, share - (1 - share) * odds, np.zeros_like(thresholds))
 
 
 def _proportions(found: Counts) -> dict[str, tuple[int, int]]:
@@ -117,10 +243,10 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else float('nan')
 
 
-def _check(
+def check(
     labels: np.ndarray, values: np.ndarray, bounds: tuple[float, float] = (0, 1)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """-> labels as bool [N], values as float64 [N]."""
+    """-> labels as bool [N], values as float64 [N]. ValueError: as in `counts`, or values not within bounds."""
     labels, values = np.asarray(labels), np.asarray(values, np.float64)
     if labels.ndim != 1 or labels.shape != values.shape:
         raise ValueError(f'labels {labels.shape} and values {values.shape}: expected one value per label.')

@@ -1,11 +1,14 @@
-"""counts, metrics and intervals against scikit-learn, scipy and statsmodels."""
+"""counts, metrics, intervals and calibration against scikit-learn, scipy and statsmodels."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import sklearn.metrics
-from scipy import stats
+import statsmodels.api as sm
+from scipy import special, stats
+from sklearn.calibration import calibration_curve
 from statsmodels.stats.proportion import proportion_confint
 
 from bhcnet_jax import metrics
@@ -100,6 +103,21 @@ def test_intervals_are_wilson_intervals_around_their_metric(seed):
             assert ends[name][0] <= found[name] <= ends[name][1]
 
 
+@pytest.mark.parametrize(('hits', 'n'), [(0, 20), (20, 20), (19, 20), (3, 7)])
+def test_clopper_pearson_on_request(hits, n):
+    exact = stats.binomtest(hits, n).proportion_ci(0.95, 'exact')
+    low, high = metrics.proportion_interval(hits, n, 'clopper_pearson')
+    np.testing.assert_allclose((low, high), exact, atol=1e-12)
+    assert high - low > np.subtract(*metrics.wilson(hits, n)[::-1])
+    counts = metrics.Counts(tp=hits, tn=0, fp=0, fn=n - hits)
+    assert metrics.intervals(counts, 'clopper_pearson')['sensitivity'] == pytest.approx(exact)
+
+
+def test_an_unknown_interval_is_refused():
+    with pytest.raises(ValueError, match="'wald': expected one of wilson, clopper_pearson"):
+        metrics.proportion_interval(1, 2, 'wald')
+
+
 def test_wilson_takes_arrays_and_stays_within_0_and_1():
     hits, n = np.array([0, 20, 19, 5]), np.array([20, 20, 20, 7])
     low, high = metrics.wilson(hits, n)
@@ -164,7 +182,149 @@ def test_delong_of_one_class_is_nan():
     ],
 )
 def test_bad_predictions_end_in_one_line(labels, probabilities, message):
-    for function in (metrics.counts, metrics.evaluate):
+    functions = (metrics.counts, metrics.evaluate, metrics.calibration, metrics.reliability, metrics.decision_curve)
+    for function in functions:
         with pytest.raises(ValueError, match=message) as caught:
             function(labels, probabilities)
         assert '\n' not in str(caught.value)
+
+
+def _calibrated(images, seed=0, slope=1.0, intercept=0.0):
+    """Probabilities, and labels that come from logits of which they are off by a slope and an intercept."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 1.5, images)
+    labels = rng.random(images) < special.expit(intercept + slope * logits)
+    return labels.astype(int), special.expit(logits)
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_calibration_is_the_logistic_regression_of_statsmodels(seed):
+    labels, probabilities = _calibrated(80, seed, slope=0.6, intercept=0.3)
+    fit = sm.Logit(labels, sm.add_constant(special.logit(probabilities))).fit(disp=False)
+    expected = np.column_stack([fit.params, fit.conf_int()])
+    np.testing.assert_allclose(metrics.calibration(labels, probabilities), expected, rtol=1e-5)
+
+
+def test_calibration_finds_what_is_wrong_with_the_probabilities():
+    for slope, intercept in ((1, 0), (0.5, 0), (1.5, -1)):
+        found = metrics.calibration(*_calibrated(20_000, 1, slope, intercept))
+        # Standard errors are about 0.02.
+        np.testing.assert_allclose((found.slope[0], found.intercept[0]), (slope, intercept), atol=0.08)
+        assert found.slope[1] < found.slope[0] < found.slope[2]
+
+
+@pytest.mark.parametrize(
+    ('labels', 'probabilities'),
+    [
+        ([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.8]),  # separated
+        ([1, 1, 0, 0], [0.1, 0.2, 0.7, 0.8]),  # separated, the wrong way round
+        ([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.8]),  # but for one value
+        ([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5]),
+        ([0, 1, 0, 1], [0.0, 1.0, 0.0, 1.0]),
+        ([1, 1, 1], [0.1, 0.5, 0.9]),
+        ([0], [0.1]),
+    ],
+)
+def test_calibration_is_nan_where_it_does_not_exist(labels, probabilities):
+    found = metrics.calibration(labels, probabilities)
+    assert np.isnan(found).all() and np.shape(found) == (2, 3)
+
+
+def _nearly_separated():
+    """Two images in the middle are on the wrong sides, so that the fit is steep."""
+    labels = np.arange(20) >= 10
+    labels[[9, 10]] = labels[[10, 9]]
+    return labels.astype(int), special.expit(20 * np.linspace(-1, 1, 20) ** 3)
+
+
+def test_calibration_of_nearly_separated_classes_is_the_most_likely_one():
+    labels, probabilities = _nearly_separated()
+    found = metrics.calibration(labels, probabilities)
+    fitted = special.expit(found.intercept[0] + found.slope[0] * special.logit(probabilities))
+    # There the likelihood has no slope.
+    assert np.sum(labels - fitted) == pytest.approx(0, abs=1e-6)
+    assert np.sum((labels - fitted) * special.logit(probabilities)) == pytest.approx(0, abs=1e-6)
+
+
+def test_calibration_is_nan_where_the_fit_does_not_converge(monkeypatch):
+    monkeypatch.setattr(metrics.GLM, 'fit', functools.partialmethod(metrics.GLM.fit, maxiter=1))
+    assert np.isnan(metrics.calibration(*_nearly_separated())).all()
+
+
+def test_calibration_takes_saturated_probabilities():
+    """A network's probability can be 0 or 1 in floating point, and wrong."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        labels = np.r_[0, 1, rng.integers(0, 2, 20)]
+        probabilities = np.where(rng.random(22) < 0.1, 1 - labels, labels).astype(np.float32)
+        found = metrics.calibration(labels, probabilities)
+        assert np.isfinite(found).all() or np.isnan(found).all()
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_reliability_points_are_those_of_scikit_learn(seed):
+    labels, probabilities = _predictions(seed, digits=1 + seed % 3)  # on the edges of the bins too
+    labels, probabilities = np.r_[labels, 0, 1], np.r_[probabilities, 0, 1]
+    observed, predicted = calibration_curve(labels, probabilities, n_bins=10)
+    found = metrics.reliability(labels, probabilities)
+    filled = found.n > 0
+    np.testing.assert_allclose(found.observed[filled], observed)
+    np.testing.assert_allclose(found.predicted[filled], predicted)
+    assert found.n.sum() == len(labels) and len(found.n) == 10
+    assert all(np.isnan(column[~filled]).all() for column in found[1:])
+
+
+def test_a_reliability_point_has_its_wilson_interval():
+    found = metrics.reliability([1, 1, 0, 1, 0], [0.91, 0.93, 0.95, 0.97, 0.05])
+    assert list(found.n) == [1, 0, 0, 0, 0, 0, 0, 0, 0, 4]
+    assert (found.low[9], found.high[9]) == pytest.approx(stats.binomtest(3, 4).proportion_ci(0.95, 'wilson'))
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_the_expected_calibration_error_is_its_definition(seed):
+    labels, probabilities = _predictions(seed)
+    error, n = metrics.expected_calibration_error(labels, probabilities)
+    expected = 0
+    for k in range(10):
+        inside = (probabilities > k / 10) & (probabilities <= (k + 1) / 10) | ((probabilities == 0) & (k == 0))
+        if inside.any():
+            expected += inside.mean() * abs(labels[inside].mean() - probabilities[inside].mean())
+        assert n[k] == inside.sum()
+    assert error == pytest.approx(expected)
+
+
+def test_certain_and_right_predictions_have_no_calibration_error():
+    assert metrics.expected_calibration_error([0, 1, 1], [0, 1, 1])[0] == 0
+    assert metrics.expected_calibration_error([1, 0, 0], [0, 1, 1])[0] == 1
+
+
+def test_few_images_have_a_calibration_error_even_when_calibrated():
+    """What the docstring warns of."""
+    means = [np.mean([metrics.expected_calibration_error(*_calibrated(images, seed))[0] for seed in range(30)])
+             for images in (20, 200, 20_000)]  # fmt: skip
+    assert means[0] > 0.12 > means[1] > 0.02 > means[2]
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_net_benefit_is_its_definition(seed):
+    labels, probabilities = _predictions(seed, digits=1)
+    found = metrics.decision_curve(labels, probabilities, [0.1, 0.5, 0.9])
+    for row, threshold in enumerate((0.1, 0.5, 0.9)):
+        weight = threshold / (1 - threshold)
+        for calls, curve in ((probabilities, found.model), (np.ones(len(labels)), found.treat_all)):
+            counts = metrics.counts(labels, calls, threshold)
+            assert curve[row] == pytest.approx((counts.tp - weight * counts.fp) / len(labels))
+    assert not found.treat_none.any()
+
+
+def test_a_perfect_model_has_the_prevalence_as_net_benefit():
+    found = metrics.decision_curve([0, 0, 0, 1], [0, 0, 0, 1])
+    assert len(found.thresholds) == 99
+    np.testing.assert_allclose(found.model, 0.25)
+    assert found.treat_all[24] == pytest.approx(0)  # at a threshold of the prevalence
+
+
+def test_a_threshold_outside_is_refused():
+    for wrong in ([0.5, 1.0], [0.0], [np.nan]):
+        with pytest.raises(ValueError, match=r'expected values in \(0, 1\)'):
+            metrics.decision_curve([0, 1], [0.1, 0.9], wrong)

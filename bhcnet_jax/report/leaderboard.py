@@ -5,7 +5,7 @@
 Two kinds of noise are told apart. Other images would have given other numbers: that is the 95 % interval. Other initial
 weights, drawings and augmentations would have, on the same images: that is the standard deviation over seeds.
 
-S seeds, N images, P of them with a hemorrhage, Q without, B bootstrap draws.
+S seeds, N images.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,110 +25,32 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bhcnet_jax import metrics, results
+from bhcnet_jax import bootstrap, comparison, metrics, results
+from bhcnet_jax.bootstrap import Estimate
 from bhcnet_jax.results import Merged, ResultsError
 
 METRICS = ('accuracy', 'sensitivity', 'specificity', 'auc')
 DRAWS = 2000
 WATCH_SECONDS = 3  # between two looks
 WIDTH = 130  # characters; where no terminal says how wide it is
-_PART_SIZE = 2**22  # comparisons of two probabilities that are held in memory at once
-
-
-class Estimate(NamedTuple):
-    """mean: over seeds. low, high: its 95 % interval over images. spread: standard deviation over seeds.
-
-    nan where undefined: a class without images, an interval that says nothing, the spread of one seed.
-    """
-
-    mean: float
-    low: float
-    high: float
-    spread: float
 
 
 def estimate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Estimate]:
-    """Each of METRICS with its interval over images and its spread over seeds.
+    """Each of METRICS with its interval over images and its spread over seeds, see `bootstrap.bootstrap`.
 
-    A metric is computed for every seed on all its images together, each scored by the fold that did not train on it,
-    then averaged over seeds. Intervals are those of the percentile bootstrap (Efron and Tibshirani, An Introduction to
-    the Bootstrap, 1993, chapter 13): DRAWS times N images are drawn with replacement, all seeds of an image together,
-    since they are wrong on the same images; a draw without a class leaves out what needs it. Wilson's interval
-    (`metrics.wilson`) stands for the proportions of a single seed, and where all draws give the same value, as at
-    100 %; an AUC then has none. Near 0 and 100 % the bootstrap of few images is too narrow: an image unlike those drawn
-    from is not in it.
+    Wilson's interval (`metrics.wilson`) stands for the proportions of a single seed, and where all draws give the same
+    value, as at 100 %; an AUC then has none.
 
     labels: bool [N]. probabilities: float [S, N] in [0, 1], nan for an image that a seed has not scored.
     """
-    draws = _draws(len(labels))
-    # Seeds that scored the same images share their bootstrap; where all folds are done that is one pattern.
-    patterns, pattern_of = np.unique(~np.isnan(probabilities), axis=0, return_inverse=True)
-    of_seeds = np.full((len(METRICS), len(probabilities)), np.nan)  # [4, S]
-    sums, counts = np.zeros((2, len(METRICS), DRAWS))
-    for number, scored in enumerate(patterns):
-        seeds = pattern_of.reshape(-1) == number
-        values, drawn = _score(labels[scored], probabilities[np.ix_(seeds, scored)], draws[:, scored])
-        of_seeds[:, seeds] = values
-        sums += seeds.sum() * np.nan_to_num(drawn)
-        counts += seeds.sum() * ~np.isnan(drawn)
-    sizes = (len(labels), labels.sum(), (~labels).sum(), None)
-    with np.errstate(invalid='ignore'):
-        drawn = sums / counts
-    return {name: _summarize(of_seeds[row], drawn[row], sizes[row]) for row, name in enumerate(METRICS)}
-
-
-@functools.lru_cache(maxsize=4)
-def _draws(count: int) -> np.ndarray:
-    """How often each image is in each draw. -> float64 [B, N], the same in every call."""
-    generator = np.random.default_rng(0)
-    return generator.multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(np.float64)
-
-
-def _score(labels: np.ndarray, probabilities: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """METRICS of each seed, [4, S], and their means over seeds in each draw, [4, B]; no argument has a nan."""
-    hits = (probabilities >= 0.5) == labels  # [S, N]
-    values, drawn = [], []
-    with np.errstate(invalid='ignore', divide='ignore'):
-        for part in (np.ones_like(labels), labels, ~labels):
-            values.append(hits[:, part].sum(axis=1) / np.float64(part.sum()))
-            drawn.append(draws[:, part] @ hits[:, part].sum(axis=0) / len(hits) / draws[:, part].sum(axis=1))
-        auc, drawn_auc = _auc(labels, probabilities, draws)
-    return np.stack([*values, auc]), np.stack([*drawn, drawn_auc])
-
-
-def _auc(labels: np.ndarray, probabilities: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUC as the share of pairs in the right order, ties counted as half (Mann and Whitney, 1947). -> [S], [B].
-
-    A pair's part in a draw is the product of its images' counts, and its mean over seeds is the same in all draws, so
-    that seeds cost nothing in the bootstrap.
-    """
-    positive, negative = probabilities[:, labels], probabilities[:, ~labels]  # [S, P], [S, Q]
-    draws_positive, draws_negative = draws[:, labels], draws[:, ~labels]
-    seeds, pairs = len(probabilities), np.float64(positive.shape[1] * negative.shape[1])
-    step = max(1, _PART_SIZE // max(1, negative.size))
-    values, drawn = np.zeros(seeds), np.zeros(len(draws))
-    for start in range(0, positive.shape[1], step):
-        part = slice(start, start + step)
-        above, below = positive[:, part, None], negative[:, None, :]
-        order = (above > below) * 0.5 + (above >= below) * 0.5  # [S, part of P, Q]
-        values += order.sum(axis=(1, 2))
-        drawn += ((draws_positive[:, part] @ order.mean(axis=0)) * draws_negative).sum(axis=1)
-    return values / pairs, drawn / (draws_positive.sum(axis=1) * draws_negative.sum(axis=1))
-
-
-def _summarize(of_seeds: np.ndarray, drawn: np.ndarray, n: int | None) -> Estimate:
-    """of_seeds: [S], drawn: [B]. n: images of a proportion, None for an AUC."""
-    of_seeds, drawn = of_seeds[~np.isnan(of_seeds)], drawn[~np.isnan(drawn)]
-    if not of_seeds.size or not drawn.size:
-        return Estimate(np.nan, np.nan, np.nan, np.nan)
-    mean = float(of_seeds.mean())
-    constant = np.ptp(drawn) < 1e-9
-    if n and (len(of_seeds) == 1 or constant):
-        low, high = metrics.wilson(mean * n, n)
-    else:
-        low, high = (np.nan, np.nan) if constant else np.percentile(drawn, (2.5, 97.5))
-    spread = float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else np.nan
-    return Estimate(mean, float(low), float(high), spread)
+    measures = {name: bootstrap.METRICS[name] for name in METRICS}
+    found = bootstrap.bootstrap(labels, probabilities, measures, draws=DRAWS)
+    sizes = {'accuracy': len(labels), 'sensitivity': labels.sum(), 'specificity': (~labels).sum()}
+    for name, n in sizes.items():
+        if n and (len(probabilities) == 1 or np.isnan(found[name].low)):
+            low, high = metrics.wilson(found[name].mean * n, n)
+            found[name] = found[name]._replace(low=float(low), high=float(high))
+    return found
 
 
 def make(merged: Merged) -> pd.DataFrame:
@@ -158,21 +79,16 @@ _COLUMNS = (
 
 
 def _row(trials: pd.DataFrame, scored: pd.DataFrame) -> dict[str, object]:
-    image, image_ids = pd.factorize(scored.image_id, sort=True)
-    seed, seeds = pd.factorize(scored.seed)
-    probabilities = np.full((len(seeds), len(image_ids)), np.nan)
-    probabilities[seed, image] = scored.probability
-    labels = np.zeros(len(image_ids), bool)
-    labels[image] = scored.label == 1
+    pooled = comparison.pivot(scored)
     first = trials.iloc[0]
     found = {
         'trials': len(trials),
-        'seeds': len(seeds),
-        'images': len(image_ids),
+        'seeds': len(pooled.seeds),
+        'images': len(pooled.image_ids),
         'folds': _folds(trials),
         **{name: first[name] for name in ('recipe', 'model', 'dataset', 'recipe_id', 'data_fingerprint')},
     }
-    for name, value in estimate(labels, probabilities).items():
+    for name, value in estimate(pooled.labels, pooled.probabilities).items():
         found |= {name: value.mean, f'{name}_low': value.low, f'{name}_high': value.high}
         found[f'{name}_spread'] = value.spread
     return found
