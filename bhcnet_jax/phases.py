@@ -1,4 +1,4 @@
-"""The phases of a trial: which images each trains on, and what one hands over to the next (paper VI.B).
+"""The phases of a trial: which images each trains on, and what one hands over to the next (paper V.B).
 
 Phase 'balanced' trains on as many images of each class (the paper's 90 + 90), phase 'imbalanced' on all normal
 images and `positives` hemorrhages, some of them twice (90 + 153). Both enlarge their images to M augmented ones.

@@ -58,12 +58,12 @@ def balanced() -> ConfigDict:
 def imbalanced() -> ConfigDict:
     c = ConfigDict()
     c.epochs = 12  # the best of table 2
-    # "The training data consists of 243 images": 90 normal, so 153 hemorrhages, 63 of them drawn again; paper VI.B
+    # "The training data consists of 243 images": 90 normal, so 153 hemorrhages, 63 of them drawn again; paper V.B
     c.positives = 153
     # 'carried': "The prior class weights from the training phase based on epochs are kept and uploaded once
-    # again" (paper VI.B). 'computed': from this phase's own images, as n / (2 n_class).
+    # again" (paper V.B). 'computed': from this phase's own images, as n / (2 n_class).
     c.class_weights = 'carried'
-    # 'fresh': "the same set of layers and hyperparameters are once more added to the CNN model" (paper VI.B):
+    # 'fresh': "the same set of layers and hyperparameters are once more added to the CNN model" (paper V.B):
     # only weights are said to be uploaded. 'carried': Adam's moments go on; the schedule restarts either way.
     c.optimizer_state = 'fresh'
     return c
@@ -74,10 +74,10 @@ def model() -> ConfigDict:
     c.name = 'cnn'  # cnn, cnn_lstm, cnn_gru
     c.filters = (32, 64, 128)  # of the three 3x3 convolutions; the paper is silent, doubling is customary
     # Width of a dense ReLU layer before the logit, 0 for none. The paper lists one "dense layer" after the
-    # pooling (II) and wants "the minimum number of layers" (VI.C).
+    # pooling (II) and wants "the minimum number of layers" (V.C).
     c.hidden_units = 0
     c.recurrent_units = 64  # state size of the LSTM or GRU; the paper is silent
-    # Share of features dropped before the head. "a dropout rate that controls the overfitting" (VI.C) gives no
+    # Share of features dropped before the head. "a dropout rate that controls the overfitting" (V.C) gives no
     # number; 0.5 is the value of Srivastava et al. (2014) for hidden layers.
     c.dropout = 0.5
     c.dtype = 'float32'  # of the computation, float32 or bfloat16; weights and loss are always float32

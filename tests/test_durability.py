@@ -16,7 +16,10 @@ import pytest
 from runs import child_environment, flags, fork_server, numbers, recorded_epochs
 
 EPOCHS = 8  # of each of two phases
-SWEEP = ['--sweep=seed=0:3', *(f'--config.{phase}.epochs={EPOCHS}' for phase in ('balanced', 'imbalanced'))]
+SWEEP = [
+    '--sweep=seed=0:3', '--config.augment.policy=none',
+    *(f'--config.{phase}.epochs={EPOCHS}' for phase in ('balanced', 'imbalanced')),
+]  # fmt: skip
 # Files that are there while a run is in the middle of something, and lie there after a kill.
 TRACES = {
     'commit': 'results.sqlite-journal',

@@ -139,7 +139,7 @@ import os, pathlib, signal, sys
 from bhcnet_jax.checkpoint import Checkpoints
 from bhcnet_jax.engine import Engine
 from lanes import small_config, small_images, small_lanes
-config = small_config(augment__policy='none')
+config = small_config(augment__policy='none', model__filters=(2,))
 seeds, epoch, directory = (3, 7, 5, 9), int(sys.argv[1]), pathlib.Path(sys.argv[2])
 engine = Engine(config, *small_images(), 4)
 assert len(engine.devices) == 4
@@ -153,7 +153,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_four_devices_have_begun_goes_on_with_one_and_the_other_way_round(tmp_path):
-    config, seeds = small_config(augment__policy='none'), (3, 7, 5, 9)
+    config, seeds = small_config(augment__policy='none', model__filters=(2,)), (3, 7, 5, 9)
 
     def on_four_devices(epoch):
         environment = os.environ | {
@@ -201,7 +201,7 @@ def test_lanes_are_those_of_the_config_and_one_on_a_cpu(said, lanes):
 )
 def test_lanes_are_tried_until_they_gain_nothing(overrides, trials, worthwhile, tried, monkeypatch):
     monkeypatch.setattr(engines, 'WORTHWHILE', worthwhile)
-    config = small_config(augment__policy='none', **overrides)
+    config = small_config(augment__policy='none', model__filters=(2,), **overrides)
     best, rates = engines.measure_lanes(config, *small_images(), small_lanes(config), trials)
     assert list(rates) == tried
     assert min(rates.values()) > 0
@@ -227,7 +227,7 @@ def test_more_lanes_than_fit_into_memory_are_not_chosen(monkeypatch):
     measure = engines._measure
     monkeypatch.setattr(engines, 'WORTHWHILE', 0)
     monkeypatch.setattr(engines, '_measure', lambda *arguments: (exhaust if arguments[-1] > 2 else measure)(*arguments))
-    config = small_config(augment__policy='none')
+    config = small_config(augment__policy='none', model__filters=(2,))
     best, rates = engines.measure_lanes(config, *small_images(), small_lanes(config), 100)
     assert (best, list(rates)) == (2, [1, 2])
     monkeypatch.setattr(engines, '_measure', exhaust)
