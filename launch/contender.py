@@ -1,4 +1,4 @@
-"""A contender of `contest.py`: a process of its own that trains the paper's network, piece by piece, when it is told to.
+"""A contender of `contest.py`: a process of its own that trains the paper's network, a piece when it is told to.
 
 Commands are lines on standard input; the answer to each is a line of JSON on what was standard output when the process
 started. Imports no framework, so that every contender loads its own only.

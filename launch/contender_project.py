@@ -48,7 +48,7 @@ class Project:
         task, config = self._task, self._config.copy_and_resolve_references()
         config.augment.policy, count, size = 'none', *task.batches.shape
         lane = jax.tree.map(lambda leaf: leaf[0], self._lanes)
-        lane = lane.replace(sources=task.batches.reshape(-1), dropout=np.float32(0.0), class_weights=np.ones(2, np.float32))
+        lane = lane.replace(sources=task.batches.reshape(-1), dropout=np.float32(0.0))
         params = unflatten_dict(task.weights, sep='/')
         state = steps.TrainState(params, optim.optimizer(0.0, 0.0).init(params))
         train_step = jax.jit(steps.make_train_step(config))

@@ -1,7 +1,6 @@
 """Races: processes that train the same network take turns, round by round, and only one computes at a time.
 
-`measure_cpu` lets this project, PyTorch and Keras compete on a CPU; `measure_growth` lets the project compete with
-itself in other sizes.
+`measure_cpu` lets this project, PyTorch and Keras compete on a CPU.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from contender import write_task
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax import optim, splits, steps, trial
+from bhcnet_jax import splits, steps, trial
 from bhcnet_jax.configs import balanced
 
 FOLDER = pathlib.Path(__file__).parent
@@ -173,70 +172,81 @@ def torch_entries(dtype: str) -> list[Entry]:
 def keras_entries(dtype: str) -> list[Entry]:
     """Every backend that is installed, as Keras has it by default and with its compiler switched the other way."""
     ways = [('jax', 'auto'), ('torch', 'auto'), ('torch', True), ('tensorflow', 'auto'), ('tensorflow', False)]
-    return [
-        Entry('rival_keras.py', {'dtype': dtype, 'backend': backend, 'jit_compile': compiled}, {'KERAS_BACKEND': backend})
+    variants = [
+        {'dtype': dtype, 'backend': backend, 'jit_compile': compiled}
         for backend, compiled in ways
         if importlib.util.find_spec(backend) is not None
     ]
+    return [Entry('rival_keras.py', variant, {'KERAS_BACKEND': variant['backend']}) for variant in variants]
 
 
-def measure_cpu(folder: pathlib.Path, images: np.ndarray, labels: np.ndarray, rounds: int, count: int) -> dict[str, Any]:
+def measure_cpu(
+    folder: pathlib.Path, images: np.ndarray, labels: np.ndarray, rounds: int, count: int
+) -> dict[str, Any]:
     """This project, PyTorch and Keras, in float32 and bfloat16, each in the fastest of its variants.
 
-    images: uint8 [N, H, W]; labels: int32 [N]. count: images of a round. ContestError if the losses of the first steps
-    are not the same.
+    images: uint8 [N, H, W]; labels: int32 [N]. count: images of a round. The project evaluates its test images after
+    each round, the others do not. ContestError if the losses of the first steps are not the same.
     """
     require('torch', 'keras')
-    for name, samples, epochs in (
-        ('step', balanced.get_config().batch_size, 2), ('try', TRIED_IMAGES, TRIED_ROUNDS + 1), ('race', count, rounds + 1)
-    ):  # fmt: skip
-        config = prepare(folder / name, images, labels, **{'augment.samples': samples, 'balanced.epochs': epochs})
+    batch = balanced.get_config().batch_size
+    lengths = {'step': (batch, 2), 'try': (TRIED_IMAGES, TRIED_ROUNDS + 1), 'race': (count, rounds + 1)}
+    for name, (samples, epochs) in lengths.items():
+        prepare(folder / name, images, labels, **{'augment.samples': samples, 'balanced.epochs': epochs})
     fields, tried = {}, {}
     for dtype in TOLERANCES:
         fields[f'bhcnet_jax, {dtype}'] = project_entry(dtype)
-        for name, entries in (('PyTorch', torch_entries(dtype)), ('Keras', keras_entries(dtype))):
-            fastest, tried[f'{name}, {dtype}'] = choose(entries, folder)
-            fields[f'{name}, {dtype}'] = fastest
+        for rival, entries in (('PyTorch', torch_entries(dtype)), ('Keras', keras_entries(dtype))):
+            name = f'{rival}, {dtype}'
+            fields[name], tried[name] = choose(entries, folder)
+    losses = first_losses(fields, folder)
     starts = measure_starts(fields, folder, min(rounds, STARTS))
-    raced = measure_race(fields, folder, rounds)
-    flops = training_flops(config.model.filters, images.shape[1])
-    peak = max(raced['peaks'].values())
-    table = {}
-    for name, entry in fields.items():
-        seconds, step = raced['seconds'][name], statistics.median(raced['seconds'][name]) * config.batch_size / count
-        rates = spread([count / each for each in seconds])
-        table[name] = {
-            'variant': dict(entry.variant),
-            'images_per_second': rates,
-            'ms_per_step': 1000 * step,
-            'compile_seconds': max(starts[name]['first step, cold']['median'] - step, 0.0),
-            **starts[name],
-            'peak_memory_bytes': raced['memory'][name],
-            'flops_per_second': flops * rates['median'],
-            **({'share of the peak': flops * rates['median'] / peak} if entry.variant['dtype'] == 'float32' else {}),
-        }
-    ratios = {name: [mine / theirs for mine, theirs in _rates(raced['seconds'], name)] for name in fields}
+    seconds, memory, peaks = measure_race(fields, folder, rounds)
+    flops, peak = training_flops(balanced.get_config().model.filters, images.shape[1]), max(peaks.values())
     return {
-        'contenders': table,
-        'times as fast as, by round': {name: ratio for name, ratio in ratios.items() if 'bhcnet_jax' not in name},
+        'contenders': {
+            name: {
+                'variant': dict(entry.variant),
+                **_speed([count / each for each in seconds[name]], batch, flops, peak),
+                **starts[name],
+                'peak_memory_bytes': memory[name],
+            }
+            for name, entry in fields.items()
+        },
+        'times as fast as, by round': _ratios(seconds),
         'tried, images/s': tried,
-        'losses of the first steps': raced['losses'],
-        'tolerance of the losses': TOLERANCES,
+        'losses of the first steps': losses,
+        'tolerance of the losses, relative': TOLERANCES,
         'flops_per_image': flops,
-        'peak_flops_per_second': raced['peaks'],
+        'peak_flops_per_second': peaks,
         'images_per_round': count,
-        'seconds': raced['seconds'],
     }
 
 
-def _rates(seconds: Mapping[str, Sequence[float]], name: str) -> Iterator[tuple[float, float]]:
-    """By round, images/s of the project and of a contender with the same dtype, up to the same factor."""
-    mine = seconds[f'bhcnet_jax, {name.split(", ")[1]}']
-    return ((1 / ours, 1 / theirs) for ours, theirs in zip(mine, seconds[name], strict=True))
+def _speed(rates: Sequence[float], batch: int, flops: int, peak: float) -> dict[str, Any]:
+    """What follows from images/s. flops: of an image. peak: FLOP/s of the machine, in float32."""
+    median = statistics.median(rates)
+    return {
+        'images_per_second': spread(rates),
+        'images_per_second by round': rates,
+        'ms_per_step': 1000 * batch / median,
+        'flops_per_second': flops * median,
+        'share of the float32 peak': flops * median / peak,
+    }
+
+
+def _ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """By round, how many times as fast as each rival the project is in the same dtype."""
+    ratios = {}
+    for name, theirs in seconds.items():
+        mine = seconds[f'bhcnet_jax, {name.split(", ")[1]}']
+        if mine is not theirs:
+            ratios[name] = [their / my for their, my in zip(theirs, mine, strict=True)]
+    return ratios
 
 
 def choose(entries: Sequence[Entry], folder: pathlib.Path) -> tuple[Entry, dict[str, Any]]:
-    """The fastest entry, and images/s of all, or why one did not run. ContestError if none did."""
+    """The fastest entry, and images/s of all by variant, or why one did not run. ContestError if none did."""
     found, running = {}, {}
     with contextlib.ExitStack() as stack:
         for entry in entries:
@@ -254,25 +264,28 @@ def choose(entries: Sequence[Entry], folder: pathlib.Path) -> tuple[Entry, dict[
 
 
 def measure_starts(fields: Mapping[str, Entry], folder: pathlib.Path, rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of the first step and from the start of the process to its end, cold and with compiled programs kept.
+    """Seconds from the start of a process to its first step, cold and with compiled programs kept; and of compilation.
 
-    What compiles keeps its programs in a folder: empty at the first start, filled at the second.
+    What compiles keeps its programs in a folder: empty at the first start, filled at the second. Compilation is what
+    the first step of a cold start takes longer than the second.
     """
-    keys = [f'{what}, {how}' for what in ('first step', 'start to first step') for how in ('cold', 'warm')]
-    seconds = {name: {key: [] for key in keys} for name in fields}
+    seconds = {name: {'compile_seconds': [], 'start, cold': [], 'start, warm': []} for name in fields}
     for name in in_turn(list(fields), rounds):
         cache = folder / 'start'
         for how in ('cold', 'warm'):
             with Contestant(fields[name], folder / 'step', cache) as contestant:
-                step, whole = contestant.first_step()
-            seconds[name][f'first step, {how}'].append(step)
-            seconds[name][f'start to first step, {how}'].append(whole)
+                first, whole = contestant.first_step()
+                seconds[name][f'start, {how}'].append(whole)
+                if how == 'cold':
+                    seconds[name]['compile_seconds'].append(first - contestant.ask('train'))
         shutil.rmtree(cache)
     return {name: {key: spread(values) for key, values in each.items()} for name, each in seconds.items()}
 
 
-def measure_race(fields: Mapping[str, Entry], folder: pathlib.Path, rounds: int) -> dict[str, Any]:
-    """First losses, which must agree, then the rounds, memory, and FLOP/s of a large matrix product after each."""
+def measure_race(
+    fields: Mapping[str, Entry], folder: pathlib.Path, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, int], dict[str, float]]:
+    """Seconds of the rounds, then bytes of memory, then FLOP/s of a large float32 matrix product; by name."""
     with contextlib.ExitStack() as stack:
         running = {
             name: stack.enter_context(Contestant(entry, folder / 'race', folder / 'cache'))
@@ -280,24 +293,31 @@ def measure_race(fields: Mapping[str, Entry], folder: pathlib.Path, rounds: int)
         }
         seconds = race(running, rounds)
         memory = {name: contestant.ask('memory') for name, contestant in running.items()}
-        multiplying = [name for name in fields if name.endswith('float32') and not name.startswith('Keras')]
-        peaks = {name: 0.0 for name in multiplying}
-        for name in in_turn(multiplying, rounds):
+        peaks = dict.fromkeys(('bhcnet_jax, float32', 'PyTorch, float32'), 0.0)
+        for name in in_turn(list(peaks), rounds):
             peaks[name] = max(peaks[name], running[name].ask('peak'))
-        losses = {name: contestant.ask('first losses') for name, contestant in running.items()}
+    return seconds, memory, peaks
+
+
+def first_losses(fields: Mapping[str, Entry], folder: pathlib.Path) -> dict[str, list[float]]:
+    """Losses of the first steps of all. ContestError if they do not agree."""
+    losses = {}
+    for name, entry in fields.items():
+        with Contestant(entry, folder / 'try', folder / 'cache') as contestant:
+            losses[name] = contestant.ask('first losses')
     check_losses(losses)
-    return {'seconds': seconds, 'memory': memory, 'peaks': peaks, 'losses': losses}
+    return losses
 
 
 def check_losses(losses: Mapping[str, Sequence[float]]) -> None:
     """ContestError if those of a contender, by its name, are not those of this project in the same dtype."""
     for name, theirs in losses.items():
         dtype = name.split(', ')[1]
-        mine = np.array(losses[f'bhcnet_jax, {dtype}'])
-        errors = np.abs(np.array(theirs) - mine) / np.abs(mine)
-        if not (errors <= TOLERANCES[dtype]).all():
-            step = int(np.argmax(errors > TOLERANCES[dtype]))
+        mine, tolerance = np.array(losses[f'bhcnet_jax, {dtype}']), TOLERANCES[dtype]
+        wrong = ~(np.abs(np.array(theirs) - mine) <= tolerance * np.abs(mine))  # nan is wrong too
+        if wrong.any():
+            step = int(wrong.argmax())
             raise ContestError(
-                f'{name}: the loss of step {step + 1} is {theirs[step]:.7f}, this project has {mine[step]:.7f}; expected '
-                f'no more than {TOLERANCES[dtype]} between them, relative. They do not train the same.'
+                f'{name}: the loss of step {step + 1} is {theirs[step]:.7f}, that of this project {mine[step]:.7f}; '
+                f'expected a relative difference of {tolerance} at most. They do not train the same.'
             )

@@ -123,7 +123,8 @@ class Keras:
     def first_losses(self) -> list[float]:
         task, losses = self._task, []
         model = compiled(task, len(task.batches), plain=True)
-        names = [*(f'trunk/conv{number}' for number in range(1, len(task.config['model']['filters']) + 1)), 'head/logit']
+        convolutions = range(1, len(task.config['model']['filters']) + 1)
+        names = [*(f'trunk/conv{number}' for number in convolutions), 'head/logit']
         model.set_weights([task.weights[f'{name}/{part}'] for name in names for part in ('kernel', 'bias')])
         for batch in task.batches:
             labels = task.labels[batch].astype(np.float32)[:, None]
