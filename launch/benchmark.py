@@ -18,7 +18,6 @@ import importlib
 import json
 import os
 import pathlib
-import resource
 import sqlite3
 import statistics
 import subprocess
@@ -29,10 +28,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import figures
 import jax
 import numpy as np
 import pandas as pd
+from contender import peak_memory
 from contest import ContestError, Entry, measure_cpu, prepare, require, torch_entries
 from growth import measure_growth
 from ml_collections import ConfigDict
@@ -95,7 +94,7 @@ def measure_training(config_name: str, epochs: int) -> dict[str, Any]:
         'images_per_second': config.augment.samples / statistics.median(seconds),
         'epoch_seconds': seconds,
         'compile_seconds': compile_seconds,
-        'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        'peak_memory_bytes': peak_memory(),
     }
 
 
@@ -283,8 +282,8 @@ def expand(folder: str, axes: str) -> None:
         wanted, statuses = fresh.trials(sweep.parse_shard('1/1')), results.statuses()
         missing = sum(statuses.get(each.trial_id) not in ('DONE', 'FAILED', 'DIVERGED') for each in wanted)
     seconds = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({'trials': len(wanted), 'missing': missing, 'seconds': seconds, 'peak_memory_bytes': memory}))
+    figures = {'trials': len(wanted), 'missing': missing, 'seconds': seconds, 'peak_memory_bytes': peak_memory()}
+    print(json.dumps(figures))
 
 
 def _beside_epochs(folder: pathlib.Path) -> dict[str, float]:
@@ -336,6 +335,8 @@ def main() -> None:
         sys.exit(f'error: {error}')
     measured |= {'hardware': run_dir.hardware(), 'jax': jax.__version__, 'code': run_dir.code_version()}
     if arguments.figure:
+        import figures  # here, so that matplotlib is no part of the memory that is measured
+
         draw = {'cpu': figures.contenders, 'growth': figures.growth}[arguments.suite]
         draw(measured, arguments.figure)
     json.dump(measured, sys.stdout, indent=2)

@@ -27,7 +27,8 @@ from bhcnet_jax.configs import balanced
 
 FOLDER = pathlib.Path(__file__).parent
 CHECKED = 10  # first steps whose losses are compared
-TOLERANCES = {'float32': 1e-4, 'bfloat16': 1e-2}  # of the losses, relative
+# Of the losses, relative. Keras adds Adam's epsilon before it corrects the bias, which makes some 1e-5 of difference.
+TOLERANCES = {'float32': 1e-4, 'bfloat16': 2e-3}
 TRIED_IMAGES = 128  # of an epoch in which the variants of a contender are compared
 TRIED_ROUNDS = 3
 STARTS = 3  # rounds of starts; each ends with the first step
