@@ -1,12 +1,15 @@
 """Measures this project on this machine; prints JSON on standard output. Figures are in docs/benchmarks.md.
 
     python launch/benchmark.py --config=balanced --epochs=5     one training: images/s, compile seconds, memory
-    python launch/benchmark.py --suite=sweep                    a sweep in one process, in 8, in 2 side by side
+    python launch/benchmark.py --suite=cpu                      one training against PyTorch and Keras
+    python launch/benchmark.py --suite=sweep                    a sweep in one process, 8, 2 side by side, PyTorch
+    python launch/benchmark.py --suite=startup                  imports, first step, preparation of the images
+    python launch/benchmark.py --suite=growth                   images/s by image size, batch size and lanes
     python launch/benchmark.py --suite=prune                    a sweep of 64 trials, whole and pruned
     python launch/benchmark.py --suite=records                  database, expansion of a sweep, cost beside the epochs
 
 Whole trainings run as real processes on images drawn for the purpose; a single training is measured on random ones,
-since its time does not depend on what they show.
+since its time does not depend on what they show. PyTorch and Keras come with pip install 'bhcnet_jax[bench]'.
 """
 
 import argparse
@@ -15,7 +18,6 @@ import importlib
 import json
 import os
 import pathlib
-import resource
 import sqlite3
 import statistics
 import subprocess
@@ -23,13 +25,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
+from contender import peak_memory
+from contest import ContestError, Entry, measure_cpu, prepare, require, torch_entries
+from growth import measure_growth
+from ml_collections import ConfigDict
+from startup import measure_startup
 
-from bhcnet_jax import optim, run_dir, splits, sweep, trial
+from bhcnet_jax import input_pipeline, optim, run_dir, splits, sweep, trial
 from bhcnet_jax.configs import base
 from bhcnet_jax.engine import Engine
 from bhcnet_jax.input_pipeline import ImageSet
@@ -86,24 +94,28 @@ def measure_training(config_name: str, epochs: int) -> dict[str, Any]:
         'images_per_second': config.augment.samples / statistics.median(seconds),
         'epoch_seconds': seconds,
         'compile_seconds': compile_seconds,
-        'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        'peak_memory_bytes': peak_memory(),
     }
 
 
 # The paper's network; few images per epoch, so that a round takes minutes.
-SWEEP = ('--config=balanced', '--config.dataset.name=phantom', '--config.augment.samples=320',
-         '--config.balanced.epochs=3')  # fmt: skip
+SWEEP_KEYS = {'dataset.name': 'phantom', 'augment.samples': 320, 'balanced.epochs': 3}
+SWEEP = ('--config=balanced', *(f'--config.{key}={value}' for key, value in SWEEP_KEYS.items()))
 TRIALS = 8
 
 
-def measure_sweep(folder: pathlib.Path) -> dict[str, Any]:
-    """Seconds for 8 trials of the paper's network: in one process, in 8 after another, in 2 side by side.
+def measure_sweep(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
+    """Seconds for 8 trials of the paper's network: one process, 8 after another, 2 side by side; and PyTorch's.
 
     All from the start of the process to its end, with JAX's compilation cache filled by an earlier run. The two side by
-    side are started by launch/sweep.py, each on its share of the cores. Ratios are of the same round.
+    side are started by launch/sweep.py, each on its share of the cores. PyTorch's script (torch_trial.py) runs once for
+    each trial, in the variant that took the shortest for one trial, compilation included with a filled cache.
+    Ratios are of the same round.
     """
-    rounds = []
-    for number in range(-1, ROUNDS):  # round -1 prepares the images and fills the cache
+    require('torch')
+    fastest, tried = _prepare_torch(folder)
+    measured = []
+    for number in range(-1, rounds):  # round -1 prepares the images and fills the cache
         at = folder / str(number)
         times = {
             'one process': _seconds(_main(at / 'one', *SWEEP, f'--sweep=seed=0:{TRIALS}')),
@@ -111,20 +123,58 @@ def measure_sweep(folder: pathlib.Path) -> dict[str, Any]:
                 _seconds(_main(at / f'seed-{seed}', *SWEEP, f'--config.seed={seed}')) for seed in range(TRIALS)
             ),
             'two side by side': _seconds(_launch(at / 'two', *SWEEP, f'--sweep=seed=0:{TRIALS}', '--shards=2')),
+            'PyTorch, one after another': sum(_torch_trial(folder, fastest, seed) for seed in range(TRIALS)),
+            'PyTorch, two side by side': _torch_side_by_side(folder, fastest),
         }
         with contextlib.closing(sqlite3.connect(at / 'seed-0' / 'results.sqlite')) as database:
             times['epochs of one trial'] = database.execute('SELECT train_seconds FROM trials').fetchone()[0]
-        rounds.append(times)
-    rounds = rounds[1:]
+        measured.append(times)
+    measured = measured[1:]
+    sweeps = [name for name in measured[0] if name != 'epochs of one trial']
     return {
-        'seconds': rounds,
+        'seconds': measured,
+        'trainings per hour': {
+            name: TRIALS * 3600 / statistics.median(each[name] for each in measured) for name in sweeps
+        },
+        'PyTorch variants, seconds for one trial': tried,
         'one process / best other': [
-            each['one process'] / min(each['one after another'], each['two side by side']) for each in rounds
+            each['one process'] / min(each['one after another'], each['two side by side']) for each in measured
+        ],
+        "one process / best of PyTorch's": [
+            each['one process'] / min(each['PyTorch, one after another'], each['PyTorch, two side by side'])
+            for each in measured
         ],
         'one process / 8 times the epochs of one trial': [
-            each['one process'] / (TRIALS * each['epochs of one trial']) for each in rounds
+            each['one process'] / (TRIALS * each['epochs of one trial']) for each in measured
         ],
     }
+
+
+def _prepare_torch(folder: pathlib.Path) -> tuple[Entry, dict[str, float]]:
+    """Writes the task of a trial; the fastest variant for it, and the seconds of each, the second time it runs."""
+    image_set = input_pipeline.load(ConfigDict({'name': 'phantom', 'dir': '', 'image_size': 128}))
+    prepare(folder / 'torch', image_set.images, image_set.labels, **SWEEP_KEYS)
+    tried = {}
+    for entry in torch_entries('float32'):
+        _torch_trial(folder, entry, 0)
+        tried[json.dumps(entry.variant)] = _torch_trial(folder, entry, 0)
+    return min(torch_entries('float32'), key=lambda entry: tried[json.dumps(entry.variant)]), tried
+
+
+def _torch_trial(folder: pathlib.Path, entry: Entry, seed: int, threads: int = 0) -> float:
+    """Seconds of a process that trains one trial. threads: 0 for as many as there are cores."""
+    script = str(pathlib.Path(__file__).with_name('torch_trial.py'))
+    command = [sys.executable, script, str(folder / 'torch'), json.dumps(entry.variant), str(seed)]
+    cache = {'TORCHINDUCTOR_CACHE_DIR': str(folder / 'torch' / 'compiled')}
+    return _seconds(command, cache | ({'OMP_NUM_THREADS': str(threads)} if threads else {}))
+
+
+def _torch_side_by_side(folder: pathlib.Path, entry: Entry) -> float:
+    """Seconds for all trials, always two at a time with one thread each."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda seed: _torch_trial(folder, entry, seed, threads=1), range(TRIALS)))
+    return time.perf_counter() - start
 
 
 def _main(workdir: pathlib.Path, *flags: str) -> list[str]:
@@ -136,9 +186,10 @@ def _launch(workdir: pathlib.Path, *flags: str) -> list[str]:
     return [sys.executable, str(script), '--engine=local', f'--workdir={workdir}', *flags]
 
 
-def _seconds(command: Sequence[str]) -> float:
+def _seconds(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
+    """environment: what is set beside this process's own."""
     start = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env={**os.environ, **(environment or {})})
     return time.perf_counter() - start
 
 
@@ -231,8 +282,8 @@ def expand(folder: str, axes: str) -> None:
         wanted, statuses = fresh.trials(sweep.parse_shard('1/1')), results.statuses()
         missing = sum(statuses.get(each.trial_id) not in ('DONE', 'FAILED', 'DIVERGED') for each in wanted)
     seconds = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({'trials': len(wanted), 'missing': missing, 'seconds': seconds, 'peak_memory_bytes': memory}))
+    figures = {'trials': len(wanted), 'missing': missing, 'seconds': seconds, 'peak_memory_bytes': peak_memory()}
+    print(json.dumps(figures))
 
 
 def _beside_epochs(folder: pathlib.Path) -> dict[str, float]:
@@ -253,20 +304,42 @@ def _beside_epochs(folder: pathlib.Path) -> dict[str, float]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--suite', default='training', choices=('training', 'sweep', 'prune', 'records'))
+    parser.add_argument(
+        '--suite', default='training', choices=('training', 'cpu', 'sweep', 'prune', 'records', 'startup', 'growth')
+    )
     parser.add_argument('--config', default='balanced', help='training: a config that comes with the package')
     parser.add_argument('--epochs', type=int, default=5, help='training: epochs after compilation')
+    parser.add_argument('--rounds', type=int, default=5, help='cpu, sweep, startup, growth: turns of each')
+    parser.add_argument('--images', type=int, default=1024, help='cpu, growth: images of a round, a multiple of 128')
+    parser.add_argument('--figure', default='', help='cpu, growth: an SVG file to draw')
     arguments = parser.parse_args()
+    rounds, count = arguments.rounds, arguments.images
+    if arguments.figure and arguments.suite not in ('cpu', 'growth'):
+        parser.error(f'--figure: the suite {arguments.suite} has none; expected cpu or growth.')
+    if rounds < 1 or count < 128 or count % 128:
+        parser.error(f'--rounds={rounds} --images={count}: expected 1 or more, and a multiple of 128.')
+    image_set = random_images(200, 128)
     suites: Mapping[str, Callable[[pathlib.Path], dict[str, Any]]] = {
         'training': lambda _: measure_training(arguments.config, arguments.epochs),
-        'sweep': measure_sweep,
+        'cpu': lambda folder: measure_cpu(folder, image_set.images, image_set.labels, rounds, count),
+        'sweep': lambda folder: measure_sweep(folder, rounds),
         'prune': measure_pruning,
         'records': measure_records,
+        'startup': lambda folder: measure_startup(folder, rounds),
+        'growth': lambda folder: measure_growth(folder, random_images, rounds, count),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        figures = suites[arguments.suite](pathlib.Path(folder))
-    about = {'hardware': run_dir.hardware(), 'jax': jax.__version__, 'code': run_dir.code_version()}
-    json.dump({**figures, **about}, sys.stdout, indent=2)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            measured = suites[arguments.suite](pathlib.Path(folder))
+    except ContestError as error:
+        sys.exit(f'error: {error}')
+    measured |= {'hardware': run_dir.hardware(), 'jax': jax.__version__, 'code': run_dir.code_version()}
+    if arguments.figure:
+        import figures  # here, so that matplotlib is no part of the memory that is measured
+
+        draw = {'cpu': figures.contenders, 'growth': figures.growth}[arguments.suite]
+        draw(measured, arguments.figure)
+    json.dump(measured, sys.stdout, indent=2)
     print()
 
 

@@ -1,0 +1,167 @@
+"""The same training in PyTorch, as a contender (see contender.py), and for `torch_trial.py`.
+
+B batch, H W pixels, M augmented images of an epoch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from contender import PEAK_SIZE, Task, serve
+from torch import nn
+
+
+def network(filters: list[int], dropout: float) -> nn.Sequential:
+    """The paper's CNN: uint8 [B, 1, H, W] is scaled before it; float32 [B, 1, H, W] in [0, 1] -> logits [B]."""
+    layers, channels = [], 1
+    for number, features in enumerate(filters, 1):
+        layers += [nn.Conv2d(channels, features, 3, padding=1), nn.ReLU(inplace=True)]
+        layers += [nn.MaxPool2d(2)] if number < len(filters) else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        channels = features
+    model = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(channels, 1), nn.Flatten(0))
+    for layer in model:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+def load_weights(model: nn.Sequential, weights: dict[str, np.ndarray]) -> None:
+    """weights: of Task; convolution kernels [3, 3, C, F], dense ones [C, F]."""
+    *convolutions, logit = [layer for layer in model if isinstance(layer, nn.Conv2d | nn.Linear)]
+    names = [f'trunk/conv{number}' for number in range(1, len(convolutions) + 1)] + ['head/logit']
+    with torch.no_grad():
+        for layer, name in zip([*convolutions, logit], names, strict=True):
+            kernel = torch.from_numpy(weights[f'{name}/kernel'])
+            layer.weight.copy_(kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T)
+            layer.bias.copy_(torch.from_numpy(weights[f'{name}/bias']))
+
+
+def draw_affine(strengths: dict[str, float], count: int) -> dict[str, torch.Tensor]:
+    """Random arguments of `affine_matrices`, [count] each, within `config.augment.affine`."""
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.empty(count, *shape).uniform_(low, high)
+
+    zoom, rotation, shift = strengths['zoom'], strengths['rotation'], strengths['shift']
+    return {
+        'flip': torch.rand(count) < strengths['flip'],
+        'shear': uniform(0.0, strengths['shear']),
+        'zoom': uniform(1.0 - zoom, 1.0 + zoom),
+        'rotation': uniform(-rotation, rotation),
+        'shift': uniform(-shift, shift, 2),
+    }
+
+
+def affine_matrices(
+    flip: torch.Tensor, shear: torch.Tensor, zoom: torch.Tensor, rotation: torch.Tensor, shift: torch.Tensor
+) -> torch.Tensor:
+    """Maps from output to source, float32 [B, 2, 3] for `affine_grid`; arguments as of `augment.affine`, [B, ...]."""
+    angle, slope = torch.deg2rad(rotation), torch.tan(torch.deg2rad(shear))
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    sign = torch.where(flip, -1.0, 1.0)
+    # x to the right, y down, both from -1 to 1 over a square image.
+    x_row = torch.stack([sign * (cos - slope * sin), -sign * (sin + slope * cos)], -1)
+    matrices = torch.stack([x_row, torch.stack([sin, cos], -1)], 1) / zoom[:, None, None]
+    offsets = -matrices @ (2.0 * shift.flip(1)[:, :, None])
+    return torch.cat([matrices, offsets], -1)
+
+
+def warp(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, 1, H, W] -> float32 in [0, 1], sampled bilinearly at the sources of its pixels, black outside."""
+    images = images.float() / 255.0
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak learning rate: linear from 0 over the first `warmup` of the steps, then a cosine to 0."""
+    warm = round(warmup * steps)
+    if step < warm:
+        return step / warm
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (steps - warm))) if step < steps else 0.0
+
+
+class Training:
+    """One training of `steps` steps. variant: dtype, compile, channels_last. plain: no augmentation, no dropout."""
+
+    def __init__(self, task: Task, steps: int, plain: bool = False):
+        self.config, variant = task.config, task.variant
+        self.images = torch.from_numpy(task.images)[:, None]  # [N, 1, H, W]
+        self.labels = torch.from_numpy(task.labels).float()
+        self._strengths = None if plain else self.config['augment']['affine']
+        self.model = network(self.config['model']['filters'], 0.0 if plain else self.config['model']['dropout'])
+        self._layout = torch.channels_last if variant.get('channels_last') else torch.contiguous_format
+        self.model.to(memory_format=self._layout)
+        self._bfloat16 = variant['dtype'] == 'bfloat16'
+        self._loss = torch.compile(self._eager_loss) if variant.get('compile') else self._eager_loss
+        settings = self.config['optimizer']
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), settings['peak_lr'], weight_decay=settings['weight_decay'], fused=True
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: rate_factor(step, steps, settings['warmup'])
+        )
+
+    def _eager_loss(self, images: torch.Tensor, labels: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
+        inputs = images.float() / 255.0 if matrices is None else warp(images, matrices)
+        return F.binary_cross_entropy_with_logits(self.logits(inputs), labels)
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """float32 [B, 1, H, W] in [0, 1] -> float32 [B]."""
+        with torch.autocast('cpu', torch.bfloat16, enabled=self._bfloat16):
+            return self.model(inputs.contiguous(memory_format=self._layout)).float()
+
+    def step(self, indices: torch.Tensor) -> torch.Tensor:
+        """indices: int64 [B], of the images. Returns their loss."""
+        matrices = None
+        if self._strengths is not None:
+            matrices = affine_matrices(**draw_affine(self._strengths, len(indices)))
+        loss = self._loss(self.images[indices], self.labels[indices], matrices)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._schedule.step()
+        return loss.detach()
+
+    def epoch(self, sources: torch.Tensor) -> float:
+        """sources: int64 [M]. Returns the mean loss."""
+        self.model.train()
+        batches = sources[torch.randperm(len(sources))].split(self.config['batch_size'])
+        return float(torch.stack([self.step(batch) for batch in batches]).mean())
+
+    @torch.inference_mode()
+    def evaluate(self, indices: torch.Tensor) -> tuple[float, float]:
+        """indices: int64, of the images. Returns their loss and accuracy."""
+        self.model.eval()
+        logits, labels = self.logits(self.images[indices].float() / 255.0), self.labels[indices]
+        loss = F.binary_cross_entropy_with_logits(logits, labels)
+        return float(loss), float(((logits >= 0) == (labels == 1)).float().mean())
+
+
+class Torch:
+    """PyTorch as a contender."""
+
+    def __init__(self, task: Task):
+        self._task, self._sources = task, torch.from_numpy(task.sources).long()
+        steps = -(-len(task.sources) // task.config['batch_size'])
+        self._training = Training(task, task.config['balanced']['epochs'] * steps)
+
+    def train(self) -> None:
+        self._training.epoch(self._sources)
+
+    def first_losses(self) -> list[float]:
+        training = Training(self._task, len(self._task.batches), plain=True)
+        load_weights(training.model, self._task.weights)
+        return [float(training.step(batch)) for batch in torch.from_numpy(self._task.batches).long()]
+
+    def multiply(self) -> Callable[[], Any]:
+        a, b = torch.randn(2, PEAK_SIZE, PEAK_SIZE)
+        return lambda: torch.mm(a, b)
+
+
+if __name__ == '__main__':
+    serve(Torch)
