@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from bhcnet_jax import models
 from bhcnet_jax.configs import base
-from bhcnet_jax.models import layers
+from bhcnet_jax.models import layers, recurrent
 
 
 def model_config(name='cnn', dtype='float32'):
@@ -31,13 +31,36 @@ def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
         return jnp.sum(jnp.sin(module.apply(variables, x)))
 
     np.testing.assert_allclose(ours.apply(variables, x), reference.apply(variables, x), atol=1e-5)
-    gradients = jax.grad(loss, argnums=(1, 2))
+    gradients = jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)
     for found, expected in zip(
         jax.tree.leaves(gradients(ours, variables, x)),
         jax.tree.leaves(gradients(reference, variables, x)),
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('way', [layers.im2col, layers.winograd])
+def test_both_ways_to_convolve_round_a_sum_of_576_products_to_a_hundred_thousandth(way):
+    x, kernel, weights = random((2, 16, 15, 64)), random((3, 3, 64, 8), 1), random((2, 16, 15, 8), 2)
+
+    def exact(x, kernel):
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return sum(padded[:, i : i + 16, j : j + 15] @ kernel[i, j] for i in range(3) for j in range(3))
+
+    def exact_gradients(x, kernel, weights):
+        inputs, outputs = (np.pad(each, ((0, 0), (1, 1), (1, 1), (0, 0))) for each in (x, weights))
+        of_x, of_kernel = np.zeros_like(x), np.zeros_like(kernel)
+        for i, j in np.ndindex(3, 3):
+            of_x += outputs[:, 2 - i : 18 - i, 2 - j : 17 - j] @ kernel[i, j].T
+            of_kernel[i, j] = np.einsum('bhwc,bhwf->cf', inputs[:, i : i + 16, j : j + 15], weights)
+        return of_x, of_kernel
+
+    doubles = [np.asarray(each, np.float64) for each in (x, kernel, weights)]
+    gradients = jax.jit(jax.grad(lambda x, kernel: jnp.sum(weights * way(x, kernel)), argnums=(0, 1)))
+    expected = (exact(*doubles[:2]), *exact_gradients(*doubles))
+    for found, wanted in zip((jax.jit(way)(x, kernel), *gradients(x, kernel)), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
@@ -56,7 +79,14 @@ def test_max_pool_equals_nn_max_pool_in_output_and_gradient(shape):
     )
 
 
-@pytest.mark.parametrize('layer', [lambda x: layers.conv3x3(x, random((3, 3, 2, 4), 1)), layers.max_pool2x2])
+@pytest.mark.parametrize(
+    'layer',
+    [
+        lambda x: layers.im2col(x, random((3, 3, 2, 4), 1)),
+        lambda x: layers.winograd(x, random((3, 3, 2, 4), 1)),
+        layers.max_pool2x2,
+    ],
+)
 def test_layers_are_the_same_eager_jitted_and_vmapped(layer):
     x = random((3, 6, 6, 2))
     eager = layer(x)
@@ -65,14 +95,34 @@ def test_layers_are_the_same_eager_jitted_and_vmapped(layer):
     np.testing.assert_allclose(one_by_one, eager, atol=1e-5)
 
 
-def test_a_compiled_gradient_has_no_convolution_and_no_scatter():
-    model = models.create(model_config())
-    x = random((2, 16, 16, 1))
-    params = model.init(jax.random.key(0), x)
-    text = jax.jit(jax.grad(lambda params: model.apply(params, x).sum())).lower(params).as_text()
-    assert 'stablehlo.dot_general' in text
-    assert 'convolution' not in text
-    assert 'select_and_scatter' not in text
+def compiled_gradient(config, size, lanes=0):
+    """Of a batch of two images with respect to the weights, of as many sets of weights as there are lanes."""
+    model = models.create(config)
+    x = jax.ShapeDtypeStruct((2, size, size, 1), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    gradient = jax.grad(lambda params, x: model.apply(params, x).sum())
+    if lanes:
+        gradient = jax.vmap(gradient, in_axes=(0, None))
+        params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape), leaf.dtype), params)
+    return jax.jit(gradient).lower(params, x).compile()
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('lanes', [0, 3])
+def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes):
+    text = compiled_gradient(model_config(name), 16, lanes).as_text()
+    assert 'dot(' in text
+    assert 'convolution(' not in text
+    assert 'scatter(' not in text
+
+
+def test_the_papers_cnn_costs_the_multiplications_that_its_layers_add_up_to():
+    # For 2 images: 36 products per tile instead of 144 in the second and third layer, forward and for both gradients.
+    # As much again, at most, for the maps into and out of tiles, the first layer and all that is elementwise.
+    direct = 2 * 9 * (32 * 64 * 64 * 64 + 64 * 128 * 32 * 32)
+    products = 2 * (3 * direct / 4)
+    flops = compiled_gradient(base.get_config().model, 128).cost_analysis()['flops']
+    assert products < flops < 2 * products
 
 
 def test_dropout_keeps_the_mean_and_drops_the_given_share():
@@ -127,6 +177,27 @@ def test_a_recurrent_model_reads_the_rows_from_top_to_bottom(cell):
         carry, output = reference.apply({'params': params['params'][cell]}, carry, features[:, row].reshape(2, 32))
     head = params['params']['head']['logit']
     np.testing.assert_allclose(model.apply(params, x), (output @ head['kernel'] + head['bias'])[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+def test_the_weights_of_a_recurrent_layer_are_those_that_flax_would_draw(cell):
+    reference = {'lstm': nn.OptimizedLSTMCell, 'gru': nn.GRUCell}[cell](5)
+    x = random((2, 4, 3))
+    carry = reference.initialize_carry(jax.random.key(0), (2, 3))
+    expected = reference.init(jax.random.key(1), carry, x[:, 0])
+    found = recurrent.Recurrent(cell, 5).init(jax.random.key(1), x)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+def test_no_row_reads_the_weights_of_the_inputs_again(cell):
+    layer, x = recurrent.Recurrent(cell, 5), random((2, 4, 300))
+    params = layer.init(jax.random.key(0), x)
+    gradient = jax.make_jaxpr(jax.grad(lambda params: layer.apply(params, x).sum()))(params)
+    scans = [equation for equation in gradient.eqns if equation.primitive.name == 'scan']
+    assert len(scans) == 2  # forward and backward
+    assert all(300 not in variable.aval.shape for scan in scans for variable in (*scan.invars, *scan.outvars))
 
 
 @pytest.mark.parametrize('name', models.NAMES)

@@ -5,10 +5,78 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from bhcnet_jax.models import layers
 
-CELLS = {'lstm': nn.OptimizedLSTMCell, 'gru': nn.GRUCell}
+State = tuple[jax.Array, jax.Array]  # cell and hidden state of the LSTM; the GRU's one state twice. [B, units] each
+
+
+def _lstm(state: State, from_inputs: jax.Array, kernel: jax.Array, bias: jax.Array) -> State:
+    memory, hidden = state
+    i, f, g, o = jnp.split(from_inputs + hidden @ kernel + bias, 4, axis=-1)
+    memory = nn.sigmoid(f) * memory + nn.sigmoid(i) * nn.tanh(g)
+    return memory, nn.sigmoid(o) * nn.tanh(memory)
+
+
+def _gru(state: State, from_inputs: jax.Array, kernel: jax.Array, bias: jax.Array) -> State:
+    hidden = state[1]
+    from_state = jnp.split(hidden @ kernel, 3, axis=-1)
+    r, z, n = jnp.split(from_inputs, 3, axis=-1)
+    r, z = nn.sigmoid(r + from_state[0]), nn.sigmoid(z + from_state[1])
+    hidden = (1.0 - z) * nn.tanh(n + r * (from_state[2] + bias)) + z * hidden
+    return hidden, hidden
+
+
+# A step, its gates, and those of them that add a bias to what comes from the inputs and from the state.
+CELLS = {'lstm': (_lstm, 'ifgo', '', 'ifgo'), 'gru': (_gru, 'rzn', 'rzn', 'n')}
+
+
+class Weights(nn.Module):
+    """The parameters of an `nn.Dense`, of which several are computed in one product. -> kernel, bias or None."""
+
+    inputs: int
+    features: int
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        kernel = self.param('kernel', self.kernel_init, (self.inputs, self.features))
+        return kernel, self.param('bias', nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
+
+
+class Recurrent(nn.Module):
+    """float [B, T, D] -> [B, units], the last state; the parameters are those of flax's OptimizedLSTMCell or GRUCell.
+
+    What comes from the inputs is one product for all steps: in the scan, each step would read megabytes of weights.
+    """
+
+    cell: str
+    units: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        step, gates, input_biases, state_biases = CELLS[self.cell]
+        kernel, bias = self._joined('i', x.shape[-1], gates, input_biases, nn.initializers.lecun_normal())
+        from_inputs = layers.product(x, kernel) + bias  # [B, T, gates x units]
+        kernel, bias = self._joined('h', self.units, gates, state_biases, nn.initializers.orthogonal())
+        zeros = jnp.zeros((len(x), self.units), self.dtype)
+
+        def read(state: State, from_input: jax.Array) -> tuple[State, None]:
+            return step(state, from_input, kernel, bias), None
+
+        return lax.scan(read, (zeros, zeros), from_inputs.swapaxes(0, 1))[0][1]
+
+    def _joined(
+        self, source: str, inputs: int, gates: str, biases: str, init: nn.initializers.Initializer
+    ) -> tuple[jax.Array, jax.Array | float]:
+        """The kernels of all gates side by side, and their biases; 0 without any."""
+        weights = [Weights(inputs, self.units, gate in biases, init, name=source + gate)() for gate in gates]
+        kernel = jnp.concatenate([kernel for kernel, _ in weights], axis=-1).astype(self.dtype)
+        present = [bias.astype(self.dtype) for _, bias in weights if bias is not None]
+        return kernel, jnp.concatenate(present) if present else 0.0
 
 
 class CNNRecurrent(nn.Module):
@@ -29,10 +97,6 @@ class CNNRecurrent(nn.Module):
         self, x: jax.Array, dropout_rate: jax.Array | None = None, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         x = layers.ConvTrunk(self.filters, self.dtype, name='trunk')(x)  # [B, T, W/4, F]
-        batch, rows, columns, channels = x.shape
-        x = x.reshape(batch, rows, columns * channels)  # [B, T, D]
-        cell = CELLS[self.cell](self.recurrent_units, dtype=self.dtype, name=self.cell)
-        carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)  # zeros in float32, whatever the key
-        carry = jax.tree.map(lambda state: state.astype(self.dtype), carry)
-        x = nn.RNN(cell)(x, initial_carry=carry)[:, -1]  # [B, units]
+        x = x.reshape(*x.shape[:2], -1)  # [B, T, D]
+        x = Recurrent(self.cell, self.recurrent_units, self.dtype, name=self.cell)(x)  # [B, units]
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, dropout_rate, dropout_keys)
