@@ -1,4 +1,4 @@
-"""The paper's CNN: three convolutional blocks, the third with global average pooling (VI.C)."""
+"""The paper's CNN: three convolutional blocks, the third with global average pooling (V.C)."""
 
 from typing import Any
 

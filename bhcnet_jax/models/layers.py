@@ -140,7 +140,7 @@ class Conv3x3(nn.Module):
 
 
 class ConvTrunk(nn.Module):
-    """Three 3x3 convolutions with ReLU, the first two followed by 2x2 max-pooling (paper VI.C).
+    """Three 3x3 convolutions with ReLU, the first two followed by 2x2 max-pooling (paper V.C).
 
     float [B, H, W, 1] -> [B, H//4, W//4, F]. ReLU comes before the pooling, so that ties at zero carry no gradient.
     """

@@ -1,4 +1,4 @@
-"""The paper's hybrids: the same convolutions, then an LSTM or GRU that reads the feature map row by row (VI.C)."""
+"""The paper's hybrids: the same convolutions, then an LSTM or GRU that reads the feature map row by row (V.C)."""
 
 from typing import Any
 
