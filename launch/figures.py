@@ -17,7 +17,7 @@ def _bars(axes: Axes, names: Sequence[str], rates: Sequence[Mapping[str, float]]
     high = [rate['max'] - rate['median'] for rate in rates]
     bars = axes.barh(names, medians, color=colours, height=0.65, xerr=[low, high], ecolor='black', capsize=3)
     axes.bar_label(bars, [f'{median:.0f}' for median in medians], padding=4)
-    axes.set(xlabel='images/s', xlim=(0, 1.12 * max(rate['max'] for rate in rates)))
+    axes.set(xlabel='images/s', xlim=(0, 1.25 * max(rate['max'] for rate in rates)))
     axes.invert_yaxis()
     axes.tick_params(left=False)
 
