@@ -13,6 +13,9 @@ from flax import linen as nn
 # The augmentation terms of the paper (IV.D) are those of Keras, so its silent choices are taken from Keras too.
 kernel_init = nn.initializers.glorot_uniform()
 
+TILE = 4  # outputs along each side of a Winograd tile; a tile's inputs are two more
+LEAST = 16  # pixels along each side of a map that is worth Winograd's tiles
+
 
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 convolution, stride 1, zero padding, as matrix products.
@@ -29,7 +32,9 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     # A GPU rounds what it multiplies to TF32; Winograd's differences would magnify that, and what bfloat16 rounds.
     exact = x.dtype == jnp.float32 and jax.default_backend() == 'cpu'
-    return winograd(x, kernel) if exact and x.shape[-1] > 1 else im2col(x, kernel)
+    # On a small map a weight may see nothing, and Adam takes long steps along a gradient that is 0 but for rounding.
+    _, height, width, channels = x.shape
+    return winograd(x, kernel) if exact and channels > 1 and min(height, width) >= LEAST else im2col(x, kernel)
 
 
 def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -52,8 +57,6 @@ def _product_gradients(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> t
 
 
 product.defvjp(lambda rows, weights: (rows @ weights, (rows, weights)), _product_gradients)
-
-TILE = 4  # outputs along each side of a Winograd tile; a tile's inputs are two more
 
 
 def _winograd_matrices() -> list[np.ndarray]:
