@@ -19,7 +19,7 @@ def random(shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.mark.parametrize('shape', [(2, 8, 8, 1), (1, 5, 7, 3), (3, 1, 1, 2)])
+@pytest.mark.parametrize('shape', [(2, 8, 8, 1), (1, 5, 7, 3), (3, 1, 1, 2), (1, 17, 18, 2)])
 def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
     x = random(shape)
     reference = nn.Conv(6, (3, 3))
@@ -41,8 +41,9 @@ def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
 
 
 @pytest.mark.parametrize('way', [layers.im2col, layers.winograd])
-def test_both_ways_to_convolve_round_a_sum_of_576_products_to_a_hundred_thousandth(way):
+def test_both_ways_to_convolve_round_a_sum_of_576_products_to_a_few_millionths(way):
     x, kernel, weights = random((2, 16, 15, 64)), random((3, 3, 64, 8), 1), random((2, 16, 15, 8), 2)
+    x = x.at[:, :, :6].set(0)
 
     def exact(x, kernel):
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -59,8 +60,10 @@ def test_both_ways_to_convolve_round_a_sum_of_576_products_to_a_hundred_thousand
     doubles = [np.asarray(each, np.float64) for each in (x, kernel, weights)]
     gradients = jax.jit(jax.grad(lambda x, kernel: jnp.sum(weights * way(x, kernel)), argnums=(0, 1)))
     expected = (exact(*doubles[:2]), *exact_gradients(*doubles))
-    for found, wanted in zip((jax.jit(way)(x, kernel), *gradients(x, kernel)), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    output = jax.jit(way)(x, kernel)
+    np.testing.assert_array_equal(output == 0, expected[0] == 0)  # black stays black
+    for found, wanted in zip((output, *gradients(x, kernel)), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=4e-6 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
@@ -110,7 +113,7 @@ def compiled_gradient(config, size, lanes=0):
 @pytest.mark.parametrize('name', models.NAMES)
 @pytest.mark.parametrize('lanes', [0, 3])
 def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes):
-    text = compiled_gradient(model_config(name), 16, lanes).as_text()
+    text = compiled_gradient(model_config(name), 64, lanes).as_text()
     assert 'dot(' in text
     assert 'convolution(' not in text
     assert 'scatter(' not in text
