@@ -1,7 +1,7 @@
 """From labels and probabilities to counts, metrics and their 95 % intervals, calibration and net benefit.
 
 N images, K bins, T thresholds. Positive is hemorrhage, 1. An image is called positive where its probability reaches the
-threshold. Intervals by resampling and comparisons of recipes are in `comparison.py`.
+threshold. Intervals by resampling are in `bootstrap.py`, comparisons of recipes in `comparison.py`.
 """
 
 from typing import NamedTuple

@@ -45,8 +45,6 @@ from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.results import Results
 from bhcnet_jax.study import Study
 
-ROUNDS = 3  # of everything that is compared, in turn, so that a machine that drifts favours nobody
-
 
 def random_images(count: int, size: int) -> ImageSet:
     """As many images as the real set has, half of them labelled 1."""
@@ -202,22 +200,22 @@ PRUNED_SWEEP = (
 RULE = 'rungs=4,8 keep=1/3'
 
 
-def measure_pruning(folder: pathlib.Path) -> dict[str, Any]:
+def measure_pruning(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
     """Seconds for 64 recipes of a small network, whole and pruned, and which one has the lowest validation loss.
 
     On images of which the brighter ones are labelled 1, since a small network learns that in 24 short epochs. Every
     round has another seed and another split.
     """
-    images, rounds = folder / 'images', []
+    images, measured = folder / 'images', []
     draw_bright(images)
-    for number in range(ROUNDS):
+    for number in range(rounds):
         whole, pruned = folder / f'{number}-whole', folder / f'{number}-pruned'
         flags = [*PRUNED_SWEEP, f'--config.dataset.dir={images}']
         flags += [f'--config.{key}={number}' for key in ('seed', 'split.seed')]
         seconds = [_seconds(_main(whole, *flags)), _seconds(_main(pruned, *flags, f'--prune={RULE}'))]
         ranks = _ranked(whole)
         winner = _ranked(pruned)[0][0]
-        rounds.append({
+        measured.append({
             'whole': seconds[0],
             'pruned': seconds[1],
             'validation losses of the whole sweep: best, median': [ranks[0][1], ranks[len(ranks) // 2][1]],
@@ -225,7 +223,7 @@ def measure_pruning(folder: pathlib.Path) -> dict[str, Any]:
                 [rank, loss] for rank, (trial_id, loss) in enumerate(ranks, 1) if trial_id == winner
             ),
         })  # fmt: skip
-    return {'rounds': rounds, 'pruned / whole': [each['pruned'] / each['whole'] for each in rounds]}
+    return {'rounds': measured, 'pruned / whole': [each['pruned'] / each['whole'] for each in measured]}
 
 
 def draw_bright(folder: pathlib.Path, count: int = 200, size: int = 32) -> None:
@@ -329,7 +327,7 @@ def main() -> None:
     )
     parser.add_argument('--config', default='balanced', help='training: a config that comes with the package')
     parser.add_argument('--epochs', type=int, default=5, help='training: epochs after compilation')
-    parser.add_argument('--rounds', type=int, default=5, help='cpu, sweep, startup, growth: turns of each')
+    parser.add_argument('--rounds', type=int, default=5, help='cpu, sweep, prune, startup, growth: turns of each')
     parser.add_argument('--images', type=int, default=1024, help='cpu, growth: images of a round, a multiple of 128')
     parser.add_argument('--figure', default='', help='cpu, growth: an SVG file to draw')
     arguments = parser.parse_args()
@@ -343,7 +341,7 @@ def main() -> None:
         'training': lambda _: measure_training(arguments.config, arguments.epochs),
         'cpu': lambda folder: measure_cpu(folder, image_set.images, image_set.labels, rounds, count),
         'sweep': lambda folder: measure_sweep(folder, rounds),
-        'prune': measure_pruning,
+        'prune': lambda folder: measure_pruning(folder, rounds),
         'records': measure_records,
         'startup': lambda folder: measure_startup(folder, rounds),
         'growth': lambda folder: measure_growth(folder, random_images, rounds, count),
