@@ -147,7 +147,8 @@ class Engine:
                 state, sums = train_epoch(*state_and_lane, images, labels)
                 return state, EpochResult(sums, evaluate(state.params, state_and_lane[1].scored, images))
 
-            return lax.map(one_lane, (states, lanes), batch_size=self.lanes)
+            # A batch of one would be a vmap over a dimension of 1, which costs transposes and compile time.
+            return lax.map(one_lane, (states, lanes), batch_size=None if self.lanes == 1 else self.lanes)
 
         return epoch
 

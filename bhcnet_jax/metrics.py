@@ -2,16 +2,15 @@
 
 N images, K bins, T thresholds. Positive is hemorrhage, 1. An image is called positive where its probability reaches the
 threshold. Intervals by resampling are in `bootstrap.py`, comparisons of recipes in `comparison.py`.
+
+Training counts hits after every epoch, but needs the statistics libraries only at its end. They take two seconds to
+import, so the functions import them (and scipy imports its parts where they are first named).
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
-from sklearn import metrics
-from statsmodels.genmod import families
-from statsmodels.genmod.generalized_linear_model import GLM
-from statsmodels.stats.proportion import proportion_confint
+import scipy
 
 
 class Counts(NamedTuple):
@@ -48,6 +47,8 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     log_loss is in nats, with probabilities clipped to [e, 1 - e], e = 2.2e-16 (float64), so that one certain
     and wrong image costs 36. brier is the mean squared difference of probability and label.
     """
+    from sklearn import metrics
+
     found = counts(labels, probabilities)
     labels, probabilities = check(labels, probabilities)
     both_classes = labels.any() and not labels.all()
@@ -84,6 +85,8 @@ def proportion_interval(hits: np.ndarray, n: np.ndarray, method: str = 'wilson')
     method: 'wilson' (1927), which covers 95 % on average over proportions, or 'clopper_pearson' (1934), which covers
     at least 95 % for every proportion and is wider. ValueError: n is 0, hits are not in 0..n, or another method.
     """
+    from statsmodels.stats.proportion import proportion_confint
+
     hits, n = np.asarray(hits), np.asarray(n)
     if method not in _METHODS:
         raise ValueError(f'Interval method {method!r}: expected one of {", ".join(_METHODS)}.')
@@ -107,15 +110,15 @@ def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]
     positive, negative = scores[labels], scores[~labels]
     if not len(positive) or not len(negative):
         return float('nan'), float('nan'), float('nan')
-    ranks = stats.rankdata(scores)
+    ranks = scipy.stats.rankdata(scores)
     # For every positive the share of negatives below it, for every negative the share of positives above it.
-    above = (ranks[labels] - stats.rankdata(positive)) / len(negative)
-    below = 1 - (ranks[~labels] - stats.rankdata(negative)) / len(positive)
+    above = (ranks[labels] - scipy.stats.rankdata(positive)) / len(negative)
+    below = 1 - (ranks[~labels] - scipy.stats.rankdata(negative)) / len(positive)
     auc = float(above.mean())
     if min(len(positive), len(negative)) < 2:
         return auc, float('nan'), float('nan')
     error = np.sqrt(above.var(ddof=1) / len(positive) + below.var(ddof=1) / len(negative))
-    low, high = np.clip(stats.norm.interval(0.95, auc, error if error > 1e-9 else np.nan), 0, 1)
+    low, high = np.clip(scipy.stats.norm.interval(0.95, auc, error if error > 1e-9 else np.nan), 0, 1)
     return auc, float(low), float(high)
 
 
@@ -134,9 +137,12 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
     All nan where the fit does not exist: a class is missing, or the probabilities separate the classes, wholly or up
     to one shared value (Albert and Anderson, Biometrika 71, 1984); also where it does not converge.
     """
+    from statsmodels.genmod import families
+    from statsmodels.genmod.generalized_linear_model import GLM
+
     labels, probabilities = check(labels, probabilities)
     tiny = np.finfo(np.float64).eps
-    logits = special.logit(np.clip(probabilities, tiny, 1 - tiny))
+    logits = scipy.special.logit(np.clip(probabilities, tiny, 1 - tiny))
     nothing = Calibration((np.nan,) * 3, (np.nan,) * 3)
     if labels.all() or not labels.any():
         return nothing

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import fft, ndimage, sparse, stats
+from scipy import fft, ndimage, sparse
 
 from bhcnet_jax.input_pipeline import ImageSet
 
@@ -144,7 +144,9 @@ def _usual(feature: np.ndarray) -> tuple[float, float]:
     """Median and robust standard deviation of Fisher's z over the pairs of a set. feature: [N, P], N > 1."""
     some = feature[:: 1 + len(feature) // 2000]  # two million pairs are enough to know them by
     z = _fisher((some @ some.T)[np.triu_indices(len(some), 1)])
-    return float(np.median(z)), max(0.15, float(stats.median_abs_deviation(z, scale='normal')))
+    middle = np.median(z)
+    spread = np.median(np.abs(z - middle)) / 0.67449  # the median absolute deviation of a standard normal distribution
+    return float(middle), max(0.15, float(spread))
 
 
 def _near_pairs(looks: _Looks, others: _Looks) -> Iterator[tuple[int, int, float]]:

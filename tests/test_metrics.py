@@ -247,7 +247,7 @@ def test_calibration_of_nearly_separated_classes_is_the_most_likely_one():
 
 
 def test_calibration_is_nan_where_the_fit_does_not_converge(monkeypatch):
-    monkeypatch.setattr(metrics.GLM, 'fit', functools.partialmethod(metrics.GLM.fit, maxiter=1))
+    monkeypatch.setattr(sm.GLM, 'fit', functools.partialmethod(sm.GLM.fit, maxiter=1))
     assert np.isnan(metrics.calibration(*_nearly_separated())).all()
 
 
