@@ -5,7 +5,7 @@
 Shortcuts ask how far one gets without looking at the head: image size, file size and grey levels, in a random forest.
 A network that does not beat them has learnt nothing. The other baselines are the usual classifiers of scikit-learn on
 pixels. All are fitted on the training part of a split as it is, without augmentation; the validation part, if there is
-one, stays unused. Of a config they read dataset.name, dataset.dir, seed (their random_state) and split.
+one, stays unused. Of a config they read dataset (but for its size), seed (their random_state) and split.
 
 Their trials go into a results database like those of networks: `python -m bhcnet_jax.results` shows both in one table.
 
@@ -120,7 +120,7 @@ def inputs(study: Study) -> dict[str, np.ndarray]:
     levels = np.stack([grey.mean(axis=1), grey.std(axis=1), *np.quantile(grey, QUANTILES, axis=1)], axis=1)
     file_size = image_set.file_bytes[:, None]
     shortcuts = (size, file_size, levels, np.concatenate([size, file_size, levels], axis=1))
-    pixels = study.images(SIDE).images.reshape(len(image_set.ids), -1) / 255
+    pixels = image_set.images.reshape(len(image_set.ids), -1) / 255
     found = {**dict(zip(SHORTCUTS, shortcuts, strict=True)), PIXELS: pixels}
     return {name: values.astype(np.float32) for name, values in found.items()}
 
@@ -157,8 +157,15 @@ def _identify(baseline: Baseline, config: ConfigDict, study: Study) -> Trial:
         'method': method._asdict() | {'classifier': method.classifier.__name__},
         'split': trial.resolve(config)['split'],
     }
+    if _sees_equalised(baseline, config):
+        recipe['equalise'] = True
     rest = {'seed': config.seed, 'data': study.image_set.fingerprint, 'split': split.digest}
     return Trial(_digest(recipe | rest), _digest(recipe), baseline, config, split)
+
+
+def _sees_equalised(baseline: Baseline, config: ConfigDict) -> bool:
+    """What is known of the published files stays the same."""
+    return config.dataset.equalise and baseline.inputs == PIXELS
 
 
 def _digest(tree: Mapping[str, Any]) -> str:
@@ -214,7 +221,7 @@ def _train_one(this: Trial, values: np.ndarray, study: Study, database: Results)
     labels, method = study.image_set.labels, METHODS[this.baseline.method]
     database.begin([{
         'trial_id': this.trial_id,
-        'recipe': this.baseline.name,
+        'recipe': this.baseline.name + (' equalised' if _sees_equalised(this.baseline, this.config) else ''),
         'model': this.baseline.method,
         'recipe_id': this.recipe_id,
         'engine': f'scikit-learn {sklearn.__version__}',

@@ -116,7 +116,7 @@ class Batch:
                     trial_id: stack.enter_context(Events(events / trial_id[:12], self._dataset)) for trial_id in ids
                 }
             with contextlib.suppress(_AllDiverged):
-                return self._train(tree, until)['state'].params
+                return self._train(tree, until)['state'].average['params']
         return None
 
     def _train(self, fresh: dict[str, Any], until: int) -> dict[str, Any]:

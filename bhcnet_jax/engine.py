@@ -145,7 +145,7 @@ class Engine:
 
             def one_lane(state_and_lane: tuple[steps.TrainState, steps.Lane]) -> Any:
                 state, sums = train_epoch(*state_and_lane, images, labels)
-                return state, EpochResult(sums, evaluate(state.params, state_and_lane[1].scored, images))
+                return state, EpochResult(sums, evaluate(state.average, state_and_lane[1].scored, images))
 
             # A batch of one would be a vmap over a dimension of 1, which costs transposes and compile time.
             return lax.map(one_lane, (states, lanes), batch_size=None if self.lanes == 1 else self.lanes)

@@ -51,7 +51,7 @@ def _measure(study: Study, this: Identity, count: int) -> Cost:
     """Compiles and times an epoch of a few steps for as many lanes as would train together."""
     short = this._replace(point={**this.point, 'augment.samples': STEPS * study.config_of(this).batch_size})
     planned = study.plan(short)
-    images = study.images(planned.config.dataset.image_size)
+    images = study.images(planned.config.dataset)
     asked = planned.config.engine.lanes
     engine = Engine(planned.config, images.images, images.labels, count, lanes=1 if asked == 'auto' else int(asked))
     lanes = trial.stack([planned] * min(count, engine.capacity), 0)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,10 @@ class ImageSet:
 def load(dataset: ConfigDict) -> ImageSet:
     """Finds, checks, prepares (once) and decodes the set that config.dataset names.
 
-    dataset: name, dir and image_size as in configs/base.py. Images keep the order of the labels.csv.
-    The prepared copy lies in $TFDS_DATA_DIR (default ~/tensorflow_datasets) in a folder named by the
-    fingerprint, so a changed source never meets a stale copy. An image's height and width are those of the
-    published file turned upright by its EXIF tag.
+    dataset: name, dir, image_size and equalise (False where it is missing) as in configs/base.py. Images keep the
+    order of the labels.csv; their thumbnails are never equalised. The prepared copy lies in $TFDS_DATA_DIR (default
+    ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. An
+    image's height and width are those of the published file turned upright by its EXIF tag.
     DatasetError, one line: no set there, or something wrong with it.
     """
     if dataset.image_size < 1:
@@ -88,7 +88,7 @@ def load(dataset: ConfigDict) -> ImageSet:
     builder_cls, config = _choose(dataset)
     with _quiet_tfds():
         builder = _prepare(builder_cls, config)
-        columns = _read(builder, dataset.image_size)
+        columns = _read(builder, dataset)
     fingerprint = source.fingerprint(
         zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
     )
@@ -112,11 +112,12 @@ def load(dataset: ConfigDict) -> ImageSet:
     )
 
 
-def decode(record: dict[str, Any], image_size: int) -> dict[str, Any]:
+def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict[str, Any]:
     """A record of the prepared copy -> one image's fields of ImageSet, and file_sha256.
 
-    The resize is Pillow's bilinear: a triangle filter that widens with the reduction (antialiased) and,
-    unlike bicubic or Lanczos, never overshoots. The aspect ratio is not kept, as in the paper.
+    resolution: pixels that `images.equalise` leaves of the head; 0: the image stays as published. The resize is
+    Pillow's bilinear: a triangle filter that widens with the reduction (antialiased) and, unlike bicubic or Lanczos,
+    never overshoots. The aspect ratio is not kept, as in the paper.
     """
     data = record['image']
     with Image.open(io.BytesIO(data)) as published:
@@ -124,7 +125,7 @@ def decode(record: dict[str, Any], image_size: int) -> dict[str, Any]:
         grey = images.to_grey(published)
     pixels = f'{grey.width}x{grey.height} '.encode() + grey.tobytes()
     return {
-        'image': _resize(grey, image_size),
+        'image': _resize(images.equalise(grey, resolution) if resolution else grey, image_size),
         'thumbnail': _resize(grey, THUMBNAIL_SIZE),
         'label': int(record['label']),
         'id': record['id'].decode(),
@@ -219,7 +220,7 @@ def _prepare(
     return builder_cls(data_dir=_data_dir(), config=config)  # as it is on disk, whoever wrote it
 
 
-def _read(builder: tfds.core.DatasetBuilder, image_size: int) -> dict[str, tuple[Any, ...]]:
+def _read(builder: tfds.core.DatasetBuilder, dataset: ConfigDict) -> dict[str, tuple[Any, ...]]:
     """All records decoded, in the set's order, as columns."""
     published_bytes = {
         name: tfds.decode.SkipDecoding()
@@ -228,12 +229,24 @@ def _read(builder: tfds.core.DatasetBuilder, image_size: int) -> dict[str, tuple
     }
     try:
         (records,) = builder.as_data_source(decoders=published_bytes).values()
-        decoded = grain.MapDataset.source(records).map(functools.partial(decode, image_size=image_size))
-        threads = grain.ReadOptions(num_threads=os.cpu_count() or 1)
-        rows = list(decoded.to_iter_dataset(threads))  # in order
+        resolution = min(_each(records, _head_side)) if dataset.get('equalise', False) else 0
+        rows = _each(records, functools.partial(decode, image_size=dataset.image_size, resolution=resolution))
     except Exception as error:  # array_record, protobuf and Pillow raise each their own on a broken copy
         raise _damaged(builder, images.reason(error)) from error
     return {key: tuple(row[key] for row in rows) for key in rows[0]}
+
+
+def _each(records: Any, function: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    """A function of every record, in order, on all cores."""
+    threads = grain.ReadOptions(num_threads=os.cpu_count() or 1)
+    return list(grain.MapDataset.source(records).map(function).to_iter_dataset(threads))
+
+
+def _head_side(record: dict[str, Any]) -> int:
+    """The shorter side of the box around a head, pixels as published."""
+    with Image.open(io.BytesIO(record['image'])) as published:
+        left, top, right, bottom = images.head_box(np.asarray(images.to_grey(published)))
+    return min(right - left, bottom - top)
 
 
 def _damaged(builder: tfds.core.DatasetBuilder, what: str) -> DatasetError:

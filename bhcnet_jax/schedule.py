@@ -182,7 +182,7 @@ class Schedule:
         trials = self._plan(together, engine)
         try:
             if trials:
-                images = self._study.images(trials[0].config.dataset.image_size)
+                images = self._study.images(trials[0].config.dataset)
                 this = Batch(trials, images, engine, self._path, self._results)
                 params = this.train(until, self._places, self._progress, self._requests, len(self._wanted) == 1)
                 self._finish(this, trials, params, until)
@@ -264,7 +264,7 @@ class _Engines:
         lanes = min(self._lanes(this, count), -(-count // devices))
         if (this.signature, lanes) not in self._made:
             planned = self._study.plan(this)
-            images = self._study.images(planned.config.dataset.image_size)
+            images = self._study.images(planned.config.dataset)
             try:
                 engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes)
             except ValueError as error:
@@ -280,7 +280,7 @@ class _Engines:
         made_for = {'asked': asked, 'hardware': run_dir.hardware()}
         if found is None or any(found[key] != value for key, value in made_for.items()):
             planned = self._study.plan(this)
-            images = self._study.images(planned.config.dataset.image_size)
+            images = self._study.images(planned.config.dataset)
             lane = trial.stack([planned], 0)
             lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count)
             self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import fft, ndimage, sparse
 
+from bhcnet_jax.datasets.folder import images
 from bhcnet_jax.input_pipeline import ImageSet
 
 SIDE = 48  # pixels, height and width of the low-resolution copy that is compared
@@ -98,9 +99,9 @@ def _merge(count: int, pairs: tuple[Pair, ...]) -> np.ndarray:
     return first[inverse].astype(np.int32)
 
 
-def _look(images: np.ndarray) -> _Looks:
+def _look(thumbnails: np.ndarray) -> _Looks:
     """uint8 [N, H, W] -> what the images look like, whatever their size, margin and grey window."""
-    heads = np.stack([_head(image) for image in images])  # [N, S, S]
+    heads = np.stack([_head(image) for image in thumbnails])  # [N, S, S]
     spectrum = fft.dctn(heads, axes=(1, 2))[:, :8, :8].reshape(len(heads), 64)[:, 1:]  # without the mean
     hashes = np.where(spectrum > np.median(spectrum, axis=1, keepdims=True), 1, -1)
     whole = _unit(heads.reshape(len(heads), -1))
@@ -115,12 +116,7 @@ def _look(images: np.ndarray) -> _Looks:
 
 def _head(image: np.ndarray) -> np.ndarray:
     """Crops to the largest part above the mean, skull and brain. uint8 [H, W] -> float32 [S, S]."""
-    parts, count = ndimage.label(image > image.mean())
-    top, left, bottom, right = 0, 0, *image.shape
-    if count:
-        rows, columns = np.nonzero(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
-        top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
-    small = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX, box=(left, top, right, bottom))
+    small = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX, box=images.head_box(image))
     return np.asarray(small, np.float32)
 
 

@@ -5,7 +5,7 @@ H W pixels.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +23,19 @@ STREAMS = ('init', 'augment', 'shuffle', 'dropout')  # append only: a stream's k
 
 @struct.dataclass
 class TrainState:
-    """What training changes: the weights and Adam's moments."""
+    """What training changes.
+
+    Attributes:
+      params: the weights.
+      opt_state: Adam's moments.
+      batch_stats: the running moments of batch normalisation; empty without.
+      average: {'params', 'batch_stats'}, their running mean over the steps (`optimizer.ema`); this is evaluated.
+    """
 
     params: Any
     opt_state: Any
+    batch_stats: Any
+    average: Any
 
 
 @struct.dataclass
@@ -40,6 +49,8 @@ class Lane:
     class_weights: jax.Array  # float32 [2], of normal and hemorrhage
     learning_rates: jax.Array  # float32 [S]
     weight_decay: jax.Array  # float32
+    ema: jax.Array  # float32
+    label_smoothing: jax.Array  # float32
     dropout: jax.Array  # float32
     strengths: dict[str, jax.Array]  # float32 each, of the augmentation policy
     scored: jax.Array  # int32 [T], the images to evaluate on
@@ -72,10 +83,16 @@ def make_init(config: ConfigDict) -> Callable[[Lane], TrainState]:
     size = config.dataset.image_size
 
     def init(lane: Lane) -> TrainState:
-        params = model.init(stream(lane.seed, 'init'), jnp.zeros((1, size, size, 1)))['params']
-        return TrainState(params, optim.optimizer(0.0, 0.0).init(params))
+        return start(model.init(stream(lane.seed, 'init'), jnp.zeros((1, size, size, 1))))
 
     return init
+
+
+def start(variables: Mapping[str, Any]) -> TrainState:
+    """Training before its first step. variables: 'params' of the model and, with batch normalisation, 'batch_stats'."""
+    params, batch_stats = variables['params'], variables.get('batch_stats', {})
+    average = {'params': params, 'batch_stats': batch_stats}
+    return TrainState(params, optim.optimizer(0.0, 0.0).init(params), batch_stats, average)
 
 
 def micro_batch_of(batch: int) -> int:
@@ -86,8 +103,11 @@ def micro_batch_of(batch: int) -> int:
     return math.gcd(batch, 2) if jax.default_backend() == 'cpu' else batch
 
 
-def _make_gradients(config: ConfigDict) -> Callable[..., tuple[Any, Sums]]:
-    """Returns gradients(params, lane, images, labels, positions, mask), summed over images, and their Sums."""
+def _make_gradients(config: ConfigDict) -> Callable[..., tuple[Any, tuple[Sums, Any]]]:
+    """Returns gradients(params, batch_stats, lane, images, labels, positions, mask).
+
+    It returns their sum over images, their Sums and the new batch_stats.
+    """
     model = models.create(config.model)
     policy, frozen = config.augment.policy, config.augment.frozen
 
@@ -98,20 +118,30 @@ def _make_gradients(config: ConfigDict) -> Callable[..., tuple[Any, Sums]]:
         return augment(key, to_unit(image), lane.strengths, policy)
 
     def gradients(
-        params: Any, lane: Lane, images: jax.Array, labels: jax.Array, positions: jax.Array, mask: jax.Array
-    ) -> tuple[Any, Sums]:
+        params: Any,
+        batch_stats: Any,
+        lane: Lane,
+        images: jax.Array,
+        labels: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+    ) -> tuple[Any, tuple[Sums, Any]]:
         sources = lane.sources[positions]
         target = labels[sources]
         inputs = jax.vmap(draw, in_axes=(None, 0, 0))(lane, images[sources], positions)[..., None]  # [B, H, W, 1]
         dropout_key = stream(lane.seed, 'dropout', lane.phase, lane.epoch)
         dropout_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(dropout_key, positions)
 
-        def summed_loss(params: Any) -> tuple[jax.Array, Sums]:
-            logits = model.apply({'params': params}, inputs, lane.dropout, dropout_keys)
-            losses = optax.sigmoid_binary_cross_entropy(logits, target.astype(jnp.float32))
+        def summed_loss(params: Any) -> tuple[jax.Array, tuple[Sums, Any]]:
+            variables = {'params': params, 'batch_stats': batch_stats}
+            logits, changed = model.apply(
+                variables, inputs, lane.dropout, dropout_keys, mask, mutable=['batch_stats']
+            )
+            smooth = target.astype(jnp.float32) * (1 - lane.label_smoothing) + lane.label_smoothing / 2
+            losses = optax.sigmoid_binary_cross_entropy(logits, smooth)
             loss = jnp.sum(mask * lane.class_weights[target] * losses)
             hits = jnp.sum(jnp.where((logits >= 0) == (target == 1), mask, 0.0))
-            return loss, Sums(loss, hits, jnp.sum(mask))
+            return loss, (Sums(loss, hits, jnp.sum(mask)), changed.get('batch_stats', {}))
 
         return jax.grad(summed_loss, has_aux=True)(params)
 
@@ -126,6 +156,7 @@ def make_train_step(config: ConfigDict, axis: str | None = None) -> Callable[...
     devices of that axis.
     """
     gradients = _make_gradients(config)
+    needs_all = config.model.norm == 'batch'
 
     def train_step(
         state: TrainState,
@@ -136,19 +167,28 @@ def make_train_step(config: ConfigDict, axis: str | None = None) -> Callable[...
         mask: jax.Array,
         learning_rate: jax.Array,
     ) -> tuple[TrainState, Sums]:
-        def add(total: tuple[Any, Sums], micro_batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(state.params, lane, images, labels, *micro_batch)), None
+        def add(carry: tuple[Any, Sums, Any], micro_batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+            *total, batch_stats = carry
+            grads, (sums, batch_stats) = gradients(state.params, batch_stats, lane, images, labels, *micro_batch)
+            return (*jax.tree.map(jnp.add, total, [grads, sums]), batch_stats), None
 
-        zeros = (jax.tree.map(jnp.zeros_like, state.params), Sums(*jnp.zeros(3)))
-        cut = (-1, micro_batch_of(len(positions)))
-        (grads, sums), _ = lax.scan(add, zeros, (positions.reshape(cut), mask.reshape(cut)))
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), Sums(*jnp.zeros(3)), state.batch_stats)
+        cut = (-1, len(positions) if needs_all else micro_batch_of(len(positions)))
+        (grads, sums, batch_stats), _ = lax.scan(add, zeros, (positions.reshape(cut), mask.reshape(cut)))
         if axis is not None:
-            grads, sums = lax.psum((grads, sums), axis)
+            batch_stats = jax.tree.map(lambda moment: moment * sums.images, batch_stats)
+            grads, sums, batch_stats = lax.psum((grads, sums, batch_stats), axis)
+            batch_stats = jax.tree.map(lambda moment: moment / sums.images, batch_stats)
         grads = jax.tree.map(lambda grad: grad / sums.images, grads)
         adam = optim.optimizer(learning_rate, lane.weight_decay)
         with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer step count
             updates, opt_state = adam.update(grads, state.opt_state, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), sums
+        params = optax.apply_updates(state.params, updates)
+        average = jax.tree.map(
+            lambda old, new: lane.ema * old + (1 - lane.ema) * new,
+            *(state.average, {'params': params, 'batch_stats': batch_stats}),
+        )
+        return TrainState(params, opt_state, batch_stats, average), sums
 
     return train_step
 
@@ -188,16 +228,22 @@ def make_train_epoch(config: ConfigDict, axis: str | None = None, shards: int = 
 
 
 def make_evaluate(config: ConfigDict) -> Callable[..., jax.Array]:
-    """Returns evaluate(params, scored, images) -> logits float32 [T]; images are computed as many at a time as fit."""
-    model = models.create(config.model)
+    """Returns evaluate(variables, scored, images) -> logits float32 [T]; variables: as in `TrainState.average`.
 
-    def evaluate(params: Any, scored: jax.Array, images: jax.Array) -> jax.Array:
+    With `augment.test_flip`, the logit is the mean of those of an image and of its mirror image.
+    """
+    model = models.create(config.model)
+    mirror = config.augment.test_flip
+
+    def evaluate(variables: Any, scored: jax.Array, images: jax.Array) -> jax.Array:
         count = len(scored)
         batch = micro_batch_of(config.batch_size)
         batches = jnp.pad(scored, (0, -count % batch)).reshape(-1, batch)
 
         def logits(indices: jax.Array) -> jax.Array:
-            return model.apply({'params': params}, to_unit(images[indices])[..., None])
+            inputs = to_unit(images[indices])[..., None]
+            found = model.apply(variables, inputs)
+            return (found + model.apply(variables, inputs[:, :, ::-1])) / 2 if mirror else found
 
         return lax.map(logits, batches).reshape(-1)[:count]
 

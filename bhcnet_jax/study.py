@@ -30,17 +30,17 @@ class Study:
         self._listed = sweep.check_points(config.trials, config) if config.trials else ({},)
         self.swept = sorted({key for axis in self._axes for key in axis.keys} | set().union(*self._listed))
         sweep.refuse_overlap(self._axes, self._listed)
-        self._by_size: dict[int, ImageSet] = {}
+        self._kinds: dict[tuple[int, bool], ImageSet] = {}
         self._splits: dict[tuple[Any, ...], Split] = {}
-        self.image_set = self.images(config.dataset.image_size)
+        self.image_set = self.images(config.dataset)
         self.grouping = splits.find_groups(self.image_set)
 
-    def images(self, image_size: int) -> ImageSet:
-        """The images at a size in pixels."""
-        if image_size not in self._by_size:
-            dataset = ConfigDict({**self.config.dataset.to_dict(), 'image_size': image_size})
-            self._by_size[image_size] = input_pipeline.load(dataset)
-        return self._by_size[image_size]
+    def images(self, dataset: ConfigDict) -> ImageSet:
+        """The images in the size, and equalised or not, that the section of a trial's config says."""
+        kind = (dataset.image_size, dataset.equalise)
+        if kind not in self._kinds:
+            self._kinds[kind] = input_pipeline.load(dataset)
+        return self._kinds[kind]
 
     def trials(self, shard: Shard) -> list[Identity]:
         """The trials of a shard. ConfigError if one of the sweep's is impossible, or two are the same."""

@@ -21,7 +21,16 @@ POLICIES = ('affine', 'distort', 'none')
 MAX_SEED = 2**31 - 1
 # Keys that came after the first trials were trained, each with the value at which the code does what it did without
 # them. They are no part of an identity at that value, so that rows from before are found again.
-NEUTRAL = (('split', 'val_folds', 0),)
+NEUTRAL = (
+    ('split', 'val_folds', 0),
+    ('dataset', 'equalise', False),
+    ('model', 'convs', 1),
+    ('model', 'norm', 'none'),
+    ('model', 'pooling', 'mean'),
+    ('augment', 'test_flip', False),
+    ('optimizer', 'label_smoothing', 0.0),
+    ('optimizer', 'ema', 0.0),
+)
 SCORED_MULTIPLE = 32  # folds of 200 images have 19 to 21; a program for each size would be compiled for nothing
 
 T = TypeVar('T')
@@ -124,22 +133,21 @@ def resolve(config: Config) -> dict[str, Any]:
     recipe = {
         'phases': list(config['phases']),
         'batch_size': config['batch_size'],
-        'dataset': {'image_size': config['dataset']['image_size']},
+        'dataset': {key: config['dataset'][key] for key in ('image_size', 'equalise')},
         'split': {key: split[key] for key in split if key != 'fold'},
         'model': {**model, 'filters': list(model['filters'])},
         'optimizer': dict(config['optimizer']),
-        'augment': {key: augment[key] for key in ('policy', 'samples', 'frozen')},
+        'augment': {key: augment[key] for key in ('policy', 'samples', 'frozen', 'test_flip')},
     }
     if policy != 'none':
         recipe['augment'][policy] = strengths(config)
-    if model['name'] == 'cnn':
-        del recipe['model']['recurrent_units']
+    del recipe['model']['recurrent_units' if model['name'] == 'cnn' else 'pooling']
     for place, name in enumerate(config['phases']):
         recipe[name] = dict(config[name])
         if place == 0:  # nothing comes before it
             del recipe[name]['optimizer_state']
     for section, key, neutral in NEUTRAL:
-        if recipe[section][key] == neutral:
+        if recipe[section].get(key) == neutral:
             del recipe[section][key]
     return recipe
 
@@ -179,6 +187,8 @@ def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
         class_weights=np.stack([phases.class_weights(phase.counts) for phase in planned]),
         learning_rates=np.zeros((count, steps.steps_per_epoch(configs[0])), np.float32),
         weight_decay=np.array([each.optimizer.weight_decay for each in configs], np.float32),
+        ema=np.array([each.optimizer.ema for each in configs], np.float32),
+        label_smoothing=np.array([each.optimizer.label_smoothing for each in configs], np.float32),
         dropout=np.array([each.model.dropout for each in configs], np.float32),
         strengths={
             name: np.array([each[name] for each in strengths_of], np.float32) for name in strengths_of[0]
@@ -260,6 +270,7 @@ _RANGES = (
     ('split.val_folds', 0, 2**16),
     ('imbalanced.positives', 1, MAX_SEED),
     *((f'{name}.epochs', 1, 10**6) for name in phases.NAMES),
+    ('model.convs', 1, 16),
     ('model.hidden_units', 0, 2**16),
     ('model.recurrent_units', 1, 2**16),
     ('model.dropout', 0.0, 0.99),
@@ -278,6 +289,8 @@ _RANGES = (
     ('optimizer.peak_lr', 0.0, 10.0),
     ('optimizer.warmup', 0.0, 0.9),
     ('optimizer.weight_decay', 0.0, 10.0),
+    ('optimizer.label_smoothing', 0.0, 0.9),
+    ('optimizer.ema', 0.0, 0.9999),
     ('engine.checkpoint_every', 1, 10**6),
 )
 
@@ -293,6 +306,8 @@ _CHOICES = {
     'dataset.name': DATASETS,
     'split.scheme': SCHEMES,
     'model.name': models.NAMES,
+    'model.norm': models.NORMS,
+    'model.pooling': models.POOLINGS,
     'model.dtype': ('float32', 'bfloat16'),
     'augment.policy': POLICIES,
     'engine.spread': ('lanes', 'batch'),
@@ -319,9 +334,9 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError('split.val_folds is 1, which leaves nothing to train on; expected 0 (none), or 2 or more.')
     filters, image_size = tuple(config['model']['filters']), config['dataset']['image_size']
     if not filters or not all(isinstance(count, int) and 1 <= count <= 2**16 for count in filters):
-        raise ConfigError(f'model.filters is {filters}; expected one whole number of 1 or more per convolution.')
+        raise ConfigError(f'model.filters is {filters}; expected one whole number of 1 or more per block.')
     if image_size >> (len(filters) - 1) < 1:
         raise ConfigError(
-            f'dataset.image_size is {image_size}; {len(filters)} convolutions halve it '
+            f'dataset.image_size is {image_size}; {len(filters)} blocks halve it '
             f'{len(filters) - 1} times, so it must be at least {2 ** (len(filters) - 1)}.'
         )

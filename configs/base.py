@@ -31,6 +31,9 @@ def dataset() -> ConfigDict:
     c.name = 'auto'  # head_ct, folder (any labelled folder), phantom (synthetic); auto: head_ct, else phantom
     c.dir = ''  # where the images are; '': $HEAD_CT_DIR, then the manual folder of tensorflow_datasets
     c.image_size = 128  # pixels, height and width after resizing; paper IV.B
+    # Whether images lose what tells the classes apart without any anatomy: all are cropped to the head, reduced to the
+    # resolution of the smallest head and given a flat histogram.
+    c.equalise = False
     return c
 
 
@@ -72,7 +75,11 @@ def imbalanced() -> ConfigDict:
 def model() -> ConfigDict:
     c = ConfigDict()
     c.name = 'cnn'  # cnn, cnn_lstm, cnn_gru
-    c.filters = (32, 64, 128)  # of the three 3x3 convolutions; the paper is silent, doubling is customary
+    c.filters = (32, 64, 128)  # of the blocks' 3x3 convolutions; the paper is silent, doubling is customary
+    c.convs = 1  # convolutions in each block; the paper has one
+    # After each convolution: none (paper), batch (over the images of a step), group (over channels of an image).
+    c.norm = 'none'
+    c.pooling = 'mean'  # of the last block's pixels: mean (paper), max, mean_max (both); cnn only
     # Width of a dense ReLU layer before the logit, 0 for none. The paper lists one "dense layer" after the
     # pooling (II) and wants "the minimum number of layers" (V.C).
     c.hidden_units = 0
@@ -89,6 +96,7 @@ def augment() -> ConfigDict:
     c.policy = 'affine'  # affine (paper IV.D), distort (paper VI), none
     c.samples = 1000  # augmented images per epoch, drawn from the training part; paper V
     c.frozen = True  # the same `samples` images in every epoch, as the paper's enlarged set; False: new ones
+    c.test_flip = False  # whether a test image's logit is the mean of its own and its mirror image's
     c.affine = ConfigDict()
     c.affine.flip = 0.5  # probability of a horizontal flip; paper IV.D names flipping
     c.affine.shear = 5.0  # degrees, 0 to this, counterclockwise as in the paper, which gives no number
@@ -110,6 +118,8 @@ def optimizer() -> ConfigDict:
     c.peak_lr = 1e-3  # Adam; paper VI
     c.warmup = 0.1  # share of a phase's steps with a linear warm-up; the paper gives no length
     c.weight_decay = 0.0  # decoupled (AdamW); the paper is silent
+    c.label_smoothing = 0.0  # labels 0 and 1 become s/2 and 1 - s/2
+    c.ema = 0.0  # decay per step of a running mean of the weights, which is evaluated; 0: the weights themselves
     return c
 
 

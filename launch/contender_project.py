@@ -50,7 +50,7 @@ class Project:
         lane = jax.tree.map(lambda leaf: leaf[0], self._lanes)
         lane = lane.replace(sources=task.batches.reshape(-1), dropout=np.float32(0.0))
         params = unflatten_dict(task.weights, sep='/')
-        state = steps.TrainState(params, optim.optimizer(0.0, 0.0).init(params))
+        state = steps.start({'params': params})
         train_step = jax.jit(steps.make_train_step(config))
         losses = []
         for step, rate in enumerate(optim.learning_rates(config.optimizer, 1, count)[0]):

@@ -48,10 +48,11 @@ def test_these_tests_run_on_two_devices():
     assert jax.local_device_count() == 2
 
 
+@pytest.mark.parametrize('norm', ['none', 'batch', 'group'])
 @pytest.mark.parametrize('lanes', [1, 2])
-def test_a_lane_does_not_depend_on_its_neighbours(lanes):
+def test_a_lane_does_not_depend_on_its_neighbours(lanes, norm):
     # The second batch has one trial only and is filled up with copies of it.
-    config = small_config()
+    config = small_config(model__norm=norm)
     engine = Engine(config, *small_images(), 2 * lanes, lanes=lanes)
     ends = []
     for seeds in ((3, 7, 5)[: 2 * lanes], (7,)):
@@ -94,6 +95,16 @@ def test_one_batch_over_two_devices_equals_one_device(alone):
         np.testing.assert_allclose(a.logits, b.logits, atol=1e-4)
         np.testing.assert_allclose(a.sums.loss, b.sums.loss, rtol=1e-4)
         np.testing.assert_array_equal(a.sums.images, b.sums.images)
+
+
+def test_running_moments_are_the_mean_of_those_of_the_devices():
+    """Of each device's own part of the batch: with one step from zero moments, the mean is that of the whole batch."""
+    one_step = {'model__norm': 'batch', 'augment__policy': 'none', 'augment__samples': 8, 'model__filters': (4,)}
+    _, whole, _ = train(small_config(**one_step), (7,), epochs=1)
+    _, spread, _ = train(small_config(engine__spread='batch', **one_step), (7,), epochs=1)
+    means = [states.batch_stats['trunk']['norm1']['BatchNorm_0'] for states in (whole, spread)]
+    np.testing.assert_allclose(means[0]['mean'], means[1]['mean'], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(means[0]['var'], means[1]['var'], rtol=1e-5)  # moments of a part are about its own mean
 
 
 def test_a_batch_that_cannot_be_cut_evenly_is_refused():

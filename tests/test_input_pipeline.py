@@ -75,6 +75,39 @@ def load(folder: Path, image_size: int = 8) -> input_pipeline.ImageSet:
     return input_pipeline.load(ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': image_size}))
 
 
+def head(side: int, left: int, top: int, canvas: tuple[int, int], gain: float) -> Image.Image:
+    """The same bright disc with a gradient and a dark hole, at a size, place and brightness."""
+    row, column = (np.mgrid[:side, :side] + 0.5) * 2 / side - 1
+    disc = np.where(np.hypot(row, column) < 1, 150 + 60 * column + 20 * row, 0)
+    disc[np.hypot(row + 0.3, column) < 0.25] *= 0.5
+    pixels = np.zeros(canvas, np.uint8)
+    pixels[top : top + side, left : left + side] = gain * disc
+    return Image.fromarray(pixels)
+
+
+def test_equalised_images_tell_neither_size_nor_place_nor_grey_levels(tmp_path: Path) -> None:
+    heads = [head(64, 3, 5, (80, 70), 1.0), head(128, 20, 9, (150, 200), 0.5), head(96, 0, 0, (96, 96), 0.8)]
+    folder = folder_of({f'{index}.png': png(each) for index, each in enumerate(heads)}, tmp_path / 'heads')
+    dataset = ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': 64, 'equalise': True})
+    image_set = input_pipeline.load(dataset)
+    for other in image_set.images[1:]:
+        # Where the resolution differs, edges do; the rest is the same head.
+        assert np.median(np.abs(other.astype(int) - image_set.images[0])) <= 4
+    plain = load(folder, 64)
+    for statistic in (np.mean, np.std):
+        before, after = (np.ptp(statistic(each.images, axis=(1, 2))) for each in (plain, image_set))
+        assert after < before / 5
+    np.testing.assert_array_equal(plain.thumbnails, image_set.thumbnails)
+    assert plain.fingerprint == image_set.fingerprint
+
+
+def test_an_image_without_a_head_is_equalised_whole() -> None:
+    assert images.head_box(np.zeros((7, 9), np.uint8)) == (0, 0, 9, 7)
+    flat = images.equalise(Image.fromarray(np.full((7, 9), 40, np.uint8)), 5)
+    assert flat.size == (5, 5)
+    assert np.ptp(np.asarray(flat)) == 0
+
+
 def test_grey_is_kept_and_colour_becomes_luminance() -> None:
     grey_pixels, colour = random(9, 7), random(9, 7, 3)
     np.testing.assert_array_equal(grey(png(grey_pixels)), grey_pixels)

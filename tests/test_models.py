@@ -225,3 +225,18 @@ def test_an_unknown_model_is_refused():
     config.name = 'resnet'
     with pytest.raises(ValueError, match=r"'resnet'; expected one of cnn, cnn_lstm, cnn_gru"):
         models.create(config)
+
+
+@pytest.mark.parametrize('pooling', models.POOLINGS)
+def test_the_head_sees_the_last_block_pooled_as_asked(pooling):
+    config = model_config()
+    config.pooling, config.convs, config.norm = pooling, 2, 'group'
+    x = random((2, 16, 16, 1))
+    model = models.create(config)
+    params = model.init(jax.random.key(0), x)['params']
+    features = layers.ConvTrunk((4, 6, 8), 2, 'group').apply({'params': params['trunk']}, x)  # [2, 4, 4, 8]
+    reduced = {'mean': [features.mean((1, 2))], 'max': [features.max((1, 2))]}
+    pooled = np.concatenate(reduced.get(pooling) or reduced['mean'] + reduced['max'], axis=-1)
+    expected = nn.Dense(1).apply({'params': params['head']['logit']}, pooled)[:, 0]
+    np.testing.assert_allclose(model.apply({'params': params}, x), expected, rtol=1e-5, atol=1e-5)
+    assert sum(name.startswith('conv') for name in params['trunk']) == 6

@@ -67,10 +67,17 @@ def test_class_weights_make_both_classes_weigh_the_same():
 @pytest.mark.parametrize('optimizer', ['carried', 'fresh'])
 def test_what_a_phase_hands_over(weights, optimizer):
     config = small_config(imbalanced__class_weights=weights, imbalanced__optimizer_state=optimizer)
-    state = TrainState({'kernel': np.array([[2.0]])}, {'count': np.array([7]), 'mu': np.array([[0.5]])})
+    state = TrainState(
+        params={'kernel': np.array([[2.0]])},
+        opt_state={'count': np.array([7]), 'mu': np.array([[0.5]])},
+        batch_stats={'mean': np.array([[3.0]])},
+        average={'params': {'kernel': np.array([[4.0]])}},
+    )
     before = {'state': state, 'class_weights': np.array([[1.0, 1.0]])}
     begun = phases.begin(config, 'imbalanced', np.array([[1.35, 0.79]]), before)
     np.testing.assert_array_equal(begun['state'].params['kernel'], [[2.0]])
+    np.testing.assert_array_equal(begun['state'].batch_stats['mean'], [[3.0]])
+    np.testing.assert_array_equal(begun['state'].average['params']['kernel'], [[4.0]])
     np.testing.assert_array_equal(begun['state'].opt_state['count'], [7 if optimizer == 'carried' else 0])
     np.testing.assert_array_equal(begun['state'].opt_state['mu'], [[0.5 if optimizer == 'carried' else 0]])
     np.testing.assert_array_equal(begun['class_weights'], [[1.0, 1.0] if weights == 'carried' else [1.35, 0.79]])

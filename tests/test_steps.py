@@ -161,7 +161,7 @@ def test_evaluation_scores_every_image_in_its_place(count):
     config = small_config()
     state, _, images, _ = start(config)
     scored = jnp.arange(count)[::-1]
-    logits = steps.make_evaluate(config)(state.params, scored, images)
+    logits = steps.make_evaluate(config)(state.average, scored, images)
     expected = models.create(config.model).apply(
         {'params': state.params}, steps.to_unit(images[scored])[..., None]
     )
@@ -190,6 +190,95 @@ def test_training_learns_an_easy_task(name):
     train_epoch = jax.jit(steps.make_train_epoch(config))
     for epoch in range(12):
         state, sums = train_epoch(state, lane.replace(epoch=epoch), images, labels)
-    logits = steps.make_evaluate(config)(state.params, jnp.arange(8, 12), images)
+    logits = steps.make_evaluate(config)(state.average, jnp.arange(8, 12), images)
     assert float(sums.hits / sums.images) == 1.0
     np.testing.assert_array_equal(logits > 0, labels[8:12] == 1)
+
+
+def batch_normed(**overrides):
+    return small_config(model__norm='batch', augment__policy='none', model__dropout=0.0, **overrides)
+
+
+def test_batch_normalisation_is_that_of_the_images_that_count():
+    config = batch_normed()
+    state, lane, images, labels = start(config)
+    after, sums = step_once(config, lane, state, images, labels, mask=jnp.array([1.0] * 5 + [0.0] * 3))
+    # The reference sees the five images alone, all at once.
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    inputs, rate = steps.to_unit(images[:5, ..., None]), jnp.float32(0)
+    keys = jax.random.split(jax.random.key(0), 5)
+    logits, changed = models.create(config.model).apply(
+        variables, inputs, rate, keys, jnp.ones(5), mutable=['batch_stats']
+    )
+    losses = optax.sigmoid_binary_cross_entropy(logits, labels[:5].astype(float))
+    np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-5)
+    for ours, wanted in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(changed), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_part_of_a_batch_that_is_all_padding_stays_finite():
+    config = batch_normed()
+    state, lane, images, labels = start(config)
+    after, _ = jax.vmap(
+        lambda mask: jax.tree.map(
+            jnp.asarray,
+            steps.make_train_step(config, 'parts')(
+                state, lane, images, labels, jnp.arange(4), mask, jnp.float32(1e-3)
+            ),
+        ),
+        axis_name='parts',
+    )(jnp.array([[1.0] * 4, [0.0] * 4]))
+    whole, _ = step_once(config, lane, state, images, labels, mask=jnp.ones(4))
+    for found, wanted in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(whole.batch_stats), strict=True):
+        np.testing.assert_allclose(found, np.stack([wanted, wanted]), rtol=1e-5, atol=1e-7)
+
+
+def test_group_normalisation_does_not_depend_on_the_other_images():
+    config = small_config(model__norm='group', model__filters=(8, 16), model__convs=2)
+    state, _, images, _ = start(config)
+    evaluate = steps.make_evaluate(config)
+    together, alone = (evaluate(state.average, jnp.array(scored), images) for scored in ([0, 1, 2, 3], [2]))
+    np.testing.assert_allclose(together[2], alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_running_mean_of_the_weights_is_that_of_its_decay():
+    config = small_config(optimizer__ema=0.75)
+    state, lane, images, labels = start(config)
+    first, _ = step_once(config, lane, state, images, labels)
+    second, _ = step_once(config, lane, first, images, labels)
+    for average, *weights in zip(
+        *(jax.tree.leaves(tree) for tree in (second.average['params'], state.params, first.params, second.params)),
+        strict=True,
+    ):
+        expected = np.average(weights, axis=0, weights=[0.75**2, 0.25 * 0.75, 0.25])
+        np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_without_a_decay_the_weights_themselves_are_evaluated():
+    config = small_config()
+    state, lane, images, labels = start(config)
+    after, _ = step_once(config, lane, state, images, labels)
+    assert trees_equal(after.average['params'], after.params)
+
+
+def test_smoothed_labels_cost_as_much_as_both_labels_together():
+    plain = small_config(augment__policy='none', model__dropout=0.0)
+    smooth = small_config(augment__policy='none', model__dropout=0.0, optimizer__label_smoothing=0.2)
+    state, lane, images, labels = start(plain)
+    _, right = step_once(plain, lane, state, images, labels)
+    _, wrong = step_once(plain, lane, state, images, 1 - labels)
+    _, mixed = step_once(smooth, one(small_lanes(smooth)), state, images, labels)
+    np.testing.assert_allclose(mixed.loss, 0.9 * right.loss + 0.1 * wrong.loss, rtol=1e-5)
+
+
+def test_a_mirrored_image_has_the_same_logit_with_test_flip():
+    config = small_config(augment__test_flip=True)
+    state, _, images, _ = start(config)
+    images = images.at[:, :, :5].set(0)  # so that an image and its mirror image differ
+    evaluate, scored = steps.make_evaluate(config), jnp.arange(8, 12)
+    logits = evaluate(state.average, scored, images)
+    np.testing.assert_allclose(logits, evaluate(state.average, scored, images[:, :, ::-1]), rtol=1e-5, atol=1e-7)
+    plain = steps.make_evaluate(small_config())
+    both = [plain(state.average, scored, each) for each in (images, images[:, :, ::-1])]
+    assert not np.allclose(*both, atol=1e-6)
+    np.testing.assert_allclose(logits, np.mean(both, axis=0), rtol=1e-5, atol=1e-6)

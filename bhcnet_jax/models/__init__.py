@@ -13,6 +13,8 @@ from bhcnet_jax.models.cnn import CNN
 from bhcnet_jax.models.recurrent import CELLS, CNNRecurrent
 
 NAMES = ('cnn', *(f'cnn_{cell}' for cell in CELLS))
+NORMS = ('none', 'batch', 'group')
+POOLINGS = ('mean', 'max', 'mean_max')
 
 
 class LayerRow(NamedTuple):
@@ -28,10 +30,12 @@ def create(config: ConfigDict) -> nn.Module:
     shared = {
         'filters': tuple(config.filters),
         'hidden_units': config.hidden_units,
+        'convs': config.convs,
+        'norm': config.norm,
         'dtype': jnp.dtype(config.dtype),
     }
     if config.name == 'cnn':
-        return CNN(**shared)
+        return CNN(pooling=config.pooling, **shared)
     cell = config.name.removeprefix('cnn_')
     if cell in CELLS:
         return CNNRecurrent(cell=cell, recurrent_units=config.recurrent_units, **shared)

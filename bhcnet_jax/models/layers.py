@@ -3,6 +3,7 @@
 Shapes: B batch, H W pixels, C input channels, F output channels (filters), D features.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax import lax
 kernel_init = nn.initializers.glorot_uniform()
 
 TILE = 4  # outputs along each side of a Winograd tile; a tile's inputs are two more
+GROUP = 8  # channels that group normalisation takes together
 LEAST = 16  # pixels along each side of a map that is worth Winograd's tiles
 
 
@@ -154,20 +156,50 @@ class Conv3x3(nn.Module):
         return conv3x3(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
-class ConvTrunk(nn.Module):
-    """Three 3x3 convolutions with ReLU, the first two followed by 2x2 max-pooling (paper V.C).
+class Norm(nn.Module):
+    """Normalisation of maps over pixels and images or channels, float [B, H, W, C] -> the same.
 
-    float [B, H, W, 1] -> [B, H//4, W//4, F]. ReLU comes before the pooling, so that ties at zero carry no gradient.
+    'batch': over the images of a batch, with a running mean of both moments for evaluation; mask: float32 [B], 0 for an
+    image that does not count, or None in evaluation. A device has the statistics of its own part of a batch. 'group':
+    over GROUP neighbouring channels of an image, so that it does not matter with which others it is computed.
     """
 
-    filters: tuple[int, ...]
+    kind: str
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for number, features in enumerate(self.filters, 1):
-            x = nn.relu(Conv3x3(features, self.dtype, name=f'conv{number}')(x))
-            if number < len(self.filters):
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        if self.kind == 'group':
+            return nn.GroupNorm(num_groups=None, group_size=math.gcd(GROUP, x.shape[-1]), dtype=self.dtype)(x)
+        counts = None if mask is None else mask[:, None, None, None] > 0
+        if counts is not None:
+            counts |= ~counts.any()  # a device's part may be all padding: its moments weigh nothing, but must be finite
+        # The default momentum, 0.99, remembers the weights of a tenth of a whole training of the paper.
+        norm = nn.BatchNorm(use_running_average=mask is None, momentum=0.9, dtype=self.dtype)
+        return norm(x, mask=counts)
+
+
+class ConvTrunk(nn.Module):
+    """Blocks of 3x3 convolutions with ReLU, all but the last followed by 2x2 max-pooling (paper V.C).
+
+    float [B, H, W, 1] -> [B, H / 2^(blocks - 1), ..., F]. ReLU comes before the pooling, so that ties at zero carry no
+    gradient. The paper has three blocks of one convolution and no normalisation. mask: see `Norm`.
+    """
+
+    filters: tuple[int, ...]  # one block each
+    convs: int = 1  # of a block
+    norm: str = 'none'
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        features = [count for count in self.filters for _ in range(self.convs)]
+        for number, count in enumerate(features, 1):
+            x = Conv3x3(count, self.dtype, name=f'conv{number}')(x)
+            if self.norm != 'none':
+                x = Norm(self.norm, self.dtype, name=f'norm{number}')(x, mask)
+            x = nn.relu(x)
+            if number % self.convs == 0 and number < len(features):
                 x = max_pool2x2(x)
         return x
 

@@ -83,20 +83,26 @@ class CNNRecurrent(nn.Module):
     """float [B, H, W, 1] in [0, 1] -> logits float32 [B]; `cell` is lstm or gru.
 
     The paper does not say what the sequence is; here a step is a row of the feature map, its features are the row's
-    columns x channels, and the last state goes to the head. Dropout arguments as in `CNN`.
+    columns x channels, and the last state goes to the head. The other arguments are as in `CNN`.
     """
 
     cell: str
     filters: tuple[int, ...]
     recurrent_units: int
     hidden_units: int
+    convs: int = 1
+    norm: str = 'none'
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, dropout_rate: jax.Array | None = None, dropout_keys: jax.Array | None = None
+        self,
+        x: jax.Array,
+        dropout_rate: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
-        x = layers.ConvTrunk(self.filters, self.dtype, name='trunk')(x)  # [B, T, W/4, F]
+        x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.dtype, name='trunk')(x, mask)  # [B, T, W/4, F]
         x = x.reshape(*x.shape[:2], -1)  # [B, T, D]
         x = Recurrent(self.cell, self.recurrent_units, self.dtype, name=self.cell)(x)  # [B, units]
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, dropout_rate, dropout_keys)

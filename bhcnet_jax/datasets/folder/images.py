@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 
 from bhcnet_jax.datasets import DatasetError
 
@@ -49,6 +50,26 @@ def to_grey(image: Image.Image) -> Image.Image:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
     return image.convert('RGB').convert('L')
+
+
+def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """The box around the largest part above the mean, skull and brain: left, top, right, bottom. uint8 [H, W]."""
+    parts, count = ndimage.label(pixels > pixels.mean())
+    if not count:
+        return 0, 0, *pixels.shape[::-1]
+    rows, columns = np.nonzero(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def equalise(grey: Image.Image, resolution: int) -> Image.Image:
+    """What is left of a head without its size in pixels, its place, its margin and its grey levels.
+
+    Crops to the head, reduces it to resolution x resolution pixels and equalises its histogram, so that what is left
+    says which pixel is brighter than which. grey: mode L.
+    """
+    side = (resolution, resolution)
+    head = grey.resize(side, Image.Resampling.BILINEAR, box=head_box(np.asarray(grey)))
+    return ImageOps.equalize(head)
 
 
 def is_coloured(image: Image.Image) -> bool:
