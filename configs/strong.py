@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c.phases = ('balanced',)
     c.model.filters = (16, 32, 64, 128)
     c.model.convs = 2
-    c.model.norm = 'batch'
+    c.model.norm = 'group'
     c.model.pooling = 'mean_max'
     c.augment.frozen = False
     return c
