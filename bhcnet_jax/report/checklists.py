@@ -4,6 +4,7 @@ CLAIM: Tejani et al., Radiology: Artificial Intelligence 6(4), 2024. TRIPOD+AI: 
 in our own few words; their numbers are those of the checklists, which say what each of them means.
 """
 
+import pathlib
 from collections.abc import Mapping
 
 import pandas as pd
@@ -137,31 +138,31 @@ def _facts(evidence: Evidence, best: Recipe) -> dict[str, str]:
     labels = best.pooled.labels
     images = f'{counts["normal"]} normal + {counts["hemorrhage"]} hemorrhage' if counts else f'{len(labels)} scored'
     return {
-        **_of_data(evidence, images),
+        **_of_data(evidence, best, images),
         **_of_model(evidence, best),
         **_of_evaluation(best),
         'answer': 'section 1',
         'failures': 'section 8 lists every misread image',
         'rerun': 'section 10: command, code, data fingerprint, hardware and time of each run directory',
-        'availability': f'code: bhcnet_jax, Apache-2.0; weights: checkpoints/ of the run directories; data: {TODO}',
+        'availability': f'code: bhcnet_jax, Apache-2.0; weights: checkpoints/ of run directories, where kept; data: {TODO}',
         'use': 'research only: not a medical device, nothing here may be used for a diagnosis',
         'limits': (
-            f'{len(labels)} images of unknown patients, one set, no external test; shortcuts tell the classes apart '
-            '(section 7); the best recipe was chosen by the numbers that are shown for it'
+            f'{len(labels)} images of unknown patients, one set, no external test; what shortcuts tell is in section '
+            '7; the best recipe was chosen by the numbers that are shown for it'
         ),
     }
 
 
-def _of_data(evidence: Evidence, images: str) -> dict[str, str]:
+def _of_data(evidence: Evidence, best: Recipe, images: str) -> dict[str, str]:
     groups = evidence.data.get('groups')
     disjoint = f'groups of look-alike images ({len(groups)} of two or more); patients are not known' if groups else (
         'images; patients are not known')  # fmt: skip
     return {
         'kind': 'a neural network that classifies CT slices',
         'aim': 'accuracy of the recipes, its uncertainty, and whether it is more than shortcuts give (section 1)',
-        'design': f'retrospective, on a set that was published before; clinical design: {TODO}',
+        'design': f'retrospective, on labelled images that were there before; more: {TODO}',
         'data': f'{evidence.dataset}, {images} images, fingerprint {evidence.fingerprint[:12]}',
-        'all_images': 'all images of the set; none is left out',
+        'all_images': f'{len(best.pooled.labels)} images are scored, of {images} in the set',
         'missing': 'no image lacks a label; there are no other variables',
         'labels': f'the label of each image as published with the set; how it came about: {TODO}',
         'predictors': 'the grey values of one slice; baselines: also size and file size of the image (section 3)',
@@ -177,9 +178,10 @@ def _of_model(evidence: Evidence, best: Recipe) -> dict[str, str]:
     trained = ', '.join(f'{key} {value}' for key, value in told.items() if key.startswith(('optimizer.', 'augment.')))
     size = told.get('dataset.image_size')
     resized = f'resized to {size} x {size} pixels (bilinear, aspect ratio not kept), ' if size else ''
-    start = next((start for run in evidence.run_dirs for start in run.starts[-1:]), {})
+    home = pathlib.Path(best.trials.file.iloc[0]).parent
+    start = next((start for run in evidence.run_dirs if run.path == home for start in run.starts[-1:]), {})
     packages = ', '.join(f'{name} {version}' for name, version in start.get('packages', {}).items())
-    phases = first.phases if not pd.isna(first.phases) else 'one fit'
+    phases = first.phases.replace('+', ' then ') if not pd.isna(first.phases) else 'one fit'
     return {
         'model': f'{best.label}: {first.model}' + (f' ({shown})' if shown else ''),
         'preprocessing': f'grey, {resized}scaled to [0, 1]',

@@ -124,5 +124,8 @@ def _distinct(values: pd.Series) -> str:
 
 def model_card(evidence: Evidence) -> Section:
     """Section 11."""
-    todo = 'TODO(author) marks what no file of a run can tell.'
+    todo = (
+        'TODO(author) marks what no file of a run can tell. Items are in short; before submission compare them with '
+        'the checklists as published.'
+    )
     return Section('Model card and checklists', [todo, *checklists.tables(evidence)])

@@ -4,7 +4,6 @@ S seeds, N images. Predictions of all folds are taken together: an image is scor
 not trained on it. Intervals resample groups of look-alike images, since two of them say little more than one.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -102,13 +101,12 @@ class Recipe:
 
     def shares_folds(self, other: 'Recipe') -> bool:
         """Whether both were scored on the same images, each by a fold with the same test part."""
-        return np.array_equal(self.pooled.image_ids, other.pooled.image_ids) and _same_parts(self.folds, other.folds)
+        return self._parts == other._parts
 
-
-def _same_parts(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two labellings part the images in the same way."""
-    both = np.stack([one, other])
-    return np.unique(both, axis=1).shape[1] == len(np.unique(one)) == len(np.unique(other))
+    @functools.cached_property
+    def _parts(self) -> tuple[bytes, tuple[str, ...]]:
+        """How the images are parted, whatever the folds are called, and which images they are."""
+        return pd.factorize(self.folds)[0].tobytes(), tuple(self.pooled.image_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +129,13 @@ class Evidence:
     warnings: Sequence[str]
 
     def best(self, kind: str, like: Recipe | None = None) -> Recipe | None:
-        """The most accurate recipe of a kind, on the folds of another one if that is given; None if there is none."""
-        found = (each for each in self.recipes if each.kind == kind and (like is None or each.shares_folds(like)))
-        return next(found, None)
+        """The most accurate recipe of a kind, of those with the most images; None if there is none.
+
+        like: only recipes on the folds of this one.
+        """
+        found = [each for each in self.recipes if each.kind == kind and (like is None or each.shares_folds(like))]
+        most = max((len(each.pooled.labels) for each in found), default=0)
+        return next((each for each in found if len(each.pooled.labels) == most), None)
 
     @property
     def leading(self) -> list[Recipe]:
@@ -226,19 +228,18 @@ def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[
     found = {}
     for recipe_id, label in label_of.items():
         keys = varying.get(label, [])
-        told = ', '.join(f'{key} {known[recipe_id].get(key, "-")}' for key in keys) if recipe_id in known else ''
+        mine = known.get(recipe_id, {})
+        told = ', '.join(f'{settings.short(key, keys)} {mine.get(key, "-")}' for key in keys if mine)
         found[recipe_id] = f'{label} ({told or recipe_id[:8]})' if shared[label] > 1 else label
     repeated = {label for label, count in Counter(found.values()).items() if count > 1}
     return {each: f'{label} {each[:8]}' if label in repeated else label for each, label in found.items()}
 
 
 def _read_epochs(file: pathlib.Path, trials: pd.DataFrame) -> pd.DataFrame:
-    with results._reading(file) as database, contextlib.closing(database.cursor()) as cursor:
-        columns = ', '.join(results.EPOCH_COLUMNS)
-        marks = ', '.join('?' * len(trials))
-        rows = cursor.execute(
-            f'SELECT {columns} FROM epochs WHERE trial_id IN ({marks}) ORDER BY rowid', list(trials.trial_id)
-        ).fetchall()
+    columns, places = ', '.join(results.EPOCH_COLUMNS), ', '.join('?' * len(trials))
+    query = f'SELECT {columns} FROM epochs WHERE trial_id IN ({places}) ORDER BY rowid'
+    with results._reading(file) as database:
+        rows = database.execute(query, list(trials.trial_id)).fetchall()
     found = pd.DataFrame(rows, columns=list(results.EPOCH_COLUMNS))
     return found.merge(trials[['trial_id', 'seed', 'fold']], on='trial_id')
 

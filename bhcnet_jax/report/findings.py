@@ -15,7 +15,6 @@ BOARD = ('accuracy', 'sensitivity', 'specificity', 'auc')
 OTHERS = ('precision', 'f1', 'log_loss', 'brier')
 NAMES = {'auc': 'AUC', 'f1': 'F1', 'log_loss': 'log-loss (nats)', 'brier': 'Brier score'}
 OURS = 'This study:'  # begins our rows beside those of the paper
-PAPER_FIGURE = 1.0  # accuracy that the paper reports in its title row: 20 of 20 images, table 2, 12 epochs
 INTERVALS = (
     f'Intervals are 95 % intervals over images: the percentile bootstrap, {DRAWS} draws of groups of look-alike images '
     'with all their seeds; Wilson where all draws agree, as at 100 %. The standard deviation over seeds is a different '
@@ -67,7 +66,8 @@ def answer(evidence: Evidence) -> Section:
 
 
 def _reached(evidence: Evidence, best: Recipe) -> str:
-    count = sum(each.kind == 'network' for each in evidence.recipes)
+    count = sum(each.kind == 'network' and len(each.pooled.labels) == len(best.pooled.labels)
+                for each in evidence.recipes)  # fmt: skip
     chosen = f', the best of {count} by this very number and so flattered by the choice,' if count > 1 else ''
     return (
         f'The network {best.label}{chosen} has an accuracy of {best.number("accuracy")} and an AUC of '
@@ -113,8 +113,8 @@ def baseline_command(recipe: Recipe) -> str:
 
 
 def _against_paper(best: Recipe) -> str:
-    low, high = metrics.wilson(20, 20)
-    printed = Number(PAPER_FIGURE, float(low), float(high), 20)
+    hits, n = _best_printed()
+    printed = Number(hits / n, *map(float, metrics.wilson(hits, n)), n)
     found = _protocol(best.trials)
     if found is None:
         return f'The paper reports an accuracy of {printed} of one training on one split.'
@@ -127,12 +127,19 @@ def _against_paper(best: Recipe) -> str:
     )
 
 
+def _best_printed() -> tuple[int, int]:
+    """Images right and images of the row with the most, in the paper's tables with counts."""
+    best = max((row for row in (*paper.TABLE_1, *paper.TABLE_2)), key=lambda row: row.tp + row.tn)
+    return best.tp + best.tn, sum(best.counts)
+
+
 def _protocol(trials: pd.DataFrame) -> comparison.Protocol | None:
     """Of trials with the most frequent size of the test part; None where their counts are not in the database."""
     counted = trials.dropna(subset=['tp', 'tn', 'n_test'])
     if counted.empty:
         return None
-    return comparison.protocol(counted[counted.n_test == counted.n_test.mode()[0]], PAPER_FIGURE)
+    hits, n = _best_printed()
+    return comparison.protocol(counted[counted.n_test == counted.n_test.mode()[0]], hits / n)
 
 
 def paper_tables(evidence: Evidence) -> Section:
@@ -172,7 +179,7 @@ def _printed(row: paper.PaperRow) -> list[Number | str]:
         text = getattr(row, name)
         value = paper.number(text)
         low, high = ends.get(name, (np.nan, np.nan)) if name not in wrong else (np.nan, np.nan)
-        of = metrics.Counts(*row.counts)._asdict() if row.counts and name in ends else {}
+        of = metrics.Counts(*row.counts)._asdict() if row.counts else {}
         number = Number(float(value or 0) / 100, low, high, _total(name, of), printed=f'{text} %')
         cells.append(text if value is None else number)
     return [*cells, row.remark]
@@ -196,13 +203,13 @@ def _protocol_table(evidence: Evidence) -> Table | str:
         found = _protocol(recipe.trials) if recipe.kind == 'network' else None
         if found is not None:
             ends = [Number(value) for value in (found.quantiles[0], *found.quantiles[2:5], found.quantiles[-1])]
-            share = Number(found.share, found.low, found.high, found.trainings)
+            share = Number(found.share, found.low, found.high, found.trainings, noun='trainings')
             rows.append([recipe.label, str(found.n_test), *ends, share])
     if not rows:
         return 'Missing: counts of single trainings of networks. `python -m bhcnet_jax.main --config=balanced`'
     ends = ('lowest', 'lower quartile', 'median', 'upper quartile', 'highest')
-    heads = ('recipe', 'test images', *ends, 'reached 100 %')
-    note = 'n in the last column is the number of trainings; its interval (Wilson) takes them as independent.'
+    heads = ('recipe', 'test images', *ends, "reached the paper's best")
+    note = 'The interval of the last column (Wilson) takes trainings as independent, which those of one fold are not.'
     caption = 'Accuracy of single trainings on single splits, as the paper reports one'
     return Table('protocol', caption, heads, rows, note)
 
@@ -218,8 +225,8 @@ def leaderboard(evidence: Evidence) -> Section:
         Table('leaderboard', 'Recipes and baselines, sorted by accuracy', heads, rows, INTERVALS),
         Table('scores', 'Further metrics', ('recipe', *(NAMES.get(name, name) for name in OTHERS)), more),
     ]
-    if len({each.pooled.image_ids.tobytes() for each in evidence.recipes}) > 1:
-        blocks.insert(0, 'Not all recipes were scored on the same images: compare rows of equal n only.')
+    if not all(each.shares_folds(evidence.recipes[0]) for each in evidence.recipes):
+        blocks.insert(0, 'Not all recipes were scored on the same images in the same folds: their rows do not compare.')
     if not any(each.kind != 'network' for each in evidence.recipes):
         blocks.append(f'Missing: baselines. `{baseline_command(evidence.recipes[0])}`')
     blocks += [f'Warning: {line}' for line in evidence.warnings]
@@ -230,7 +237,8 @@ def _board_row(recipe: Recipe) -> list[Number | str]:
     cells: list[Number | str] = [recipe.label, KINDS[recipe.kind], recipe.folds_done]
     for name in BOARD:
         number = recipe.number(name)
-        cells += [number, Number(recipe.scores[name].spread, n=len(recipe.pooled.seeds), style=number.style)]
+        spread = Number(recipe.scores[name].spread, n=len(recipe.pooled.seeds), style=number.style, noun='seeds')
+        cells += [number, spread]
     return cells
 
 

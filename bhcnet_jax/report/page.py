@@ -18,9 +18,10 @@ class Number:
 
     Attributes:
       value, low, high: in the metric's unit; low and high nan where there is no interval.
-      n: images (or trials, where the table says so) it is of; None where that has no meaning.
+      n: images that it is of; None where that has no meaning.
       style: 'percent' of a share in [0, 1], 'points' for a difference of two shares, 'plain', 'signed', 'p', 'whole'.
       printed: how somebody else prints the value; '' for our own way.
+      noun: what n counts, where that is not images.
     """
 
     value: float
@@ -29,6 +30,7 @@ class Number:
     n: int | None = None
     style: str = 'percent'
     printed: str = ''
+    noun: str = ''
 
     @property
     def text(self) -> str:
@@ -41,7 +43,8 @@ class Number:
         has_interval = not (math.isnan(self.low) or math.isnan(self.high))
         ends = (_text(self.low, self.style), _text(self.high, self.style))
         interval = ' to '.join(ends) if has_interval else ''
-        return '; '.join(part for part in (interval, '' if self.n is None else f'n = {self.n}') if part)
+        of = f'{self.n} {self.noun}' if self.noun else f'n = {self.n}'
+        return '; '.join(part for part in (interval, '' if self.n is None else of) if part)
 
     def __str__(self) -> str:
         return f'{self.text} ({self.detail})' if self.detail else self.text

@@ -25,7 +25,7 @@ def load(evidence: Evidence) -> ImageSet | str:
     try:
         found = input_pipeline.load(ConfigDict({'name': name, 'dir': dataset.get('dir', ''), 'image_size': SIDE}))
     except (DatasetError, OSError) as error:
-        return f'The images are not at hand: {error}'
+        return f'The images are not at hand: {" ".join(str(error).split())}'
     if found.fingerprint != evidence.fingerprint:
         return (
             f'The images at hand have the fingerprint {found.fingerprint[:12]}, the trials are of '

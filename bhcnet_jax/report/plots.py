@@ -64,6 +64,7 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', svg)[0]
     svg = f'<svg {box} role="img" aria-label="{_escape(label)}">{svg[svg.index(">") + 1:]}'
+    svg = re.sub(r'<g id="[^"]*"', '<g', svg)  # the same in every figure, and nothing refers to them
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f'var(--{variable})')
     return svg.replace('xlink:href', 'href')

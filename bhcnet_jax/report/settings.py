@@ -99,3 +99,9 @@ def differing(one: Settings, other: Settings) -> list[str]:
     """Keys in which two recipes differ, as one counts: keys that only one has come with another key's value."""
     both = [key for key in one if key in other and one[key] != other[key]]
     return both or sorted(one.keys() ^ other.keys())
+
+
+def short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a dotted key, if it is that of no other."""
+    last = key.rpartition('.')[2]
+    return last if sum(each.rpartition('.')[2] == last for each in keys) == 1 else key

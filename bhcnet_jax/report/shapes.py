@@ -67,7 +67,7 @@ def _decisions(mark: str, best: Recipe, of: str) -> Block:
     }
     caption = (
         f'Decision curve of {best.label}; {of}. Net benefit depends on the share of hemorrhages, here '
-        f'{100 * share:.0f} % and in a clinic far less'
+        f'{100 * share:.0f} %, which is not that of a clinic'
     )
     curve = points.net_benefit(best)
     labels = ('threshold probability', 'net benefit, true positives per image')
@@ -84,8 +84,8 @@ def _calibration_table(recipes: list[Recipe]) -> Table:
     heads = ('recipe', 'intercept', 'slope', 'expected calibration error', 'Brier score')
     note = (
         'Logistic recalibration: perfect are intercept 0 and slope 1; both and their Wald intervals are means over '
-        'seeds. The calibration error (10 bins) is biased upwards, in its bootstrap draws twice: its interval may lie '
-        'above it.'
+        'seeds. The calibration error (10 bins) is biased upwards, and more so in bootstrap draws, so that its '
+        'interval may lie above it.'
     )
     return Table('calibration', 'Calibration', heads, rows, note)
 
@@ -155,13 +155,13 @@ def _noise(evidence: Evidence) -> list[Block]:
         if seeds > 1:
             of_images = (score.high - score.low) / (2 * NORMAL)
             total = score.spread**2 + of_images**2
-            part = Number(score.spread**2 / total if total else np.nan, n=seeds)
-            rows.append([recipe.label, str(seeds), Number(score.spread, n=seeds),
-                         Number(of_images, n=recipe.n('accuracy')), part])  # fmt: skip
+            part = score.spread**2 / total if total else np.nan
+            rows.append([recipe.label, Number(score.spread, n=seeds, noun='seeds'),
+                         Number(of_images, n=recipe.n('accuracy')), Number(part, n=seeds, noun='seeds')])  # fmt: skip
     if not rows:
         return ['Missing: two or more seeds of a recipe, to tell seed noise from sampling noise. '
                 "`python -m bhcnet_jax.main --config=balanced --sweep='seed=0:5'`"]
-    heads = ('recipe', 'seeds', 'sd over seeds', 'standard error over images', 'part of the variance from seeds')
+    heads = ('recipe', 'sd over seeds', 'standard error over images', 'part of the variance from seeds')
     note = (
         'The standard error over images is the width of the bootstrap interval over 2 x 1.96. More seeds make the '
         'first smaller; only more images (and not more folds or seeds) make the second smaller.'
