@@ -30,7 +30,7 @@ def real(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def phantom(tmp_path_factory):
-    return written(tmp_path_factory.mktemp('phantom'), dataset='PHANTOM', skill=0.5)
+    return written(tmp_path_factory.mktemp('phantom'), dataset='PHANTOM', skill=1.0)
 
 
 def written(folder, *flags, **study):
@@ -68,7 +68,7 @@ SCORES = {  # column -> scikit-learn's metric of labels, probabilities and weigh
     'log-loss (nats)': (lambda y, p, w: reference.log_loss(y, p, sample_weight=w), None),
     'Brier score': (lambda y, p, w: reference.brier_score_loss(y, p, sample_weight=w), None),
 }
-DRAWS = 30
+DRAWS = 8
 
 
 def test_every_number_of_the_leaderboard_is_that_of_scikit_learn(tmp_path, monkeypatch):
@@ -248,7 +248,7 @@ def test_differences_and_disagreements_are_those_of_the_predictions(real):
 
 
 def test_ablations_differ_from_the_reference_in_one_setting(real):
-    names = set(numbers(real, 'ablations').index.get_level_values('row'))
+    names = set(numbers(real, 'ablation-differences').index.get_level_values('row'))
     assert len(names) == 2  # of three other networks one differs in both
     assert {name.partition(':')[0] for name in names} == {'model.dropout', 'optimizer.peak_lr'}
 

@@ -144,7 +144,7 @@ def _facts(evidence: Evidence, best: Recipe) -> dict[str, str]:
         'answer': 'section 1',
         'failures': 'section 8 lists every misread image',
         'rerun': 'section 10: command, code, data fingerprint, hardware and time of each run directory',
-        'availability': f'code: bhcnet_jax, Apache-2.0; weights: checkpoints/ of run directories, where kept; data: {TODO}',
+        'availability': f'code: bhcnet_jax, Apache-2.0; weights: checkpoints/ of each run, where kept; data: {TODO}',
         'use': 'research only: not a medical device, nothing here may be used for a diagnosis',
         'limits': (
             f'{len(labels)} images of unknown patients, one set, no external test; what shortcuts tell is in section '

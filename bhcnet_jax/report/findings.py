@@ -285,7 +285,7 @@ def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[s
     rows = [[name, number] for name, number in near.items()]
     return [
         plots.dots('ablations', caption, mark, near, 'accuracy minus that of the reference, percentage points'),
-        Table('ablations', caption, ('setting', 'accuracy difference'), rows),
+        Table('ablation-differences', caption, ('setting', 'accuracy difference'), rows),
     ]
 
 
