@@ -76,7 +76,7 @@ def _train(database: Results, row: dict, dataset: str, images: int, seeds: int, 
         probabilities = 1 / (1 + np.exp(-skill * (truth - 0.5) - hardness - 0.4 * noise))
         for fold in range(FOLDS):
             test = np.flatnonzero(np.arange(images) // 4 % FOLDS == fold)
-            trial_id = f'{row["recipe_id"][:30]}-{seed}-{fold}'
+            trial_id = f'{row["recipe_id"][:30]}-{dataset}-{seed}-{fold}'
             of_trial = {'trial_id': trial_id, 'seed': seed, 'fold': fold, 'folds': FOLDS, 'scheme': 'kfold'}
             of_trial |= {'dataset': dataset, 'data_fingerprint': FINGERPRINT, 'n_test': len(test), 'split_seed': 0}
             database.begin([row | of_trial | {'code': '0.1.0 abc', 'hardware': '1 x cpu'}])

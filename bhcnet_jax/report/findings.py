@@ -284,7 +284,7 @@ def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[s
     )
     rows = [[name, number] for name, number in near.items()]
     return [
-        plots.dots('ablations', caption, mark, near, 'accuracy minus that of the reference, percentage points'),
+        plots.dots('ablations', caption, mark, near, 'accuracy difference, percentage points'),
         Table('ablation-differences', caption, ('setting', 'accuracy difference'), rows),
     ]
 

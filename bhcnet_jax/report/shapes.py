@@ -60,9 +60,8 @@ def _calibration_figures(mark: str, best: Recipe, of: str) -> list[Block]:
 def _decisions(mark: str, best: Recipe, of: str) -> Block:
     share = best.pooled.labels.mean()
     everyone = share - (1 - share) * points.THRESHOLDS / (1 - points.THRESHOLDS)
-    limit = share * 1.08
     straight = {
-        'treat all': (points.THRESHOLDS, np.maximum(everyone, -limit)),
+        'treat all': (points.THRESHOLDS, everyone),
         'treat none': (points.THRESHOLDS[[0, -1]], (0, 0)),
     }
     caption = (
@@ -71,7 +70,7 @@ def _decisions(mark: str, best: Recipe, of: str) -> Block:
     )
     curve = points.net_benefit(best)
     labels = ('threshold probability', 'net benefit, true positives per image')
-    return plots.lines('decision', caption, mark, {best.label: curve}, labels, straight, ylim=(-limit, limit))
+    return plots.lines('decision', caption, mark, {best.label: curve}, labels, straight, ylim=(-0.1, 1.08 * share))
 
 
 def _calibration_table(recipes: list[Recipe]) -> Table:
