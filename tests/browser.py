@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,11 @@ PROGRAM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', '
 FLAGS = ('--headless=new', '--no-sandbox', '--disable-gpu', '--remote-debugging-pipe', '--no-first-run',
          '--disable-dev-shm-usage', '--disable-background-networking', '--disable-component-update')  # fmt: skip
 TALLEST = 30_000  # pixels of a screenshot
+PATIENCE = 60  # seconds, after which Chromium is ended and the test fails
+LOADED = '''new Promise(done => {
+    const answer = () => done(SCRIPT);
+    document.readyState === 'complete' ? answer() : addEventListener('load', answer);
+})'''
 
 
 class Seen(NamedTuple):
@@ -63,9 +69,9 @@ class Browser:
         features = [{'name': 'prefers-color-scheme', 'value': scheme}]
         self._ask('Emulation.setEmulatedMedia', session, features=features)
         self._ask('Page.navigate', session, url=page.resolve().as_uri())
-        while not any(event.get('method') == 'Page.loadEventFired' for event in self._events):
-            self._events.append(self._next())
-        answer = self._ask('Runtime.evaluate', session, expression=script, returnByValue=True)['result'].get('value')
+        loaded = LOADED.replace('SCRIPT', script)
+        result = self._ask('Runtime.evaluate', session, expression=loaded, returnByValue=True, awaitPromise=True)
+        answer = result['result'].get('value')
         if image:
             image.write_bytes(self._screenshot(session, width))
         self._ask('Target.closeTarget', targetId=target)
@@ -99,11 +105,14 @@ def start(folder: pathlib.Path) -> Iterator[Browser]:
         ['bash', '-c', command, 'bash', PROGRAM, *FLAGS, f'--user-data-dir={folder}'],
         pass_fds=(to_child[0], from_child[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    watchdog = threading.Timer(PATIENCE, child.kill)
+    watchdog.start()
     os.close(to_child[0])
     os.close(from_child[1])
     with open(to_child[1], 'wb') as commands, open(from_child[0], 'rb') as replies:
         try:
             yield Browser(commands, replies)
         finally:
+            watchdog.cancel()
             child.kill()
             child.wait()
