@@ -480,7 +480,7 @@ def look(directory: pathlib.Path) -> dict[str, str]:
     """trial_id -> status in a run directory and the shards in it, which may not be there yet; errors as of `merge`."""
     statuses: dict[str, str] = {}
     for path in _files(directory):
-        with _reading(path) as database:
+        with reading(path) as database:
             for trial_id, status in database.execute('SELECT trial_id, status FROM trials'):
                 statuses[trial_id] = min(status, statuses.get(trial_id, status), key=STATUSES.index)
     return statuses
@@ -508,7 +508,7 @@ _PREDICTION_DTYPES = {'trial': 'int64', 'image_id': 'string', 'label': 'int64', 
 
 def _read(path: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One database's trials, and the predictions of those that are DONE; trial: position in the first."""
-    with _reading(path) as database:
+    with reading(path) as database:
         columns = ', '.join(TRIAL_COLUMNS)
         trials = database.execute(f'SELECT rowid, {columns} FROM trials ORDER BY rowid').fetchall()
         predictions = database.execute(
@@ -523,7 +523,7 @@ def _read(path: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
+def reading(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
     """A database as it is now, to read; ResultsError if that fails."""
     with contextlib.ExitStack() as stack:
         try:

@@ -184,7 +184,7 @@ def _sort(board: pd.DataFrame, name: str) -> pd.DataFrame:
     return board.sort_values(name, ascending=ascending, kind='stable')
 
 
-def _export(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+def export(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
     """Writes a file that is complete or not there."""
     partial = path.with_name(f'{path.name}.partial')
     try:
@@ -213,9 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             merged, board = _look(flags)
             _console().print(view(merged, board))
             if flags.csv:
-                _export(flags.csv, functools.partial(merged.trials.to_csv, index=False))
+                export(flags.csv, functools.partial(merged.trials.to_csv, index=False))
             if flags.parquet:
-                _export(flags.parquet, functools.partial(merged.trials.to_parquet, index=False))
+                export(flags.parquet, functools.partial(merged.trials.to_parquet, index=False))
     except ResultsError as error:
         sys.exit(f'error: {error}')
 

@@ -1,0 +1,261 @@
+"""From results databases and run directories to what a report speaks of: recipes with their pooled predictions.
+
+S seeds, N images. Predictions of all folds are taken together: an image is scored once per seed, by the fold that was
+not trained on it. Intervals resample groups of look-alike images, since two of them say little more than one.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bhcnet_jax import baselines, bootstrap, comparison, metrics, results
+from bhcnet_jax.bootstrap import Estimate, Metric
+from bhcnet_jax.comparison import Pooled
+from bhcnet_jax.report import settings
+from bhcnet_jax.report.page import Number
+from bhcnet_jax.report.summary import MARK
+from bhcnet_jax.results import ResultsError
+
+DRAWS = 2000
+KINDS = {'network': 'network', 'shortcut': 'shortcut baseline', 'baseline': 'baseline on pixels'}
+STYLES = {'auc': 'plain', 'log_loss': 'plain', 'brier': 'plain'}  # of metrics; the others are shares, in per cent
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """What the files of a run directory say; {} or [] for one that is not there."""
+
+    path: pathlib.Path
+    config: Mapping[str, Any]
+    starts: Sequence[Mapping[str, Any]]
+    data: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe with all its DONE trials on the one data set of the report.
+
+    Attributes:
+      kind: 'network'; 'shortcut', a baseline that never looks at the head; or 'baseline', on pixels.
+      trials: their rows. pooled: their predictions. folds: the fold that scored each image, [N].
+      groups: the group of each image, [N].
+      settings: dotted key -> value; {} where no run directory tells them.
+    """
+
+    recipe_id: str
+    label: str
+    kind: str
+    trials: pd.DataFrame
+    pooled: Pooled
+    folds: np.ndarray
+    groups: np.ndarray
+    settings: Mapping[str, Any]
+
+    @functools.cached_property
+    def scores(self) -> dict[str, Estimate]:
+        """Every metric with its interval over images and its spread over seeds."""
+        return self.estimate(bootstrap.METRICS)
+
+    def estimate(self, measures: Mapping[str, Metric]) -> dict[str, Estimate]:
+        """See `bootstrap.bootstrap`; Wilson's interval stands for a share where all draws agree, as at 100 %."""
+        labels, probabilities = self.pooled.labels, self.pooled.probabilities
+        found = bootstrap.bootstrap(labels, probabilities, measures, self.groups, DRAWS)
+        for name in ('accuracy', 'sensitivity', 'specificity'):
+            n = self.n(name)
+            if name in found and n and np.isnan(found[name].low):
+                low, high = metrics.wilson(found[name].mean * n, n)
+                found[name] = found[name]._replace(low=float(low), high=float(high))
+        return found
+
+    def n(self, name: str) -> int:
+        """Images that a metric is of; of precision as many as are called positive, the mean over seeds."""
+        labels, probabilities = self.pooled.labels, self.pooled.probabilities
+        counts = {'sensitivity': labels.sum(), 'specificity': (~labels).sum()}
+        counts['precision'] = round(np.sum(probabilities >= 0.5) / len(probabilities))
+        return int(counts.get(name, len(labels)))
+
+    def number(self, name: str) -> Number:
+        """A metric as a cell of a table."""
+        found = self.scores[name]
+        return Number(found.mean, found.low, found.high, self.n(name), STYLES.get(name, 'percent'))
+
+    @functools.cached_property
+    def mean_probability(self) -> np.ndarray:
+        """Over seeds, [N]."""
+        return np.nanmean(self.pooled.probabilities, axis=0)
+
+    @property
+    def folds_done(self) -> str:
+        """Folds done of folds planned, from the seed with the fewest to that with the most."""
+        first, done = self.trials.iloc[0], self.trials.groupby('seed').fold.nunique()
+        planned = first.folds if first.scheme == 'kfold' else 1
+        several = f' to {done.max()}' if done.min() < done.max() else ''
+        return f'{done.min()}{several} of {planned}'
+
+    def shares_folds(self, other: 'Recipe') -> bool:
+        """Whether both were scored on the same images, each by a fold with the same test part."""
+        return self._parts == other._parts
+
+    @functools.cached_property
+    def _parts(self) -> tuple[bytes, tuple[str, ...]]:
+        """How the images are parted, whatever the folds are called, and which images they are."""
+        return pd.factorize(self.folds)[0].tobytes(), tuple(self.pooled.image_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """All that a report speaks of.
+
+    Attributes:
+      recipes: by accuracy, best first. trials: of all statuses. run_dirs: those that the trials are from.
+      mark: words for synthetic images, or ''. dataset, fingerprint: of all finished trials.
+      data: a run directory's data.json of that fingerprint, {} if there is none. warnings: of `results.merge`.
+    """
+
+    recipes: Sequence[Recipe]
+    trials: pd.DataFrame
+    run_dirs: Sequence[RunDir]
+    mark: str
+    dataset: str
+    fingerprint: str
+    data: Mapping[str, Any]
+    warnings: Sequence[str]
+
+    def best(self, kind: str, like: Recipe | None = None) -> Recipe | None:
+        """The most accurate recipe of a kind, of those with the most images; None if there is none.
+
+        like: only recipes on the folds of this one.
+        """
+        found = [each for each in self.recipes if each.kind == kind and (like is None or each.shares_folds(like))]
+        most = max((len(each.pooled.labels) for each in found), default=0)
+        return next((each for each in found if len(each.pooled.labels) == most), None)
+
+    @property
+    def leading(self) -> list[Recipe]:
+        """What curves are drawn of: the best network, and the best of each kind of baseline on the same folds."""
+        best = self.best('network')
+        found = [best, *(self.best(kind, best) for kind in ('shortcut', 'baseline'))]
+        return [each for each in found if each] or list(self.recipes[:1])
+
+    def epochs(self, recipe: Recipe) -> pd.DataFrame:
+        """A row per epoch of a recipe's trials: its columns in the database, seed, fold; step: 1-based over phases."""
+        frames = [_read_epochs(pathlib.Path(file), rows) for file, rows in recipe.trials.groupby('file')]
+        found = pd.concat(frames, ignore_index=True)
+        found['step'] = found.groupby('trial_id').cumcount() + 1
+        return found
+
+
+def gather(directories: Sequence[pathlib.Path]) -> Evidence:
+    """Reads run directories. ResultsError, one line: as of `results.merge`, nothing finished, or several data sets."""
+    merged = results.merge(directories)
+    done = merged.trials[merged.trials.status == 'DONE']
+    done = done[done.index.isin(merged.predictions.trial)]
+    if done.empty:
+        where = ', '.join(map(str, directories))
+        raise ResultsError(f'{where}: no finished trial among {len(merged.trials)}; train first, then report.')
+    dataset, fingerprint = _only_one(done)
+    run_dirs = [_run_dir(pathlib.Path(path)) for path in dict.fromkeys(pathlib.Path(file).parent for file in done.file)]
+    data = next((each.data for each in run_dirs if each.data.get('fingerprint') == fingerprint), {})
+    known = settings.of_recipes([(each.config, each.starts) for each in run_dirs], set(done.recipe_id))
+    recipes = _recipes(done, merged.predictions, data, known)
+    mark = MARK if dataset == 'PHANTOM' else ''
+    return Evidence(recipes, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
+
+
+def _only_one(done: pd.DataFrame) -> tuple[str, str]:
+    sets = done[['dataset', 'data_fingerprint']].astype(object).drop_duplicates()
+    if len(sets) > 1:
+        shown = ', '.join(f'{row.dataset} {row.data_fingerprint[:12]}' for row in sets.itertuples())
+        raise ResultsError(f'{len(sets)} data sets ({shown}); a report is on one: leave the directories of others out.')
+    return tuple(sets.iloc[0])
+
+
+def _run_dir(path: pathlib.Path) -> RunDir:
+    names = {'config.json': {}, 'env.json': [], 'data.json': {}}
+    return RunDir(path, *(_json(path / name, empty) for name, empty in names.items()))
+
+
+def _json(path: pathlib.Path, empty: Any) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return empty
+    except (OSError, ValueError) as error:
+        raise ResultsError(f'{path} cannot be read ({error}). Restore it from a copy, or move it away.') from error
+
+
+def _recipes(
+    done: pd.DataFrame, predictions: pd.DataFrame, data: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+) -> list[Recipe]:
+    scored = predictions.join(done[['seed', 'fold', 'recipe_id']], on='trial', how='inner')
+    scored_by = dict(iter(scored.groupby('recipe_id', sort=False)))
+    group_of = {image: group for group, members in enumerate(data.get('groups', ())) for image in members}
+    labels = _labels(done, known)
+    found = []
+    for recipe_id, trials in done.groupby('recipe_id', sort=False):
+        mine = scored_by[recipe_id]
+        pooled = comparison.pivot(mine)
+        folds = mine.drop_duplicates('image_id').set_index('image_id').fold[pooled.image_ids].to_numpy(int)
+        # An image of no group of two or more is its own: after the groups' numbers come those of single images.
+        groups = [group_of.get(image, len(group_of) + place) for place, image in enumerate(pooled.image_ids)]
+        of_recipe = (recipe_id, labels[recipe_id], _kind(trials.iloc[0]), trials, pooled, folds, np.array(groups))
+        found.append(Recipe(*of_recipe, known.get(recipe_id, {})))
+    return sorted(found, key=lambda each: -each.scores['accuracy'].mean)
+
+
+_INPUTS = {each.name: each.inputs for each in baselines.BASELINES}
+
+
+def _kind(row: pd.Series) -> str:
+    if row.recipe not in _INPUTS or row.model not in baselines.METHODS:
+        return 'network'
+    return 'shortcut' if _INPUTS[row.recipe] in baselines.SHORTCUTS else 'baseline'
+
+
+def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """recipe_id -> its label; where several share one, with the settings that tell them apart, else the id."""
+    label_of = dict(zip(done.recipe_id, done.recipe, strict=True))
+    shared = Counter(label_of.values())
+    varying = {label: settings.varying([known.get(each, {}) for each in label_of if label_of[each] == label])
+               for label, count in shared.items() if count > 1}  # fmt: skip
+    found = {}
+    for recipe_id, label in label_of.items():
+        keys = varying.get(label, [])
+        mine = known.get(recipe_id, {})
+        told = ', '.join(f'{settings.short(key, keys)} {mine.get(key, "-")}' for key in keys if mine)
+        found[recipe_id] = f'{label} ({told or recipe_id[:8]})' if shared[label] > 1 else label
+    repeated = {label for label, count in Counter(found.values()).items() if count > 1}
+    return {each: f'{label} {each[:8]}' if label in repeated else label for each, label in found.items()}
+
+
+def _read_epochs(file: pathlib.Path, trials: pd.DataFrame) -> pd.DataFrame:
+    columns, places = ', '.join(results.EPOCH_COLUMNS), ', '.join('?' * len(trials))
+    query = f'SELECT {columns} FROM epochs WHERE trial_id IN ({places}) ORDER BY rowid'
+    with results.reading(file) as database:
+        rows = database.execute(query, list(trials.trial_id)).fetchall()
+    found = pd.DataFrame(rows, columns=list(results.EPOCH_COLUMNS))
+    return found.merge(trials[['trial_id', 'seed', 'fold']], on='trial_id')
+
+
+def crossing(recipe: Recipe) -> int:
+    """Groups of look-alikes with images in more than one fold: 0 unless something is wrong."""
+    return int((pd.Series(recipe.folds).groupby(recipe.groups).nunique() > 1).sum())
+
+
+def find(recipes: Collection[Recipe], name: str) -> Recipe:
+    """The recipe with this label, or whose id begins so. ResultsError: none, or several."""
+    found = [each for each in recipes if each.label == name] or [
+        each for each in recipes if each.recipe_id.startswith(name) or each.trials.recipe.iloc[0] == name
+    ]
+    if len(found) != 1:
+        labels = '; '.join(each.label for each in (found or recipes))
+        many = f'{len(found)} recipes' if found else 'no such recipe'
+        raise ResultsError(f'--reference={name}: {many}; expected one of: {labels}.')
+    return found[0]

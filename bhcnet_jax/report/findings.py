@@ -1,0 +1,300 @@
+"""Sections 1, 2, 3 and 6 of the report: the answer, the paper beside it, the leaderboard, comparisons of recipes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bhcnet_jax import bootstrap, comparison, metrics
+from bhcnet_jax.report import paper, plots, settings
+from bhcnet_jax.report.evidence import DRAWS, KINDS, Evidence, Recipe
+from bhcnet_jax.report.page import Block, Number, Section, Table
+
+BOARD = ('accuracy', 'sensitivity', 'specificity', 'auc')
+OTHERS = ('precision', 'f1', 'log_loss', 'brier')
+NAMES = {'auc': 'AUC', 'f1': 'F1', 'log_loss': 'log-loss (nats)', 'brier': 'Brier score'}
+OURS = 'This study:'  # begins our rows beside those of the paper
+INTERVALS = (
+    f'Intervals are 95 % intervals over images: the percentile bootstrap, {DRAWS} draws of groups of look-alike images '
+    'with all their seeds; Wilson where all draws agree, as at 100 %. The standard deviation over seeds is a different '
+    'thing and has a column of its own.'
+)
+
+
+class Difference(NamedTuple):
+    """A recipe minus another one on the same images: accuracy and AUC, and McNemar's test of the accuracies.
+
+    only_first, only_second: images that only the other one, or only the recipe, has right.
+    """
+
+    accuracy: Number
+    auc: Number
+    only_first: int
+    only_second: int
+    p: float
+
+
+def difference(first: Recipe, second: Recipe) -> Difference:
+    """second - first. McNemar's test, which knows one answer per image, is of probabilities averaged over seeds."""
+    pooled, other = first.pooled, second.pooled
+    measures = {name: bootstrap.METRICS[name] for name in ('accuracy', 'auc')}
+    of_pair = (pooled.labels, pooled.probabilities, other.probabilities, measures, first.groups, DRAWS)
+    found, n = bootstrap.difference(*of_pair), len(pooled.labels)
+    test = comparison.mcnemar(pooled.labels, first.mean_probability, second.mean_probability)
+    numbers = (
+        Number(found[name].mean, found[name].low, found[name].high, n, style)
+        for name, style in (('accuracy', 'points'), ('auc', 'signed'))
+    )
+    return Difference(*numbers, *test)
+
+
+def answer(evidence: Evidence) -> Section:
+    """Section 1."""
+    asked = (
+        f'Asked was whether the recipes of this study tell head-CT slices with a hemorrhage from slices without '
+        f'({evidence.dataset}, {KINDS["network"]}s and baselines on pooled out-of-fold predictions), how sure that is, '
+        'and whether it is more than the way in which the images were collected gives away.'
+    )
+    best = evidence.best('network')
+    if best is None:
+        missing = 'Missing: a network. `python -m bhcnet_jax.main --config=balanced`'
+        return Section('Question and answer', [asked, missing])
+    sentences = [_reached(evidence, best), _against_shortcuts(evidence, best), _against_paper(best)]
+    note = 'For research only: no part of this is a medical device or advice for a diagnosis.'
+    return Section('Question and answer', [asked, ' '.join(sentences), note])
+
+
+def _reached(evidence: Evidence, best: Recipe) -> str:
+    count = sum(each.kind == 'network' and len(each.pooled.labels) == len(best.pooled.labels)
+                for each in evidence.recipes)  # fmt: skip
+    chosen = f', the best of {count} by this very number and so flattered by the choice,' if count > 1 else ''
+    return (
+        f'The network {best.label}{chosen} has an accuracy of {best.number("accuracy")} and an AUC of '
+        f'{best.number("auc")}, over {_count(len(best.pooled.seeds), "seed")}, every image scored by a fold that was '
+        'not trained on it.'
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f'{number} {noun}' + ('' if number == 1 else 's')
+
+
+def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
+    shortcut = evidence.best('shortcut', best)
+    if shortcut is None:
+        return (
+            'Whether it beats the shortcut baselines, which never look at the head, is not known, since none was '
+            f'trained on the same folds (`{baseline_command(best)}`).'
+        )
+    found = difference(shortcut, best)
+    if found.accuracy.low > 0:
+        verdict = 'it beats them'
+    else:
+        verdict = (
+            'it does not beat them and so, as far as these images can show, it has learnt nothing that the shortcuts '
+            'do not tell'
+        )
+    return (
+        f'Against the best shortcut baseline on the same folds, {shortcut.label}, which never looks at the head and '
+        f'has {shortcut.number("accuracy")}, {verdict}: the difference in accuracy is {found.accuracy}, McNemar mid-p '
+        f'{Number(found.p, style="p")}.'
+    )
+
+
+def baseline_command(recipe: Recipe) -> str:
+    """What trains the baselines on a recipe's folds."""
+    first, seeds = recipe.trials.iloc[0], recipe.trials.seed
+    scheme = f'--config.split.scheme={first.scheme} --config.split.folds={first.folds}'
+    if not pd.isna(first.split_seed) and first.split_seed:
+        scheme += f' --config.split.seed={first.split_seed}'
+    folds = f' split.fold=0:{first.folds}' if first.scheme == 'kfold' else ''
+    return f"python -m bhcnet_jax.baselines --config=balanced {scheme} --sweep='seed=0:{seeds.max() + 1}{folds}'"
+
+
+def _against_paper(best: Recipe) -> str:
+    hits, n = _best_printed()
+    printed = Number(hits / n, *map(float, metrics.wilson(hits, n)), n)
+    found = _protocol(best.trials)
+    if found is None:
+        return f'The paper reports an accuracy of {printed} of one training on one split.'
+    share = Number(found.share, found.low, found.high)
+    single = f'{Number(found.quantiles[0]).text} to {Number(found.quantiles[-1]).text}'
+    return (
+        f'The paper reports an accuracy of {printed} of one training on one split; of our {found.trainings} trainings '
+        f'with {found.n_test} test images each, accuracies range over {single}, and {share} reach the figure of the '
+        'paper.'
+    )
+
+
+def _best_printed() -> tuple[int, int]:
+    """Images right and images of the row with the most, in the paper's tables with counts."""
+    best = max((row for row in (*paper.TABLE_1, *paper.TABLE_2)), key=lambda row: row.tp + row.tn)
+    return best.tp + best.tn, sum(best.counts)
+
+
+def _protocol(trials: pd.DataFrame) -> comparison.Protocol | None:
+    """Of trials with the most frequent size of the test part; None where their counts are not in the database."""
+    counted = trials.dropna(subset=['tp', 'tn', 'n_test'])
+    if counted.empty:
+        return None
+    hits, n = _best_printed()
+    return comparison.protocol(counted[counted.n_test == counted.n_test.mode()[0]], hits / n)
+
+
+def paper_tables(evidence: Evidence) -> Section:
+    """Section 2."""
+    rows: list[Sequence[Number | str]] = []
+    for printed in (*paper.TABLE_1, *paper.TABLE_2, *paper.TABLE_3):
+        mine = [each for each in evidence.recipes if each.kind == 'network' and _row_of(each) == printed]
+        # Of several the one with the most predictions: not the best, which would be a choice by the result.
+        ours = max(mine, key=lambda each: np.isfinite(each.pooled.probabilities).sum(), default=None)
+        rows += [_printed(printed), *([_ours(ours, len(mine))] if ours else [])]
+    heads = ('row', *(NAMES.get(name, name) for name in paper.METRICS), 'remark')
+    note = (
+        'Paper: as printed, from 10 + 10 test images; intervals (Wilson) are of its printed counts, where it prints '
+        f'them and they give the printed value. {INTERVALS}'
+    )
+    table = Table('paper', 'Tables 1, 2 and 3 of the paper beside this study', heads, rows, note)
+    more = _protocol_table(evidence)
+    trained = sum(str(row[0]).startswith(OURS) for row in rows)
+    missing = len(rows) - trained - trained
+    command = '`python -m bhcnet_jax.main --config=imbalanced --config.split.scheme=kfold --sweep=\'split.fold=0:10\'`'
+    told = f'Missing: recipes for {missing} of the {len(rows) - trained} rows, such as {command}'
+    return Section("The paper's tables beside ours", [*([told] if missing else []), table, more])
+
+
+def _row_of(recipe: Recipe) -> paper.PaperRow | None:
+    first = recipe.trials.iloc[0]
+    if pd.isna(first.phases) or pd.isna(first.epochs):
+        return None
+    return paper.row_for(first.model, tuple(first.phases.split('+')), int(first.epochs))
+
+
+def _printed(row: paper.PaperRow) -> list[Number | str]:
+    cells: list[Number | str] = [f'Paper, {row.place}: {row.model}, {" then ".join(row.phases)}']
+    ends = metrics.intervals(metrics.Counts(*row.counts)) if row.counts else {}
+    wrong = paper.misprints(row)
+    for name in paper.METRICS:
+        text = getattr(row, name)
+        value = paper.number(text)
+        low, high = ends.get(name, (np.nan, np.nan)) if name not in wrong else (np.nan, np.nan)
+        of = metrics.Counts(*row.counts)._asdict() if row.counts else {}
+        number = Number(float(value or 0) / 100, low, high, _total(name, of), printed=f'{text} %')
+        cells.append(text if value is None else number)
+    return [*cells, row.remark]
+
+
+def _total(name: str, counts: dict[str, int]) -> int | None:
+    parts = {'precision': ('tp', 'fp'), 'sensitivity': ('tp', 'fn'), 'specificity': ('tn', 'fp')}
+    return sum(counts[part] for part in parts.get(name, paper.COUNTS)) if counts else None
+
+
+def _ours(recipe: Recipe, count: int) -> list[Number | str]:
+    told = f'{_count(len(recipe.pooled.seeds), "seed")}, folds {recipe.folds_done}'
+    more = f'; of {count} such recipes the one with the most predictions' if count > 1 else ''
+    return [f'{OURS} {recipe.label}', *map(recipe.number, paper.METRICS), told + more]
+
+
+def _protocol_table(evidence: Evidence) -> Table | str:
+    """What single trainings of each network would have reported, as the paper does."""
+    rows = []
+    for recipe in evidence.recipes:
+        found = _protocol(recipe.trials) if recipe.kind == 'network' else None
+        if found is not None:
+            ends = [Number(value) for value in (found.quantiles[0], *found.quantiles[2:5], found.quantiles[-1])]
+            share = Number(found.share, found.low, found.high, found.trainings, noun='trainings')
+            rows.append([recipe.label, str(found.n_test), *ends, share])
+    if not rows:
+        return 'Missing: counts of single trainings of networks. `python -m bhcnet_jax.main --config=balanced`'
+    ends = ('lowest', 'lower quartile', 'median', 'upper quartile', 'highest')
+    heads = ('recipe', 'test images', *ends, "reached the paper's best")
+    note = 'The interval of the last column (Wilson) takes trainings as independent, which those of one fold are not.'
+    caption = 'Accuracy of single trainings on single splits, as the paper reports one'
+    return Table('protocol', caption, heads, rows, note)
+
+
+def leaderboard(evidence: Evidence) -> Section:
+    """Section 3."""
+    heads = ['recipe', 'kind', 'folds']
+    for name in BOARD:
+        heads += [NAMES.get(name, name), f'{NAMES.get(name, name)}, sd over seeds']
+    rows = [_board_row(each) for each in evidence.recipes]
+    more = [[each.label, *map(each.number, OTHERS)] for each in evidence.recipes]
+    blocks: list[Block] = [
+        Table('leaderboard', 'Recipes and baselines, sorted by accuracy', heads, rows, INTERVALS),
+        Table('scores', 'Further metrics', ('recipe', *(NAMES.get(name, name) for name in OTHERS)), more),
+    ]
+    if not all(each.shares_folds(evidence.recipes[0]) for each in evidence.recipes):
+        blocks.insert(0, 'Not all recipes were scored on the same images in the same folds: their rows do not compare.')
+    if not any(each.kind != 'network' for each in evidence.recipes):
+        blocks.append(f'Missing: baselines. `{baseline_command(evidence.recipes[0])}`')
+    blocks += [f'Warning: {line}' for line in evidence.warnings]
+    return Section('Leaderboard', blocks)
+
+
+def _board_row(recipe: Recipe) -> list[Number | str]:
+    cells: list[Number | str] = [recipe.label, KINDS[recipe.kind], recipe.folds_done]
+    for name in BOARD:
+        number = recipe.number(name)
+        spread = Number(recipe.scores[name].spread, n=len(recipe.pooled.seeds), style=number.style, noun='seeds')
+        cells += [number, spread]
+    return cells
+
+
+def comparisons(evidence: Evidence, reference: Recipe) -> Section:
+    """Section 6: every recipe on the reference's folds minus the reference, then those one setting away."""
+    others = [each for each in evidence.recipes if each is not reference and each.shares_folds(reference)]
+    title = 'Comparisons and ablations'
+    if not others:
+        return Section(title, ['Missing: a second recipe on the same folds. Train one, or the '
+                               f'baselines: `{baseline_command(reference)}`'])  # fmt: skip
+    found = {each.recipe_id: difference(reference, each) for each in others}
+    adjusted = comparison.holm([each.p for each in found.values()])
+    rows = [
+        [other.label, KINDS[other.kind], each.accuracy, each.auc, str(each.only_second), str(each.only_first),
+         Number(each.p, style='p', n=each.accuracy.n), Number(p, style='p', n=each.accuracy.n)]
+        for other, each, p in zip(others, found.values(), adjusted, strict=True)
+    ]  # fmt: skip
+    heads = ('recipe', 'kind', 'accuracy difference', 'AUC difference', 'only it is right', 'only the reference is',
+             'McNemar mid-p', f'after Holm, {len(rows)} tests')  # fmt: skip
+    note = (
+        "Differences are of both recipes on the same bootstrap draws. McNemar's test is of the probabilities averaged "
+        'over seeds at the threshold 0.5; it takes images as independent, which look-alikes are not quite.'
+    )
+    left = len(evidence.recipes) - len(others) - 1
+    more = [f'{_count(left, "recipe")} with other folds are left out.'] if left else []
+    table = Table('comparisons', f'Each recipe minus the reference, {reference.label}', heads, rows, note)
+    return Section(title, [table, *more, *_ablations(evidence.mark, reference, others, found)])
+
+
+def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[str, Difference]) -> list[Block]:
+    near = {}
+    for other in others:
+        keys = settings.differing(reference.settings, other.settings) if reference.settings and other.settings else []
+        if len(keys) == 1:
+            key = keys[0]
+            near[f'{key}: {other.settings.get(key, "-")}'] = found[other.recipe_id].accuracy
+    if not near:
+        return ['Missing: recipes that differ from the reference in one setting. `python -m bhcnet_jax.main '
+                "--config=balanced --config.split.scheme=kfold --sweep='split.fold=0:10 model.dropout=0,0.5'`"]
+    caption = (
+        f'Recipes that differ from {reference.label} in one setting: difference in accuracy with its 95 % interval, '
+        f'n = {len(reference.pooled.labels)} images, {len(reference.pooled.seeds)} seeds of the reference'
+    )
+    rows = [[name, number] for name, number in near.items()]
+    return [
+        plots.dots('ablations', caption, mark, near, 'accuracy difference, percentage points'),
+        Table('ablation-differences', caption, ('setting', 'accuracy difference'), rows),
+    ]
+
+
+def most_neighbours(recipes: Sequence[Recipe]) -> Recipe:
+    """The recipe that most others are one setting away from, on the same folds; the first network of several."""
+    networks = [each for each in recipes if each.kind == 'network'] or list(recipes)
+
+    def neighbours(one: Recipe) -> int:
+        known = [each for each in networks if each.settings and one.settings and one.shares_folds(each)]
+        return sum(len(settings.differing(one.settings, each.settings)) == 1 for each in known)
+
+    return max(networks, key=neighbours)

@@ -1,0 +1,235 @@
+"""The report's figures as SVG that stands in a page: its text is text, its colours are those of the page.
+
+Every function returns a Figure of `page.py`. mark: drawn into the figure, '' for real images.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from bhcnet_jax.report.curves import BINS, Curve
+from bhcnet_jax.report.page import Figure, Number
+
+# Stand for the page's colours, which differ in the light and in the dark: see --ink ... of page.html.j2.
+INK, SOFT, LINE = '#010101', '#020202', '#030303'
+COLOURS = ('#010000', '#000100', '#000001', '#010100')
+LINES = ('-', '--', '-.', ':')
+MARKERS = 'os^D'
+_VARIABLES = {INK: 'ink', SOFT: 'soft', LINE: 'line', **{each: f'c{place}' for place, each in enumerate(COLOURS)}}
+SIZE = (4.6, 3.5)  # inches: on a phone its text is as large as the page's notes
+STYLE = {
+    'svg.fonttype': 'none',
+    'font.family': 'DejaVu Sans',
+    'font.size': 9,
+    'text.color': INK,
+    'axes.edgecolor': SOFT,
+    'axes.labelcolor': INK,
+    'xtick.color': SOFT,
+    'ytick.color': SOFT,
+    'axes.titlesize': 9,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'grid.color': LINE,
+    'legend.frameon': False,
+    'lines.linewidth': 1.5,
+}
+
+
+def draw(
+    name: str, caption: str, mark: str, paint: Callable[[Axes], None], size: tuple[float, float] = SIZE
+) -> Figure:
+    """A figure with one pair of axes, on which `paint` draws."""
+    with matplotlib.rc_context({**STYLE, 'svg.hashsalt': name}):
+        canvas = Canvas(size, layout='constrained')
+        canvas.patch.set_alpha(0)
+        axes = canvas.subplots()
+        axes.patch.set_alpha(0)
+        paint(axes)
+        if mark:
+            canvas.suptitle(mark, fontsize=10, fontweight='bold')
+        written = io.StringIO()
+        canvas.savefig(written, format='svg', metadata={'Date': None})
+    return Figure(name, caption, _inline(written.getvalue(), f'{mark}. {caption}' if mark else caption))
+
+
+def _inline(svg: str, label: str) -> str:
+    """The <svg> alone, without size, so that the page gives it one, and in the page's colours."""
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', svg)[0]
+    svg = f'<svg {box} role="img" aria-label="{_escape(label)}">{svg[svg.index(">") + 1:]}'
+    svg = re.sub(r'<g id="[^"]*"', '<g', svg)  # the same in every figure, and nothing refers to them
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f'var(--{variable})')
+    return svg.replace('xlink:href', 'href')
+
+
+def _escape(text: str) -> str:
+    return text.replace('&', '&amp;').replace('"', '&quot;').replace('<', '&lt;')
+
+
+def lines(
+    name: str,
+    caption: str,
+    mark: str,
+    curves: Mapping[str, Curve],
+    labels: tuple[str, str],
+    straight: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    **limits: tuple[float, float],
+) -> Figure:
+    """Curves with their bands, and thin lines to compare them with. labels: of x and y; limits: xlim, ylim."""
+
+    def paint(axes: Axes) -> None:
+        for place, (label, curve) in enumerate(curves.items()):
+            style = {'color': COLOURS[place % 4], 'linestyle': LINES[place % 4]}
+            axes.plot(curve.x, curve.y, label=_short(label), **style)
+            axes.fill_between(curve.x, curve.low, curve.high, color=style['color'], alpha=0.15, linewidth=0)
+        for place, (label, (x, y)) in enumerate(straight.items()):
+            axes.plot(x, y, color=SOFT, linewidth=0.9, linestyle=(':', '--')[place % 2], label=label)
+        axes.set(xlabel=labels[0], ylabel=labels[1], **limits)
+        axes.grid(linewidth=0.6)
+        _legend(axes)
+
+    return draw(name, caption, mark, paint)
+
+
+def _short(label: str, most: int = 44) -> str:
+    label = label.replace('$', r'\$')
+    return label if len(label) <= most else f'{label[: most - 1]}\N{HORIZONTAL ELLIPSIS}'
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.figure.legend(loc='outside lower center', ncols=1, fontsize=8)
+
+
+def reliability(name: str, caption: str, mark: str, curve: Curve, n: np.ndarray) -> Figure:
+    """Points with their intervals, as large as their bins are full."""
+
+    def paint(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.9, linestyle=':')
+        there = ~np.isnan(curve.y)
+        x, y = curve.x[there], curve.y[there]
+        axes.vlines(x, curve.low[there], curve.high[there], color=COLOURS[0], linewidth=1)
+        axes.scatter(x, y, 12 + 3 * n[there], color=COLOURS[0], zorder=3)
+        for place, (at, images) in enumerate(zip(x, n[there], strict=True)):
+            axes.text(at, -0.085 if place % 2 else -0.04, f'{images:.0f}', ha='center', fontsize=7.5, color=SOFT)
+        axes.set(xlabel='predicted probability, mean of the bin', ylabel='share with a hemorrhage')
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.12, 1.03))
+        axes.grid(linewidth=0.6)
+
+    return draw(name, caption, mark, paint)
+
+
+def histogram(name: str, caption: str, mark: str, labels: np.ndarray, probabilities: np.ndarray) -> Figure:
+    """Probabilities of both classes. labels: bool [N]. probabilities: float [S, N]; heights are means over seeds."""
+
+    def paint(axes: Axes) -> None:
+        edges = np.linspace(0, 1, 2 * BINS + 1)
+        for place, (label, mine) in enumerate((('normal', ~labels), ('hemorrhage', labels))):
+            counts, _ = np.histogram(probabilities[:, mine], edges)
+            style = {'color': COLOURS[place], 'linestyle': LINES[place], 'linewidth': 1.5}
+            axes.stairs(counts / len(probabilities), edges, label=f'{label} (n = {mine.sum()})', **style)
+            axes.stairs(counts / len(probabilities), edges, fill=True, color=COLOURS[place], alpha=0.15)
+        axes.axvline(0.5, color=SOFT, linewidth=0.9, linestyle=':')
+        axes.set(xlabel='predicted probability of hemorrhage', ylabel='images', xlim=(0, 1))
+        _legend(axes)
+
+    return draw(name, caption, mark, paint)
+
+
+def learning(name: str, caption: str, mark: str, epochs: pd.DataFrame, columns: Mapping[str, str], unit: str) -> Figure:
+    """Means over trials, with the middle 80 % of them. columns: of epochs -> label."""
+    factor = 100 if unit.startswith('accuracy') else 1
+
+    def paint(axes: Axes) -> None:
+        for place, (column, label) in enumerate(columns.items()):
+            by_step = factor * epochs.groupby('step')[column].quantile([0.1, 0.9]).unstack()
+            mean = factor * epochs.groupby('step')[column].mean()
+            style = {'color': COLOURS[place], 'linestyle': LINES[place]}
+            axes.plot(mean.index, mean, label=label, marker=MARKERS[place], markersize=3, **style)
+            axes.fill_between(by_step.index, by_step[0.1], by_step[0.9], color=COLOURS[place], alpha=0.15, linewidth=0)
+        _phases(axes, epochs)
+        axes.set(xlabel='epoch', ylabel=unit)
+        _legend(axes)
+
+    return draw(name, caption, mark, paint)
+
+
+def by_part(name: str, caption: str, mark: str, epochs: pd.DataFrame, part: str) -> Figure:
+    """Test accuracy over epochs, a thin line for each fold or seed. part: 'fold' or 'seed'."""
+
+    def paint(axes: Axes) -> None:
+        table = 100 * epochs.groupby(['step', part]).test_accuracy.mean().unstack()
+        for column in table:
+            axes.plot(table.index, table[column], color=COLOURS[0], linewidth=0.9, alpha=0.55, marker='o', markersize=2)
+            axes.text(table.index[-1], table[column].iloc[-1], f' {column}', fontsize=7.5, va='center', color=SOFT)
+        mean = {'color': COLOURS[1], 'linewidth': 2, 'label': f'mean over {part}s, {table.shape[1]}'}
+        axes.plot(table.index, table.mean(axis=1), **mean)
+        _phases(axes, epochs)
+        axes.set(xlabel='epoch', ylabel=f'accuracy of each {part}, % of test images')
+        _legend(axes)
+
+    return draw(name, caption, mark, paint)
+
+
+def _phases(axes: Axes, epochs: pd.DataFrame) -> None:
+    starts = epochs[epochs.epoch == 1].groupby('phase', sort=False).step.min()
+    for phase, step in starts.items():
+        if step > 1:
+            axes.axvline(step - 0.5, color=SOFT, linewidth=0.8, linestyle=':')
+        axes.text(step, 1.02, phase, color=SOFT, fontsize=8, transform=axes.get_xaxis_transform())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis='y', linewidth=0.6)
+
+
+def dots(name: str, caption: str, mark: str, rows: Mapping[str, Number], unit: str) -> Figure:
+    """A dot with its interval for each row, and a line at 0."""
+
+    def paint(axes: Axes) -> None:
+        places = np.arange(len(rows))[::-1]
+        for place, number in zip(places, rows.values(), strict=True):
+            axes.plot([100 * number.low, 100 * number.high], [place, place], color=COLOURS[0])
+            axes.plot(100 * number.value, place, 'o', color=COLOURS[0], markersize=5)
+        axes.axvline(0, color=SOFT, linewidth=0.9, linestyle=':')
+        axes.set_yticks(places, [_short(label, 34) for label in rows], color=INK, fontsize=8)
+        axes.set(xlabel=unit, ylim=(-0.6, len(rows) - 0.4))
+        axes.grid(axis='x', linewidth=0.6)
+
+    return draw(name, caption, mark, paint, (SIZE[0], 1.3 + 0.26 * len(rows)))
+
+
+def parallel(name: str, caption: str, mark: str, values: pd.DataFrame, accuracy: np.ndarray) -> Figure:
+    """A line per recipe across an axis per key, the last of them its accuracy. values: numbers, a column per key."""
+
+    def paint(axes: Axes) -> None:
+        table = values.assign(**{'accuracy, %': 100 * accuracy})
+        heights = pd.DataFrame({key: _scaled(table[key].to_numpy(float)) for key in table})
+        best = np.argmax(accuracy)
+        for place, row in enumerate(heights.to_numpy()):
+            style = {'color': COLOURS[1], 'linewidth': 2.2, 'zorder': 3} if place == best else {'color': COLOURS[0]}
+            axes.plot(range(len(row)), row, **{'alpha': 1 if place == best else 0.35, 'linewidth': 1, **style})
+        for place, key in enumerate(table):
+            axes.axvline(place, color=SOFT, linewidth=0.8)
+            for height, end in ((-0.06, table[key].min()), (1.03, table[key].max())):
+                axes.text(place, height, f'{end:.4g}', ha='center', fontsize=8, va='bottom' if height > 1 else 'center')
+        axes.set_xticks(range(table.shape[1]), [key.replace('.', '\n') for key in table], fontsize=7.5, color=INK)
+        axes.set(yticks=[], ylim=(-0.12, 1.12))
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+
+    return draw(name, caption, mark, paint, (max(SIZE[0], 1.1 * values.shape[1] + 1.5), SIZE[1]))
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """To 0 ... 1, on a logarithmic scale where the largest is more than 20 times the smallest."""
+    if values.min() > 0 and values.max() > 20 * values.min():
+        values = np.log(values)
+    width = np.ptp(values)
+    return (values - values.min()) / width if width else np.full(len(values), 0.5)

@@ -1,0 +1,107 @@
+"""Which settings a recipe of the results database has: the database holds its id, the run directory the way there.
+
+config.json has the config, env.json the commands with their sweeps. Expanded again they give recipes with ids; only
+those whose id is in the database are believed.
+"""
+
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from bhcnet_jax import sweep, trial
+from bhcnet_jax.configs import base
+from bhcnet_jax.splits import Split
+from bhcnet_jax.trial import ConfigError
+
+NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
+_NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
+
+Settings = Mapping[str, Any]
+
+
+def of_recipes(
+    sources: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]], wanted: Collection[str]
+) -> dict[str, Settings]:
+    """recipe_id -> settings, dotted key -> value; without recipes that cannot be told.
+
+    sources: what config.json and env.json of each run directory hold. wanted: recipe ids.
+    """
+    found: dict[str, Settings] = {}
+    for written, starts in sources:
+        if wanted - found.keys() and written.get('config', {}).get('phases'):  # the baselines' have none
+            found |= {key: value for key, value in _expand(written['config'], starts) if key in wanted}
+    return found
+
+
+def _expand(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Settings]]:
+    """Every recipe that a run directory was asked for."""
+    listed = [_tuples(point) for point in written.get('trials') or ({},)]
+    # Keys that came after the run was made have the values that change nothing, as in `trial.NEUTRAL`.
+    tree = _over(base.get_config().to_dict(), _tuples({**written, 'trials': ()}))
+    for axes in dict.fromkeys([tree['sweep'], *(_sweep(each.get('command', '')) for each in starts)]):
+        try:
+            parsed = sweep.parse(axes, ConfigDict(tree))
+            yield from (_identify(tree, {**one, **other}) for one in listed for other in _points(parsed))
+        except (ConfigError, KeyError, TypeError, ValueError):  # a key of another version: these stay unknown
+            continue
+
+
+def _points(axes: Sequence[sweep.Axis]) -> Iterator[Mapping[str, Any]]:
+    return sweep.points([axis for axis in axes if set(axis.keys) - set(NO_RECIPE)])
+
+
+def _identify(tree: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[str, Settings]:
+    config = trial.set_point(tree, point)
+    flat = traverse_util.flatten_dict(trial.resolve(config), sep='.')
+    return trial.identify(config, _NO_SPLIT, '').recipe_id, flat
+
+
+def _sweep(command: str) -> str:
+    """The axes that a command names, '' for none."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ''
+    for place, word in enumerate(words):
+        name, equals, value = word.partition('=')
+        if name in ('--sweep', '-sweep', '--config.sweep'):
+            return value if equals else ''.join(words[place + 1 : place + 2])
+    return ''
+
+
+def _tuples(tree: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(tree, Mapping):
+        return {key: _tuples(value) for key, value in tree.items()}
+    return tuple(map(_tuples, tree)) if isinstance(tree, list | tuple) else tree
+
+
+def _over(default: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(default)
+    for key, value in tree.items():
+        both = isinstance(value, Mapping) and isinstance(default.get(key), Mapping)
+        merged[key] = _over(default[key], value) if both else value
+    return merged
+
+
+def varying(known: Sequence[Settings]) -> list[str]:
+    """Keys with more than one value, among those settings that are known."""
+    known = [each for each in known if each]
+    keys = dict.fromkeys(key for each in known for key in each)
+    return [key for key in keys if len({repr(each.get(key)) for each in known}) > 1]
+
+
+def differing(one: Settings, other: Settings) -> list[str]:
+    """Keys in which two recipes differ, as one counts: keys that only one has come with another key's value."""
+    both = [key for key in one if key in other and one[key] != other[key]]
+    return both or sorted(one.keys() ^ other.keys())
+
+
+def short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a dotted key, if it is that of no other."""
+    last = key.rpartition('.')[2]
+    return last if sum(each.rpartition('.')[2] == last for each in keys) == 1 else key

@@ -1,0 +1,110 @@
+"""A small study, written straight into results databases: networks of a sweep, baselines, groups of look-alikes."""
+
+import contextlib
+import json
+import pathlib
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from bhcnet_jax import trial
+from bhcnet_jax.baselines import BASELINES
+from bhcnet_jax.configs import base
+from bhcnet_jax.results import Results, score_columns
+from bhcnet_jax.splits import Split
+
+FOLDS, EPOCHS, FINGERPRINT = 4, 3, 'f' * 64
+SWEEP = f'seed=0:2 split.fold=0:{FOLDS} model.dropout=0.5,0.25 optimizer.peak_lr=1e-3,1e-2'
+NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')
+
+
+def config() -> ConfigDict:
+    """Of the networks, whose phases are the paper's in table 2, 12 epochs."""
+    c = base.get_config()
+    c.recipe, c.split.scheme, c.split.folds = 'imbalanced', 'kfold', FOLDS
+    return c
+
+
+def labels(images: int) -> np.ndarray:
+    """bool [images]; images 2k and 2k + 1 look alike, and so have one label."""
+    return np.arange(images) // 2 % 2 == 1
+
+
+def write(
+    directory: pathlib.Path, dataset: str = 'head_ct', skill: float = 3.5, images: int = 48, seeds: int = 2
+) -> list[pathlib.Path]:
+    """Run directories of four networks, as a sweep would leave them, and of two baselines. skill: of the networks."""
+    networks, baselines = directory / 'networks', directory / 'baselines'
+    first = config()
+    command = f"python -m bhcnet_jax.main --config=imbalanced --sweep='{SWEEP}'"
+    _write_files(networks, dataset, images, {'config': first.to_dict()}, command)
+    with contextlib.closing(Results(networks / 'results.sqlite')) as database:
+        for place, (dropout, peak_lr) in enumerate([(0.5, 1e-3), (0.25, 1e-3), (0.5, 1e-2), (0.25, 1e-2)]):
+            point = {'model.dropout': dropout, 'optimizer.peak_lr': peak_lr}
+            recipe_id = trial.identify(trial.set_point(first.to_dict(), point), NO_SPLIT, '').recipe_id
+            row = {'recipe': 'imbalanced', 'recipe_id': recipe_id, 'model': 'cnn', 'phases': 'balanced+imbalanced'}
+            row |= {'phase': 'imbalanced', 'epochs': 12, 'engine': 'lanes 1'}
+            _train(database, row, dataset, images, seeds, skill - 0.3 * place)
+    _write_files(baselines, dataset, images, {}, 'python -m bhcnet_jax.baselines --config=balanced')
+    with contextlib.closing(Results(baselines / 'results.sqlite')) as database:
+        for each, of_baseline in ((BASELINES[3], 1.0), (BASELINES[4], 1.5)):
+            row = {'recipe': each.name, 'recipe_id': each.name, 'model': each.method, 'engine': 'scikit-learn'}
+            _train(database, row, dataset, images, seeds, of_baseline)
+    return [networks, baselines]
+
+
+def _write_files(directory: pathlib.Path, dataset: str, images: int, written: dict, command: str) -> None:
+    directory.mkdir(parents=True)
+    half = [int(count) for count in (np.sum(~labels(images)), labels(images).sum())]
+    ids = [f'{image:03}.png' for image in range(images)]
+    groups = [ids[start : start + 2] for start in range(0, images, 2)]
+    pairs = [{'a': a, 'b': b, 'reason': 'near', 'similarity': 0.9} for a, b in groups]
+    data = {'dataset': dataset, 'fingerprint': FINGERPRINT, 'groups': groups, 'pairs': pairs}
+    data['images'] = dict(zip(('normal', 'hemorrhage'), half, strict=True))
+    start = {'command': command, 'code': '0.1.0 abc', 'python': '3.11.0', 'packages': {'jax': '0.5'}}
+    for name, tree in {'config': written, 'env': [start], 'data': data}.items():
+        (directory / f'{name}.json').write_text(json.dumps(tree))
+
+
+def _train(database: Results, row: dict, dataset: str, images: int, seeds: int, skill: float) -> None:
+    """Trials of a recipe: probabilities that agree with the labels the more, the larger the skill."""
+    truth = labels(images)
+    hardness = 1.3 * np.random.default_rng(2).normal(size=images // 2).repeat(2)  # look-alikes are as hard
+    for seed in range(seeds):
+        noise = np.random.default_rng([seed, round(100 * skill), len(row['recipe'])]).normal(size=images)
+        probabilities = 1 / (1 + np.exp(-skill * (truth - 0.5) - hardness - 0.4 * noise))
+        for fold in range(FOLDS):
+            test = np.flatnonzero(np.arange(images) // 4 % FOLDS == fold)
+            trial_id = f'{row["recipe_id"][:30]}-{dataset}-{seed}-{fold}'
+            of_trial = {'trial_id': trial_id, 'seed': seed, 'fold': fold, 'folds': FOLDS, 'scheme': 'kfold'}
+            of_trial |= {'dataset': dataset, 'data_fingerprint': FINGERPRINT, 'n_test': len(test), 'split_seed': 0}
+            database.begin([row | of_trial | {'code': '0.1.0 abc', 'hardware': '1 x cpu'}])
+            predictions = [
+                {'trial_id': trial_id, 'image_id': f'{image:03}.png', 'label': int(truth[image]),
+                 'probability': float(probabilities[image]), 'dataset': dataset} for image in test
+            ]  # fmt: skip
+            epochs = _epochs(trial_id, dataset, seed, fold) if 'phases' in row else []
+            database.record_epoch(epochs, predictions)
+            scores = score_columns(truth[test], probabilities[test])
+            database.finish(trial_id, {**scores, 'train_seconds': 10.0})
+
+
+def _epochs(trial_id: str, dataset: str, seed: int, fold: int) -> list[dict]:
+    return [
+        {'trial_id': trial_id, 'dataset': dataset, 'phase': phase, 'epoch': epoch, 'train_loss': 0.7 - 0.1 * epoch,
+         'train_accuracy': 0.5 + 0.1 * epoch, 'test_loss': 0.7 - 0.05 * epoch + 0.01 * seed,
+         'test_accuracy': 0.5 + 0.05 * epoch + 0.01 * fold}
+        for phase in ('balanced', 'imbalanced') for epoch in range(1, EPOCHS + 1)
+    ]  # fmt: skip
+
+
+def predictions(directories: list[pathlib.Path]) -> pd.DataFrame:
+    """What predictions.csv of each run directory says: recipe_id, seed, image_id, label, probability."""
+    frames = []
+    for directory in directories:
+        with contextlib.closing(Results(directory / 'results.sqlite')) as database:
+            database.export(directory)
+        results = pd.read_csv(directory / 'results.csv')[['trial_id', 'recipe_id', 'seed', 'fold']]
+        frames.append(pd.read_csv(directory / 'predictions.csv').merge(results, on='trial_id'))
+    return pd.concat(frames)
