@@ -1,4 +1,5 @@
 import contextlib
+import json
 import signal
 import sqlite3
 import subprocess
@@ -122,6 +123,28 @@ def test_shards_that_disagree_are_named(tmp_path, capsys):
     output = ' '.join(command(capsys, *shards).split())
     assert 'disagree on the predictions of 1 trials' in output
     assert 'a/results.sqlite' in output and 'b/results.sqlite' in output
+
+
+def test_images_that_look_alike_are_resampled_together(tmp_path):
+    directory, images = write(tmp_path / 'a', [0]), [f'{image:03}' for image in range(40)]
+    single = leaderboard.make(results.merge([directory])).iloc[0]
+    groups = [images[first : first + 8] for first in range(0, 40, 8)]
+    (directory / 'data.json').write_text(json.dumps({'fingerprint': 'of head_ct', 'groups': groups}))
+    grouped = leaderboard.make(results.merge([directory])).iloc[0]
+    labels, probabilities = scores(1, 40, 0)
+    expected = bootstrap.bootstrap(labels, probabilities, groups=np.arange(40) // 8, draws=leaderboard.DRAWS)
+    for name in ('accuracy', 'auc'):
+        found = (grouped[name], grouped[f'{name}_low'], grouped[f'{name}_high'])
+        assert found == pytest.approx(expected[name][:3])
+        assert single[name] == grouped[name]
+    assert single.accuracy_low != grouped.accuracy_low
+
+
+def test_groups_that_cannot_be_read_are_named(tmp_path):
+    directory = write(tmp_path / 'a', [0])
+    (directory / 'data.json').write_text('{"fingerprint": ')
+    with pytest.raises(results.ResultsError, match=r'a/data.json cannot be read .*Restore it from a copy'):
+        leaderboard.make(results.merge([directory]))
 
 
 def test_missing_folds_are_shown(tmp_path):

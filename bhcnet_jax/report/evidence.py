@@ -19,6 +19,7 @@ from bhcnet_jax import baselines, bootstrap, comparison, metrics, results
 from bhcnet_jax.bootstrap import Estimate, Metric
 from bhcnet_jax.comparison import Pooled
 from bhcnet_jax.report import settings
+from bhcnet_jax.report.leaderboard import number_groups
 from bhcnet_jax.report.page import Number
 from bhcnet_jax.report.summary import MARK
 from bhcnet_jax.results import ResultsError
@@ -203,9 +204,8 @@ def _recipes(
         mine = scored_by[recipe_id]
         pooled = comparison.pivot(mine)
         folds = mine.drop_duplicates('image_id').set_index('image_id').fold[pooled.image_ids].to_numpy(int)
-        # An image of no group of two or more is its own: after the groups' numbers come those of single images.
-        groups = [group_of.get(image, len(group_of) + place) for place, image in enumerate(pooled.image_ids)]
-        of_recipe = (recipe_id, labels[recipe_id], _kind(trials.iloc[0]), trials, pooled, folds, np.array(groups))
+        groups = number_groups(pooled.image_ids, group_of)
+        of_recipe = (recipe_id, labels[recipe_id], _kind(trials.iloc[0]), trials, pooled, folds, groups)
         found.append(Recipe(*of_recipe, known.get(recipe_id, {})))
     return sorted(found, key=lambda each: -each.scores['accuracy'].mean)
 

@@ -11,11 +11,12 @@ S seeds, N images.
 import argparse
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,19 +36,22 @@ WATCH_SECONDS = 3  # between two looks
 WIDTH = 130  # characters; where no terminal says how wide it is
 
 
-def estimate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Estimate]:
+def estimate(
+    labels: np.ndarray, probabilities: np.ndarray, groups: Sequence[Hashable] | None = None
+) -> dict[str, Estimate]:
     """Each of METRICS with its interval over images and its spread over seeds, see `bootstrap.bootstrap`.
 
-    Wilson's interval (`metrics.wilson`) stands for the proportions of a single seed, and where all draws give the same
-    value, as at 100 %; an AUC then has none.
+    Wilson's interval (`metrics.wilson`) stands for the proportions of a single seed whose images are all of their own,
+    and where all draws give the same value, as at 100 %; an AUC then has none.
 
-    labels: bool [N]. probabilities: float [S, N] in [0, 1], nan for an image that a seed has not scored.
+    labels: bool [N]. probabilities: float [S, N] in [0, 1], nan for an image that a seed has not scored. groups: [N].
     """
     measures = {name: bootstrap.METRICS[name] for name in METRICS}
-    found = bootstrap.bootstrap(labels, probabilities, measures, draws=DRAWS)
+    found = bootstrap.bootstrap(labels, probabilities, measures, groups, DRAWS)
+    independent = len(probabilities) == 1 and (groups is None or len(set(groups)) == len(groups))
     sizes = {'accuracy': len(labels), 'sensitivity': labels.sum(), 'specificity': (~labels).sum()}
     for name, n in sizes.items():
-        if n and (len(probabilities) == 1 or np.isnan(found[name].low)):
+        if n and (independent or np.isnan(found[name].low)):
             low, high = metrics.wilson(found[name].mean * n, n)
             found[name] = found[name]._replace(low=float(low), high=float(high))
     return found
@@ -64,7 +68,12 @@ def make(merged: Merged) -> pd.DataFrame:
     done = merged.trials[merged.trials.status == 'DONE']
     scored = merged.predictions.join(done[['seed', *keys]], on='trial', how='inner')
     scored_by = dict(iter(scored.groupby(keys, sort=False)))
-    rows = [_row(trials, scored_by[key]) for key, trials in done.groupby(keys, sort=False) if key in scored_by]
+    group_of = read_groups(merged.trials.file)
+    rows = [
+        _row(trials, scored_by[key], group_of.get(key[0], {}))
+        for key, trials in done.groupby(keys, sort=False)
+        if key in scored_by
+    ]
     board = pd.DataFrame(rows, columns=_COLUMNS)
     twice = board.duplicated(['dataset', 'data_fingerprint', 'recipe'], keep=False)
     board.loc[twice, 'recipe'] += ' ' + board.recipe_id[twice].str[:8]
@@ -78,8 +87,33 @@ _COLUMNS = (
 )
 
 
-def _row(trials: pd.DataFrame, scored: pd.DataFrame) -> dict[str, object]:
+def read_groups(files: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Fingerprint of a data set -> image id -> number of its group, for images that look like another one.
+
+    files: databases, beside which run directories have their data.json. ResultsError: one that cannot be read.
+    """
+    found = {}
+    for path in {pathlib.Path(file).parent / 'data.json' for file in files}:
+        try:
+            data = json.loads(path.read_text())
+            numbers = {image: number for number, group in enumerate(data['groups']) for image in group}
+            found[data['fingerprint']] = numbers
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f'cannot be read ({type(error).__name__}: {error})'
+            raise ResultsError(f'{path} {reason}. Restore it from a copy, or move it away.') from error
+    return found
+
+
+def number_groups(image_ids: Iterable[str], group_of: Mapping[str, int]) -> np.ndarray:
+    """The group of each image, int [N]; an image of no group is its own."""
+    return np.array([group_of.get(image, len(group_of) + place) for place, image in enumerate(image_ids)])
+
+
+def _row(trials: pd.DataFrame, scored: pd.DataFrame, group_of: Mapping[str, int]) -> dict[str, object]:
     pooled = comparison.pivot(scored)
+    groups = number_groups(pooled.image_ids, group_of)
     first = trials.iloc[0]
     found = {
         'trials': len(trials),
@@ -88,7 +122,7 @@ def _row(trials: pd.DataFrame, scored: pd.DataFrame) -> dict[str, object]:
         'folds': _folds(trials),
         **{name: first[name] for name in ('recipe', 'model', 'dataset', 'recipe_id', 'data_fingerprint')},
     }
-    for name, value in estimate(pooled.labels, pooled.probabilities).items():
+    for name, value in estimate(pooled.labels, pooled.probabilities, groups).items():
         found |= {name: value.mean, f'{name}_low': value.low, f'{name}_high': value.high}
         found[f'{name}_spread'] = value.spread
     return found
