@@ -4,6 +4,7 @@
     python launch/benchmark.py --suite=cpu                      one training against PyTorch and Keras
     python launch/benchmark.py --suite=sweep                    a sweep in one process, 8, 2 side by side, PyTorch
     python launch/benchmark.py --suite=startup                  imports, first step, preparation of the images
+    python launch/benchmark.py --suite=augment                  share of augmentation, an affine change against PyTorch
     python launch/benchmark.py --suite=growth                   images/s by image size, batch size and lanes
     python launch/benchmark.py --suite=prune                    a sweep of 64 trials, whole and pruned
     python launch/benchmark.py --suite=records                  database, expansion of a sweep, cost beside the epochs
@@ -31,8 +32,9 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+from augmenting import measure_augmentation
 from contender import peak_memory
-from contest import ContestError, Entry, measure_cpu, prepare, require, torch_entries
+from contest import TOLERANCES, ContestError, Entry, measure_cpu, prepare, require, torch_entries
 from growth import measure_growth
 from ml_collections import ConfigDict
 from PIL import Image
@@ -44,6 +46,8 @@ from bhcnet_jax.engine import Engine
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.results import Results
 from bhcnet_jax.study import Study
+
+SUITES = ('training', 'cpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
 
 
 def random_images(count: int, size: int) -> ImageSet:
@@ -322,16 +326,16 @@ def _beside_epochs(folder: pathlib.Path) -> dict[str, float]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--suite', default='training', choices=('training', 'cpu', 'sweep', 'prune', 'records', 'startup', 'growth')
-    )
+    parser.add_argument('--suite', default='training', choices=SUITES)
     parser.add_argument('--config', default='balanced', help='training: a config that comes with the package')
     parser.add_argument('--epochs', type=int, default=5, help='training: epochs after compilation')
-    parser.add_argument('--rounds', type=int, default=5, help='cpu, sweep, prune, startup, growth: turns of each')
-    parser.add_argument('--images', type=int, default=1024, help='cpu, growth: images of a round, a multiple of 128')
+    parser.add_argument('--rounds', type=int, default=5, help='turns of each, but in training and records')
+    parser.add_argument('--images', type=int, default=1024, help='of a round, a multiple of 128: cpu, augment, growth')
+    parser.add_argument('--float32_only', action='store_true', help='cpu: no bfloat16, which few CPUs are made for')
     parser.add_argument('--figure', default='', help='cpu, growth: an SVG file to draw')
     arguments = parser.parse_args()
     rounds, count = arguments.rounds, arguments.images
+    dtypes = ('float32',) if arguments.float32_only else tuple(TOLERANCES)
     if arguments.figure and arguments.suite not in ('cpu', 'growth'):
         parser.error(f'--figure: the suite {arguments.suite} has none; expected cpu or growth.')
     if rounds < 1 or count < 128 or count % 128:
@@ -339,11 +343,12 @@ def main() -> None:
     image_set = random_images(200, 128)
     suites: Mapping[str, Callable[[pathlib.Path], dict[str, Any]]] = {
         'training': lambda _: measure_training(arguments.config, arguments.epochs),
-        'cpu': lambda folder: measure_cpu(folder, image_set.images, image_set.labels, rounds, count),
+        'cpu': lambda folder: measure_cpu(folder, image_set.images, image_set.labels, rounds, count, dtypes),
         'sweep': lambda folder: measure_sweep(folder, rounds),
         'prune': lambda folder: measure_pruning(folder, rounds),
         'records': measure_records,
         'startup': lambda folder: measure_startup(folder, rounds),
+        'augment': lambda folder: measure_augmentation(folder, image_set, rounds, count),
         'growth': lambda folder: measure_growth(folder, random_images, rounds, count),
     }
     try:

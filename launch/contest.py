@@ -182,11 +182,12 @@ def keras_entries(dtype: str) -> list[Entry]:
 
 
 def measure_cpu(
-    folder: pathlib.Path, images: np.ndarray, labels: np.ndarray, rounds: int, count: int
+    folder: pathlib.Path, images: np.ndarray, labels: np.ndarray, rounds: int, count: int, dtypes: Sequence[str]
 ) -> dict[str, Any]:
-    """This project, PyTorch and Keras, in float32 and bfloat16, each in the fastest of its variants.
+    """This project, PyTorch and Keras, each in the fastest of its variants.
 
-    images: uint8 [N, H, W]; labels: int32 [N]. count: images of a round. The project evaluates its test images after
+    images: uint8 [N, H, W]; labels: int32 [N]. count: images of a round. dtypes: float32 and what else of TOLERANCES to
+    compute in. The project evaluates its test images after
     each round, the others do not. ContestError if the losses of the first steps are not the same.
     """
     require('torch', 'keras')
@@ -195,7 +196,7 @@ def measure_cpu(
     for name, (samples, epochs) in lengths.items():
         prepare(folder / name, images, labels, **{'augment.samples': samples, 'balanced.epochs': epochs})
     fields, tried = {}, {}
-    for dtype in TOLERANCES:
+    for dtype in dtypes:
         fields[f'bhcnet_jax, {dtype}'] = project_entry(dtype)
         for rival, entries in (('PyTorch', torch_entries(dtype)), ('Keras', keras_entries(dtype))):
             name = f'{rival}, {dtype}'
