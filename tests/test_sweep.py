@@ -164,7 +164,7 @@ def other(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
-        return 'none' if value in trial.POLICIES else f'{value}_'
+        return 'none' if value in ('affine', 'distort') else f'{value}_'
     return value[::-1] if isinstance(value, tuple) else value + 1
 
 
