@@ -23,7 +23,7 @@ two_phases() { # run directory, config of the first phase
 
 ablations() { # one change of `strong` at a time, judged on validation images from inside the training folds
     local axis
-    for axis in seed=0 model.norm=none,group model.convs=1 model.pooling=mean,max augment.frozen=True \
+    for axis in seed=0 model.norm=none,batch model.convs=1 model.pooling=mean,max augment.frozen=True \
         augment.policy=none,distort augment.test_flip=True optimizer.peak_lr=3e-4,3e-3 optimizer.weight_decay=0.05 \
         optimizer.label_smoothing=0.1 optimizer.ema=0.99 model.dropout=0.0 balanced.epochs=12,48; do
         kfold ablations strong "$axis split.val_folds=5 split.fold=0:5"
@@ -33,22 +33,21 @@ ablations() { # one change of `strong` at a time, judged on validation images fr
 epochs() { # the paper's tables 1 and 2 on its own holdout, for ten splits
     local train=(python -m bhcnet_jax.main --workdir="$folder/epochs" --config=balanced)
     "${train[@]}" --sweep='balanced.epochs=4,8,12,16,20,24 split.seed=0:10'
-    "${train[@]}" --sweep="$both imbalanced.epochs=4,8,12,16,20,24 split.seed=0:10"
+    "${train[@]}" --sweep="phases=('balanced','imbalanced') imbalanced.epochs=4,8,12,16,20,24 split.seed=0:10"
 }
 
-for part in "${@:-baselines strong cnn lstm gru equalised ablations epochs}"; do
-    for name in $part; do
-        case $name in
-            baselines) python -m bhcnet_jax.baselines --workdir="$folder/baselines" --config=balanced \
-                --config.split.scheme=kfold --sweep="seed=0:5 $folds" ;;
-            cnn) two_phases cnn balanced ;;
-            lstm) two_phases lstm lstm_balanced ;;
-            gru) two_phases gru gru_balanced ;;
-            strong) kfold strong strong "$folds" ;;
-            equalised) kfold equalised strong "dataset.equalise=True $folds" ;;
-            ablations) ablations ;;
-            epochs) epochs ;;
-            *) echo "error: no part $name; expected baselines, cnn, lstm, gru, strong, equalised, ablations or epochs." >&2; exit 2 ;;
-        esac
-    done
+for part in ${*:-baselines strong cnn lstm gru equalised ablations epochs}; do
+    case $part in
+        baselines) python -m bhcnet_jax.baselines --workdir="$folder/baselines" --config=balanced \
+            --config.split.scheme=kfold --sweep="seed=0:5 $folds" ;;
+        cnn) two_phases cnn balanced ;;
+        lstm) two_phases lstm lstm_balanced ;;
+        gru) two_phases gru gru_balanced ;;
+        strong) kfold strong strong "$folds" ;;
+        equalised) kfold equalised strong "dataset.equalise=True $folds" ;;
+        ablations) ablations ;;
+        epochs) epochs ;;
+        *) echo "error: no part $part; expected baselines, cnn, lstm, gru, strong, equalised, ablations or epochs." >&2
+            exit 2 ;;
+    esac
 done

@@ -18,8 +18,7 @@ import pandas as pd
 from bhcnet_jax import baselines, bootstrap, comparison, metrics, results
 from bhcnet_jax.bootstrap import Estimate, Metric
 from bhcnet_jax.comparison import Pooled
-from bhcnet_jax.report import settings
-from bhcnet_jax.report.leaderboard import number_groups
+from bhcnet_jax.report import leaderboard, settings
 from bhcnet_jax.report.page import Number
 from bhcnet_jax.report.summary import MARK
 from bhcnet_jax.results import ResultsError
@@ -165,7 +164,8 @@ def gather(directories: Sequence[pathlib.Path]) -> Evidence:
     run_dirs = [_run_dir(pathlib.Path(path)) for path in dict.fromkeys(pathlib.Path(file).parent for file in done.file)]
     data = next((each.data for each in run_dirs if each.data.get('fingerprint') == fingerprint), {})
     known = settings.of_recipes([(each.config, each.starts) for each in run_dirs], set(done.recipe_id))
-    recipes = _recipes(done, merged.predictions, data, known)
+    group_of = leaderboard.read_groups(done.file).get(fingerprint, {})
+    recipes = _recipes(done, merged.predictions, group_of, known)
     mark = MARK if dataset == 'PHANTOM' else ''
     return Evidence(recipes, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
 
@@ -193,18 +193,17 @@ def _json(path: pathlib.Path, empty: Any) -> Any:
 
 
 def _recipes(
-    done: pd.DataFrame, predictions: pd.DataFrame, data: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+    done: pd.DataFrame, predictions: pd.DataFrame, group_of: Mapping[str, int], known: Mapping[str, Mapping[str, Any]]
 ) -> list[Recipe]:
     scored = predictions.join(done[['seed', 'fold', 'recipe_id']], on='trial', how='inner')
     scored_by = dict(iter(scored.groupby('recipe_id', sort=False)))
-    group_of = {image: group for group, members in enumerate(data.get('groups', ())) for image in members}
     labels = _labels(done, known)
     found = []
     for recipe_id, trials in done.groupby('recipe_id', sort=False):
         mine = scored_by[recipe_id]
         pooled = comparison.pivot(mine)
         folds = mine.drop_duplicates('image_id').set_index('image_id').fold[pooled.image_ids].to_numpy(int)
-        groups = number_groups(pooled.image_ids, group_of)
+        groups = leaderboard.number_groups(pooled.image_ids, group_of)
         of_recipe = (recipe_id, labels[recipe_id], _kind(trials.iloc[0]), trials, pooled, folds, groups)
         found.append(Recipe(*of_recipe, known.get(recipe_id, {})))
     return sorted(found, key=lambda each: -each.scores['accuracy'].mean)

@@ -124,8 +124,6 @@ def training(evidence: Evidence) -> Section:
     ])  # fmt: skip
 
 
-
-
 def _by_fold(recipe: Recipe) -> Table:
     """Accuracy of each fold (mean over seeds) and of each seed (all folds)."""
     pooled = recipe.pooled
