@@ -2,6 +2,7 @@
 
     python launch/benchmark.py --config=balanced --epochs=5     one training: images/s, compile seconds, memory
     python launch/benchmark.py --suite=cpu                      one training against PyTorch and Keras
+    python launch/benchmark.py --suite=gpu                      images/s by lanes and dtype, what bounds each part
     python launch/benchmark.py --suite=sweep                    a sweep in one process, 8, 2 side by side, PyTorch
     python launch/benchmark.py --suite=startup                  imports, first step, preparation of the images
     python launch/benchmark.py --suite=augment                  share of augmentation, an affine change against PyTorch
@@ -32,6 +33,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+from accelerator import measure_accelerator
 from augmenting import measure_augmentation
 from contender import peak_memory
 from contest import TOLERANCES, ContestError, Entry, measure_cpu, prepare, require, torch_entries
@@ -47,7 +49,7 @@ from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.results import Results
 from bhcnet_jax.study import Study
 
-SUITES = ('training', 'cpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
+SUITES = ('training', 'cpu', 'gpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
 
 
 def random_images(count: int, size: int) -> ImageSet:
@@ -330,7 +332,7 @@ def main() -> None:
     parser.add_argument('--config', default='balanced', help='training: a config that comes with the package')
     parser.add_argument('--epochs', type=int, default=5, help='training: epochs after compilation')
     parser.add_argument('--rounds', type=int, default=5, help='turns of each, but in training and records')
-    parser.add_argument('--images', type=int, default=1024, help='of a round, a multiple of 128: cpu, augment, growth')
+    parser.add_argument('--images', type=int, default=1024, help='of a round, a multiple of 128')
     parser.add_argument('--float32_only', action='store_true', help='cpu: no bfloat16, which few CPUs are made for')
     parser.add_argument('--figure', default='', help='cpu, growth: an SVG file to draw')
     arguments = parser.parse_args()
@@ -344,6 +346,7 @@ def main() -> None:
     suites: Mapping[str, Callable[[pathlib.Path], dict[str, Any]]] = {
         'training': lambda _: measure_training(arguments.config, arguments.epochs),
         'cpu': lambda folder: measure_cpu(folder, image_set.images, image_set.labels, rounds, count, dtypes),
+        'gpu': lambda _: measure_accelerator(image_set, rounds, count),
         'sweep': lambda folder: measure_sweep(folder, rounds),
         'prune': lambda folder: measure_pruning(folder, rounds),
         'records': measure_records,

@@ -96,6 +96,23 @@ def test_pytorch_augments_alike():
     np.testing.assert_allclose(theirs, mine, atol=1e-4)
 
 
+def test_what_bounds_a_part_is_told_from_its_operations_and_bytes(contest, monkeypatch):
+    accelerator = importlib.import_module('accelerator')
+    monkeypatch.setattr(accelerator, 'CALLS', 1)
+    image_set = importlib.import_module('benchmark').random_images(8, 16)
+    for peak, bandwidth, bound in ((1e30, 1.0, 'memory'), (1.0, 1e30, 'arithmetic')):
+        monkeypatch.setattr(accelerator, '_peak', lambda *_, peak=peak: peak)
+        monkeypatch.setattr(accelerator, '_bandwidth', lambda *_, bandwidth=bandwidth: bandwidth)
+        measured = accelerator.measure_bounds(image_set, 'bfloat16', 2, 1)
+        parts = measured['parts']
+        assert {part['bound by'] for part in parts.values()} == {bound}
+        assert parts['block 2']['least seconds'] == pytest.approx(max(parts['block 2'][key] / rate for key, rate in
+                                                                      (('flops', peak), ('bytes', bandwidth))))
+    # Two lanes of two images; what is elementwise adds to the products.
+    products = 4 * contest.training_flops((32, 64, 128), 16)
+    assert products < sum(parts[f'block {number}']['flops'] for number in (1, 2, 3)) < 1.25 * products
+
+
 def test_other_losses_are_refused_in_one_line(contest):
     losses = {'bhcnet_jax, float32': [0.7, 0.6], 'PyTorch, float32': [0.7, 0.6001]}
     with pytest.raises(contest.ContestError, match=r'^PyTorch, float32: the loss of step 2 is 0\.6001000'):

@@ -1,0 +1,164 @@
+"""What a GPU makes of the paper's network: images/s by lanes and precision, one training, and what bounds each part.
+
+It runs on a CPU too, where its figures say little.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from contender import PEAK_SIZE
+from contest import TOLERANCES, spread
+from ml_collections import ConfigDict
+
+from bhcnet_jax import augment, optim, splits, steps, trial
+from bhcnet_jax.configs import balanced
+from bhcnet_jax.engine import Engine, measure_lanes
+from bhcnet_jax.input_pipeline import ImageSet
+from bhcnet_jax.models import layers
+
+MOST_LANES = 1024
+BOUND_LANES = 8  # of the parts that are measured by themselves
+TRAINED = 1000  # trainings of the paper's length whose time is told
+COPIED = 2**26  # float32 values that no cache holds
+CALLS = 10  # of a part in a turn
+
+
+def measure_accelerator(image_set: ImageSet, rounds: int, count: int, most_lanes: int = MOST_LANES) -> dict[str, Any]:
+    """By dtype: images/s by lanes, seconds of one training and of many at once, and `measure_bounds`.
+
+    count: images of a lane's epoch. most_lanes: more are not tried. Epochs include augmentation and evaluation;
+    median, lowest and highest of `rounds`.
+    """
+    epochs = balanced.get_config().balanced.epochs * balanced.get_config().augment.samples / count
+    measured = {}
+    for dtype in TOLERANCES:
+        config, lane = _one_lane(image_set, dtype, count)
+        best, by_lanes = measure_lanes(config, image_set.images, image_set.labels, lane, most_lanes)
+        single = _epochs(config, image_set, lane, 1, rounds)
+        many = single if best == 1 else _epochs(config, image_set, lane, best, rounds)
+        measured[dtype] = {
+            'images/s by lanes': by_lanes,
+            'lanes of most images/s': best,
+            'images/s': spread([best * count / seconds for seconds in many]),
+            f'seconds of {TRAINED} trainings': spread([TRAINED / best * epochs * seconds for seconds in many]),
+            'seconds of one training by itself': spread([epochs * seconds for seconds in single]),
+            'bounds': measure_bounds(image_set, dtype, min(best, BOUND_LANES), rounds),
+        }
+    return measured
+
+
+def _one_lane(image_set: ImageSet, dtype: str, count: int) -> tuple[ConfigDict, steps.Lane]:
+    config = balanced.get_config()
+    config.model.dtype, config.augment.samples = dtype, count
+    config.dataset.image_size = image_set.images.shape[1]
+    split = splits.split(image_set.labels, np.arange(len(image_set.labels)), 'holdout', 10, 0, 0)
+    lane = trial.stack([trial.make(config, image_set.labels, split, '')], 0)
+    rates = optim.learning_rates(config.optimizer, config.balanced.epochs, steps.steps_per_epoch(config))
+    return config, lane.replace(learning_rates=rates[None, 0])
+
+
+def _epochs(config: ConfigDict, image_set: ImageSet, lane: steps.Lane, lanes: int, rounds: int) -> list[float]:
+    """Seconds of `rounds` epochs of equal lanes on one device, after one that is not counted."""
+    engine = Engine(config, image_set.images, image_set.labels, lanes, lanes=lanes)
+    repeated = jax.tree.map(lambda leaf: np.repeat(leaf, lanes, axis=0), lane)
+    states, _ = engine.epoch(engine.to_devices(engine.init(repeated)), repeated)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        states, _ = engine.epoch(states, repeated)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def measure_bounds(image_set: ImageSet, dtype: str, lanes: int, rounds: int) -> dict[str, Any]:
+    """What bounds each part of a training step of `lanes` lanes: memory or arithmetic.
+
+    Operations and bytes are those that XLA counts in the part's compiled program, with its gradients. The time that
+    arithmetic needs at the least is operations / peak of a large matrix product in the same dtype, and memory bytes /
+    its measured speed; the longer of them is the bound, and what the part takes is measured beside it. A cache spares
+    the memory bytes, so that a part may take less than its bound: on a CPU most do.
+    """
+    peak, bandwidth = _peak(dtype, rounds), _bandwidth(rounds)
+    parts = {}
+    for name, (part, arguments) in _parts(image_set, dtype, lanes).items():
+        compiled = jax.jit(part).lower(*arguments).compile()
+        counted = compiled.cost_analysis()
+        flops, accessed = counted['flops'], counted['bytes accessed']
+        least = {'arithmetic': flops / peak, 'memory': accessed / bandwidth}
+        parts[name] = {
+            'flops': flops,
+            'bytes': accessed,
+            'bound by': max(least, key=least.get),
+            'least seconds': max(least.values()),
+            'seconds': spread(_seconds(lambda run=compiled, given=arguments: run(*given), rounds)),
+        }
+    return {'peak, FLOP/s': peak, 'memory, bytes/s': bandwidth, 'parts': parts}
+
+
+def _parts(image_set: ImageSet, dtype: str, lanes: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Functions of lanes, each with its arguments: the changes of a batch, blocks of the network with their gradients.
+
+    A batch is as many images as the training step computes at a time.
+    """
+    config = balanced.get_config()
+    batch, size = steps.micro_batch_of(config.batch_size), image_set.images.shape[1]
+    strengths = {name: jnp.float32(value) for name, value in config.augment.affine.to_dict().items()}
+    keys = jax.random.split(jax.random.key(0), (lanes, batch))
+    images = jnp.broadcast_to(image_set.images[np.arange(batch) % len(image_set.images)], (lanes, batch, size, size))
+
+    def change(key: jax.Array, image: jax.Array) -> jax.Array:
+        return augment.augment(key, steps.to_unit(image), strengths, config.augment.policy)
+
+    parts: dict[str, Any] = {'augmentation': (jax.vmap(jax.vmap(change)), (keys, images))}
+    channels = 1
+    for number, features in enumerate(config.model.filters, 1):
+        last = number == len(config.model.filters)
+        maps = jax.random.normal(jax.random.key(1), (lanes, batch, size, size, channels), dtype)
+        kernels = jax.random.normal(jax.random.key(2), (lanes, 3, 3, channels, features), dtype)
+
+        def block(kernel: jax.Array, x: jax.Array, pools: bool = not last) -> jax.Array:
+            x = jax.nn.relu(layers.conv3x3(x, kernel))
+            return jnp.sum(layers.max_pool2x2(x) if pools else x, dtype=jnp.float32)
+
+        wanted = 0 if number == 1 else (0, 1)  # nothing needs the gradient of the images
+        parts[f'block {number}'] = (jax.vmap(jax.grad(block, wanted)), (kernels, maps))
+        size, channels = size // 2, features
+    return parts
+
+
+def _seconds(run: Callable[[], Any], rounds: int) -> list[float]:
+    """Of a call, the mean of CALLS, in each round."""
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready([run() for _ in range(CALLS)])
+        seconds.append((time.perf_counter() - start) / CALLS)
+    return seconds
+
+
+def _peak(dtype: str, rounds: int) -> float:
+    """FLOP/s of a large matrix product."""
+    size = PEAK_SIZE if jax.default_backend() == 'cpu' else 4 * PEAK_SIZE
+    a, b = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
+    product = jax.jit(jnp.dot)
+    return 2 * size**3 / min(_seconds(lambda: product(a, b), rounds))
+
+
+def _bandwidth(rounds: int) -> float:
+    """Bytes/s read and written where a large array is changed in its place."""
+    add = jax.jit(lambda values: values + 1, donate_argnums=0)
+    values = add(jnp.zeros(COPIED))
+    jax.block_until_ready(values)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            values = add(values)
+        jax.block_until_ready(values)
+        seconds.append((time.perf_counter() - start) / CALLS)
+    return 2 * values.nbytes / min(seconds)
