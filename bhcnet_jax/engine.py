@@ -1,7 +1,7 @@
 """Trains a batch of lanes, epoch by epoch, as one compiled program; the only pmap in the project.
 
 Lanes are trials that train together. Spread 'lanes' gives each device lanes of its own; spread 'batch' gives every
-device a part of each batch of the same lanes and adds the gradients (for data sets that need it).
+device a part of each batch of the same lanes and adds the gradients. On a CPU every core is a device.
 Leading axes: D devices, L lanes per device.
 
 Several processes can be one program, with the devices of all. Process 0 leads: it alone has data, run directory and
@@ -241,6 +241,33 @@ class Engine:
         """Of this process's rows: states on the devices, the result as numpy."""
         states, result = self._compiled(self._join(states), self._join(lanes), self._data)
         return states, self._rows(result)
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def make_every_core_a_device() -> None:
+    """Has JAX see a CPU as a device for each core, unless its own settings say how many. Call it before JAX is used.
+
+    Devices that train side by side keep cores busier than one device with as many threads (docs/benchmarks.md).
+    """
+    said = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+    if not said and 'JAX_NUM_CPU_DEVICES' not in os.environ:
+        jax.config.update('jax_num_cpu_devices', cores())
+
+
+def choose_spread(config: ConfigDict, alone: bool) -> str:
+    """'lanes' or 'batch', what devices are to share: as engine.spread says, or what is fastest if that is 'auto'.
+
+    That is on a CPU the batch of a trial alone, where it can be cut evenly; but batch normalisation has to be asked,
+    since every device has the moments of its own part. alone: there is no sweep, so that shards do not differ.
+    """
+    if config.engine.spread != 'auto':
+        return config.engine.spread
+    can = config.batch_size % jax.device_count() == 0 and config.model.norm != 'batch'
+    return 'batch' if alone and can and jax.default_backend() == 'cpu' else 'lanes'
 
 
 def choose_lanes(

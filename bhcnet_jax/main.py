@@ -79,10 +79,14 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
     command = shlex.join(['python', '-m', 'bhcnet_jax.main', *sys.argv[1:]])
-    if _DISTRIBUTED.value and not _join_others():
-        return
     # Imported here so that a wrong flag is answered at once.
-    from bhcnet_jax import engine, train
+    from bhcnet_jax import engine
+
+    if not _DISTRIBUTED.value:
+        engine.make_every_core_a_device()
+    elif not _join_others():
+        return
+    from bhcnet_jax import train
     from bhcnet_jax.batch import Stopped
     from bhcnet_jax.datasets import DatasetError
     from bhcnet_jax.engine import ProcessLost

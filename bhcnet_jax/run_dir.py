@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bhcnet_jax import __version__
+from bhcnet_jax.engine import cores
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.splits import Grouping
 from bhcnet_jax.trial import Trial, resolve
@@ -139,8 +140,7 @@ def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:
 def hardware() -> str:
     """The devices and the processor cores of this process, in a few words; on CPUs equal bits need as many cores."""
     devices = jax.devices()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return f'{len(devices)} x {devices[0].device_kind}, {cores} cores, {_processor()}'
+    return f'{len(devices)} x {devices[0].device_kind}, {cores()} cores, {_processor()}'
 
 
 def _processor() -> str:

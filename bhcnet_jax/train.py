@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bhcnet_jax import estimate, in_flight, pruning, results, run_dir, schedule, sweep
+from bhcnet_jax import engine, estimate, in_flight, pruning, results, run_dir, schedule, sweep, trial
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.report import summary
 from bhcnet_jax.results import Results
@@ -49,6 +49,10 @@ def run(config: ConfigDict, options: Options) -> bool:
     """
     shard = sweep.parse_shard(options.shard or '1/1')
     rule = pruning.parse(options.prune)
+    config = config.copy_and_resolve_references()
+    trial.check(config)
+    alone = not (options.sweep or config.sweep or config.trials)
+    config.engine.spread = engine.choose_spread(config, alone)
     study = Study(config, options.sweep)
     wanted = study.trials(shard)
     pruning.check(rule, wanted, config.split.val_folds)

@@ -310,7 +310,7 @@ _CHOICES = {
     'model.pooling': models.POOLINGS,
     'model.dtype': ('float32', 'bfloat16'),
     'augment.policy': POLICIES,
-    'engine.spread': ('lanes', 'batch'),
+    'engine.spread': ('auto', 'lanes', 'batch'),
     'engine.keep_weights': ('final', 'none'),
     **{f'{name}.class_weights': ('computed', 'carried') for name in phases.NAMES},
     **{f'{name}.optimizer_state': ('fresh', 'carried') for name in phases.NAMES},

@@ -126,7 +126,9 @@ def optimizer() -> ConfigDict:
 def engine() -> ConfigDict:
     c = ConfigDict()
     c.lanes = 'auto'  # trials that each device trains together, as text; auto: 1 on a CPU, measured on a GPU
-    c.spread = 'lanes'  # over the devices: lanes (trials), or batch (one trial's batch, gradients averaged)
+    # What devices share: lanes (trials), or batch (of each trial; gradients are added). auto: lanes, but on a CPU,
+    # where every core is a device, the batch of a trial by itself.
+    c.spread = 'auto'
     c.checkpoint_every = 1  # epochs between checkpoints
     c.keep_weights = 'final'  # final: checkpoints of finished trials stay; none: they go, for large sweeps
     return c

@@ -44,7 +44,7 @@ from startup import measure_startup
 
 from bhcnet_jax import input_pipeline, optim, run_dir, splits, sweep, trial
 from bhcnet_jax.configs import base
-from bhcnet_jax.engine import Engine
+from bhcnet_jax.engine import Engine, choose_spread, make_every_core_a_device
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.results import Results
 from bhcnet_jax.study import Study
@@ -80,6 +80,7 @@ def measure_training(config_name: str, epochs: int) -> dict[str, Any]:
     epoch_seconds, compile_seconds and peak_memory_bytes of this process.
     """
     config = importlib.import_module(f'bhcnet_jax.configs.{config_name}').get_config()
+    config.engine.spread = choose_spread(config, alone=True)
     image_set = random_images(200, config.dataset.image_size)
     split = splits.split(image_set.labels, np.arange(200), 'holdout', 10, 0, 0)
     trials = [trial.make(config, image_set.labels, split, '')]
@@ -342,6 +343,7 @@ def main() -> None:
         parser.error(f'--figure: the suite {arguments.suite} has none; expected cpu or growth.')
     if rounds < 1 or count < 128 or count % 128:
         parser.error(f'--rounds={rounds} --images={count}: expected 1 or more, and a multiple of 128.')
+    make_every_core_a_device()
     image_set = random_images(200, 128)
     suites: Mapping[str, Callable[[pathlib.Path], dict[str, Any]]] = {
         'training': lambda _: measure_training(arguments.config, arguments.epochs),

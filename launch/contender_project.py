@@ -13,11 +13,15 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from bhcnet_jax import optim, splits, steps, trial
-from bhcnet_jax.engine import Engine
+from bhcnet_jax.engine import Engine, choose_spread, make_every_core_a_device
 
 
 class Project:
-    """Epochs of the engine. variant: dtype, of the computation, and lanes, how many trials train together."""
+    """Epochs of the engine.
+
+    variant: dtype, of the computation; lanes, how many trials train together on one device, or without it one trial as
+    a run by itself trains it.
+    """
 
     def __init__(self, task: Task):
         self._task = task
@@ -25,6 +29,7 @@ class Project:
         config.model.dtype = task.variant['dtype']
         split = splits.split(task.labels, np.arange(len(task.labels)), 'holdout', 10, 0, 0)
         lanes = task.variant.get('lanes', 1)
+        config.engine.spread = choose_spread(config, alone='lanes' not in task.variant)
         trials = []
         for config.seed in range(lanes):
             trials.append(trial.make(config.copy_and_resolve_references(), task.labels, split, ''))
@@ -69,4 +74,5 @@ class Project:
 
 if __name__ == '__main__':
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    make_every_core_a_device()
     serve(Project)

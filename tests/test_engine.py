@@ -107,6 +107,36 @@ def test_running_moments_are_the_mean_of_those_of_the_devices():
     assert not np.allclose(means[0]['var'], means[1]['var'], rtol=1e-5)  # moments of a part are about its own mean
 
 
+@pytest.mark.parametrize(
+    ('overrides', 'alone', 'spread'),
+    [
+        ({}, True, 'batch'),
+        ({}, False, 'lanes'),
+        ({'batch_size': 7}, True, 'lanes'),
+        ({'model__norm': 'batch'}, True, 'lanes'),  # whose moments would be those of half a batch
+        ({'engine__spread': 'lanes'}, True, 'lanes'),
+        ({'engine__spread': 'batch'}, False, 'batch'),
+    ],
+)
+def test_on_a_cpu_devices_share_the_batch_of_a_trial_alone(overrides, alone, spread):
+    assert engines.choose_spread(small_config(**overrides), alone) == spread
+
+
+@pytest.mark.parametrize(
+    ('said', 'devices'),
+    [
+        ({}, len(os.sched_getaffinity(0))),
+        ({'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}, 3),
+        ({'JAX_NUM_CPU_DEVICES': '3'}, 3),
+    ],
+)
+def test_every_core_is_a_device_unless_jax_is_told_otherwise(said, devices):
+    program = 'from bhcnet_jax import engine; engine.make_every_core_a_device(); import jax; print(jax.device_count())'
+    environment = {**os.environ, 'XLA_FLAGS': '', **said}
+    child = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
+    assert int(child.stdout) == devices
+
+
 def test_a_batch_that_cannot_be_cut_evenly_is_refused():
     with pytest.raises(ValueError, match=r'batch_size is 7.*multiple of 2'):
         Engine(small_config(engine__spread='batch', batch_size=7), *small_images())

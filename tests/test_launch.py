@@ -34,10 +34,10 @@ def launch():
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
-    """Of child processes: one device, as on a user's machine; prepared data and programs are shared."""
+    """Of child processes: one device, as a shard on one core has; prepared data and programs are shared."""
     return {
         **os.environ,
-        'XLA_FLAGS': '',
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
         'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds')),
     }
 

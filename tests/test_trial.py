@@ -101,7 +101,7 @@ def test_a_section_that_is_not_in_use_does_not_count():
         ({'phases': ('imbalanced',)}, r'no phase comes before imbalanced'),
         ({'split__val_folds': 1}, r'split.val_folds is 1, which leaves nothing to train on; expected 0'),
         ({'seed': -1}, r'seed is -1; expected 0 to 2147483647'),
-        ({'engine__spread': 'rows'}, r'expected one of lanes, batch'),
+        ({'engine__spread': 'rows'}, r'expected one of auto, lanes, batch'),
         ({'engine__lanes': '0'}, r"engine.lanes is '0'; expected 'auto' or a whole number from 1"),
         ({'engine__lanes': 'two'}, r"engine.lanes is 'two'; expected 'auto'"),
     ],
