@@ -110,16 +110,20 @@ def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]
     positive, negative = scores[labels], scores[~labels]
     if not len(positive) or not len(negative):
         return float('nan'), float('nan'), float('nan')
-    ranks = scipy.stats.rankdata(scores)
     # For every positive the share of negatives below it, for every negative the share of positives above it.
-    above = (ranks[labels] - scipy.stats.rankdata(positive)) / len(negative)
-    below = 1 - (ranks[~labels] - scipy.stats.rankdata(negative)) / len(positive)
+    above, below = _share_below(positive, negative), 1 - _share_below(negative, positive)
     auc = float(above.mean())
     if min(len(positive), len(negative)) < 2:
         return auc, float('nan'), float('nan')
     error = np.sqrt(above.var(ddof=1) / len(positive) + below.var(ddof=1) / len(negative))
-    low, high = np.clip(scipy.stats.norm.interval(0.95, auc, error if error > 1e-9 else np.nan), 0, 1)
+    low, high = np.clip(auc + scipy.special.ndtri([0.025, 0.975]) * (error if error > 1e-9 else np.nan), 0, 1)
     return auc, float(low), float(high)
+
+
+def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of each value, the share of the others that are smaller, ties counted as half."""
+    others = np.sort(others)
+    return sum(np.searchsorted(others, values, side) for side in ('left', 'right')) / 2 / len(others)
 
 
 class Calibration(NamedTuple):

@@ -4,7 +4,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from scipy import ndimage
 
 from bhcnet_jax.datasets import DatasetError
@@ -76,8 +76,8 @@ def is_coloured(image: Image.Image) -> bool:
     """Whether any pixel's red, green and blue differ, whatever the mode says."""
     if image.mode != 'P' and len(image.getbands()) < 3:
         return False
-    colours = np.asarray(image.convert('RGBA'))[..., :3]  # to RGB Pillow warns of a transparent palette
-    return bool(np.ptp(colours, axis=-1).any())
+    red, *others, _ = image.convert('RGBA').split()  # to RGB Pillow warns of a transparent palette
+    return any(ImageChops.difference(red, other).getbbox() for other in others)
 
 
 def reason(error: BaseException) -> str:
