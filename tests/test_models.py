@@ -119,13 +119,20 @@ def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes):
     assert 'scatter(' not in text
 
 
-def test_the_papers_cnn_costs_the_multiplications_that_its_layers_add_up_to():
+def test_the_papers_cnn_costs_the_multiplications_and_the_bytes_that_its_layers_add_up_to():
     # For 2 images: 36 products per tile instead of 144 in the second and third layer, forward and for both gradients.
     # As much again, at most, for the maps into and out of tiles, the first layer and all that is elementwise.
     direct = 2 * 9 * (32 * 64 * 64 * 64 + 64 * 128 * 32 * 32)
     products = 2 * (3 * direct / 4)
-    flops = compiled_gradient(base.get_config().model, 128).cost_analysis()['flops']
-    assert products < flops < 2 * products
+    # Bytes: what stands between the layers, float32, is written and read, and so are, twice, its gradients. As much
+    # again, at most, for what is computed on the way, such as maps of tiles in another order.
+    first = 32 * 128 * 128 + 32 * 64 * 64  # a convolution's output, and that pooled
+    second = 36 * 16 * 16 * (32 + 32 + 64) + 64 * 64 * 64 + 64 * 32 * 32  # tiles, mapped, multiplied; output, pooled
+    third = 36 * 8 * 8 * (64 + 64 + 128) + 128 * 32 * 32
+    moved = 2 * 4 * (first + second + third) * 2 * 3
+    counted = compiled_gradient(base.get_config().model, 128).cost_analysis()
+    assert products < counted['flops'] < 2 * products
+    assert moved < counted['bytes accessed'] < 2 * moved
 
 
 def test_dropout_keeps_the_mean_and_drops_the_given_share():
