@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import html.parser
 import json
 import os
@@ -14,12 +15,12 @@ import browser
 import runs
 import studies
 from bhcnet_jax.report import __main__ as report
-from bhcnet_jax.report import evidence, page, pictures
+from bhcnet_jax.report import evidence, findings, page, pictures
 from bhcnet_jax.results import Results
 
 FIGURES = {
     'roc', 'precision-recall', 'reliability', 'probabilities', 'decision', 'loss', 'accuracy', 'by-fold', 'by-seed',
-    'ablations', 'parallel',
+    'ablations', 'parallel', 'accuracies',
 }  # fmt: skip
 SECTIONS = 11
 
@@ -264,6 +265,13 @@ def test_a_paper_row_stands_beside_the_recipe_with_its_model_phases_and_epochs(r
     rows = [line for line in section(real, 2).splitlines() if line.startswith(('| Paper', '| This study'))]
     place = next(place for place, row in enumerate(rows) if row.startswith('| This study'))
     assert rows[place - 1].startswith('| Paper, table 2, 12 epochs: cnn, balanced then imbalanced | 100 % (83.9')
+
+
+@pytest.mark.parametrize(('key', 'value'), [('model.convs', 2), ('model.filters', [16, 32]), ('model.norm', 'group')])
+def test_another_network_than_the_papers_stands_beside_no_row_of_the_paper(tmp_path, key, value):
+    found = evidence.gather(studies.write(tmp_path)[:1]).recipes[0]
+    beside = [findings._row_of(each) for each in (found, dataclasses.replace(found, settings={key: value}))]
+    assert beside[0] and beside[1] is None
 
 
 def test_look_alikes_in_one_test_part_are_counted(real, tmp_path):

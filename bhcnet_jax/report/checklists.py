@@ -187,7 +187,7 @@ def _of_model(evidence: Evidence, best: Recipe) -> dict[str, str]:
         'preprocessing': f'grey, {resized}scaled to [0, 1]',
         'software': f'python {start["python"]}, {packages}' if start else 'not recorded: env.json is missing',
         'initial': 'random, from the seed of the trial; no pretrained weights',
-        'training': f'phases {phases}, {len(best.pooled.seeds)} seeds' + (f'; {trained}' if trained else ''),
+        'training': f'phases {phases}, number of seeds {len(best.pooled.seeds)}' + (f'; {trained}' if trained else ''),
         'choice': 'the weights after the last epoch; none was chosen by the test part. Among recipes: section 3',
         'ensemble': "none; metrics are means over seeds, not of a mean prediction, but for McNemar's test",
         'updating': 'none',

@@ -1,12 +1,13 @@
 """Sections 1, 2, 3 and 6 of the report: the answer, the paper beside it, the leaderboard, comparisons of recipes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bhcnet_jax import bootstrap, comparison, metrics
+from bhcnet_jax.configs import base
 from bhcnet_jax.report import paper, plots, settings
 from bhcnet_jax.report.evidence import DRAWS, KINDS, Evidence, Recipe
 from bhcnet_jax.report.page import Block, Number, Section, Table
@@ -14,6 +15,8 @@ from bhcnet_jax.report.page import Block, Number, Section, Table
 BOARD = ('accuracy', 'sensitivity', 'specificity', 'auc')
 OTHERS = ('precision', 'f1', 'log_loss', 'brier')
 NAMES = {'auc': 'AUC', 'f1': 'F1', 'log_loss': 'log-loss (nats)', 'brier': 'Brier score'}
+MOST_DOTS = 30  # recipes in the figure of the leaderboard
+LAYERS = ('filters', 'convs', 'norm', 'pooling', 'hidden_units')  # what makes a network another one than the paper's
 OURS = 'This study:'  # begins our rows beside those of the paper
 INTERVALS = (
     f'Intervals are 95 % intervals over images: the percentile bootstrap, {DRAWS} draws of groups of look-alike images '
@@ -166,9 +169,19 @@ def paper_tables(evidence: Evidence) -> Section:
 
 def _row_of(recipe: Recipe) -> paper.PaperRow | None:
     first = recipe.trials.iloc[0]
-    if pd.isna(first.phases) or pd.isna(first.epochs):
+    if pd.isna(first.phases) or pd.isna(first.epochs) or not _is_papers_network(recipe):
         return None
     return paper.row_for(first.model, tuple(first.phases.split('+')), int(first.epochs))
+
+
+def _is_papers_network(recipe: Recipe) -> bool:
+    """Whether no setting of its layers, as far as they are known, differs from the reading of the paper."""
+    of_paper, mine = base.get_config().model, recipe.settings
+    return all(_listed(mine.get(f'model.{key}', of_paper[key])) == _listed(of_paper[key]) for key in LAYERS)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _printed(row: paper.PaperRow) -> list[Number | str]:
@@ -221,8 +234,13 @@ def leaderboard(evidence: Evidence) -> Section:
         heads += [NAMES.get(name, name), f'{NAMES.get(name, name)}, sd over seeds']
     rows = [_board_row(each) for each in evidence.recipes]
     more = [[each.label, *map(each.number, OTHERS)] for each in evidence.recipes]
+    labels = evidence.recipes[0].pooled.labels
+    caption = 'Accuracy with its interval; dotted: always calling the larger class'
+    best = {each.label: each.number('accuracy') for each in evidence.recipes[:MOST_DOTS]}
+    chance = max(labels.mean(), 1 - labels.mean())
     blocks: list[Block] = [
         Table('leaderboard', 'Recipes and baselines, sorted by accuracy', heads, rows, INTERVALS),
+        plots.dots('accuracies', caption, evidence.mark, best, 'accuracy, %', chance),
         Table('scores', 'Further metrics', ('recipe', *(NAMES.get(name, name) for name in OTHERS)), more),
     ]
     if not all(each.shares_folds(evidence.recipes[0]) for each in evidence.recipes):

@@ -189,15 +189,15 @@ def _phases(axes: Axes, epochs: pd.DataFrame) -> None:
     axes.grid(axis='y', linewidth=0.6)
 
 
-def dots(name: str, caption: str, mark: str, rows: Mapping[str, Number], unit: str) -> Figure:
-    """A dot with its interval for each row, and a line at 0."""
+def dots(name: str, caption: str, mark: str, rows: Mapping[str, Number], unit: str, line: float = 0.0) -> Figure:
+    """A dot with its interval for each row, in per cent. line: a share, where a dotted one is drawn."""
 
     def paint(axes: Axes) -> None:
         places = np.arange(len(rows))[::-1]
         for place, number in zip(places, rows.values(), strict=True):
             axes.plot([100 * number.low, 100 * number.high], [place, place], color=COLOURS[0])
             axes.plot(100 * number.value, place, 'o', color=COLOURS[0], markersize=5)
-        axes.axvline(0, color=SOFT, linewidth=0.9, linestyle=':')
+        axes.axvline(100 * line, color=SOFT, linewidth=0.9, linestyle=':')
         axes.set_yticks(places, [_short(label, 34) for label in rows], color=INK, fontsize=8)
         axes.set(xlabel=unit, ylim=(-0.6, len(rows) - 0.4))
         axes.grid(axis='x', linewidth=0.6)
