@@ -131,7 +131,7 @@ def test_html_markdown_and_csv_say_the_same(real):
     board, in_html, in_markdown = numbers(real, 'leaderboard'), text(real, 'html'), section(real, 3)
     for row in board.itertuples():
         style = 'plain' if 'AUC' in row.Index[1] else 'percent'
-        noun = 'seeds' if 'sd' in row.Index[1] else ''
+        noun = 'seed' if 'sd' in row.Index[1] else ''
         shown = page.Number(row.value, row.low, row.high, int(row.n), style, noun=noun)
         assert str(shown) in in_markdown
         assert f'<span>{shown.text}<small>{shown.detail}</small>' in in_html
@@ -253,6 +253,40 @@ def test_ablations_differ_from_the_reference_in_one_setting(real):
     names = set(numbers(real, 'ablation-differences').index.get_level_values('row'))
     assert len(names) == 2  # of three other networks one differs in both
     assert {name.partition(':')[0] for name in names} == {'model.dropout', 'optimizer.peak_lr'}
+
+
+def test_validation_scores_are_those_of_the_database_with_losses_paired_by_seed_and_fold(real):
+    reference_label = re.search(r'minus the reference, (.*\))\*\*', section(real, 6))[1]
+    studies.predictions([real / 'networks'])  # exports results.csv
+    results = pd.read_csv(real / 'networks/results.csv')
+    found = numbers(real, 'validation')
+    labels = list(dict.fromkeys(found.index.get_level_values('row')))
+    trials = {label: results[results.recipe_id == recipe_id_of(label, results)].set_index(['seed', 'fold'])
+              for label in labels}  # fmt: skip
+    assert len(labels) == 4  # without the baselines
+    assert labels == sorted(labels, key=lambda label: trials[label].val_loss.mean())
+    for label, mine in trials.items():
+        n = studies.VAL_IMAGES * len(mine)
+        assert found.value[label, 'accuracy'] == pytest.approx(mine.val_accuracy.mean())
+        assert (found.n[label, 'accuracy'], found.n[label, 'log-loss (nats)']) == (n, n)
+        assert found.value[label, 'log-loss (nats)'] == pytest.approx(mine.val_loss.mean())
+        change = mine.val_loss - trials[reference_label].val_loss
+        assert found.value[label, 'log-loss minus the reference'] == pytest.approx(change.mean())
+        lower = '-' if label == reference_label else f'{(change < 0).sum()} of {len(change)}'
+        row = next(line for line in section(real, 6).splitlines() if line.startswith(f'| {label} |') and lower in line)
+        assert row.split('|')[-2].strip() == lower
+
+
+def test_an_ensemble_answers_with_the_mean_probability_over_seeds(real):
+    scored = studies.predictions([real / 'networks', real / 'baselines'])
+    found = numbers(real, 'ensembles').value
+    assert len(found) == 6 * 4
+    for label in found.index.unique('row'):
+        mine = scored[scored.recipe_id == recipe_id_of(label, scored)]
+        mean = mine.groupby('image_id')[['label', 'probability']].mean()
+        for column in ('accuracy', 'sensitivity', 'specificity', 'AUC'):
+            expected = SCORES[column][0](mean.label == 1, mean.probability, None)
+            assert found[label, column] == pytest.approx(expected)
 
 
 def test_the_reference_may_be_named(tmp_path):

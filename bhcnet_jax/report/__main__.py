@@ -9,7 +9,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from bhcnet_jax.report import context, findings, leaderboard, page, pictures, shapes
+from bhcnet_jax.report import context, differences, findings, leaderboard, page, pictures, shapes
 from bhcnet_jax.report.evidence import Evidence, find, gather
 from bhcnet_jax.report.page import Page
 from bhcnet_jax.results import ResultsError
@@ -18,7 +18,7 @@ from bhcnet_jax.results import ResultsError
 def make(evidence: Evidence, reference_name: str = '', with_images: bool = True) -> Page:
     """All sections in their order. ResultsError: no recipe of that name."""
     recipes = evidence.recipes
-    reference = find(recipes, reference_name) if reference_name else findings.most_neighbours(recipes)
+    reference = find(recipes, reference_name) if reference_name else differences.most_neighbours(recipes)
     images = pictures.load(evidence) if with_images else '--no_images was given.'
     sections = (
         findings.answer(evidence),
@@ -26,7 +26,7 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
         findings.leaderboard(evidence),
         shapes.curves(evidence),
         shapes.training(evidence),
-        findings.comparisons(evidence, reference),
+        differences.comparisons(evidence, reference),
         context.audits(evidence, images),
         pictures.gallery(evidence, images),
         shapes.sweep(evidence),

@@ -178,18 +178,20 @@ def _of_model(evidence: Evidence, best: Recipe) -> dict[str, str]:
     trained = ', '.join(f'{key} {value}' for key, value in told.items() if key.startswith(('optimizer.', 'augment.')))
     size = told.get('dataset.image_size')
     resized = f'resized to {size} x {size} pixels (bilinear, aspect ratio not kept), ' if size else ''
+    several = len(best.pooled.seeds) > 1
+    equalised = 'cropped to the head, of one resolution, flat histogram, ' if told.get('dataset.equalise') else ''
     home = pathlib.Path(best.trials.file.iloc[0]).parent
     start = next((start for run in evidence.run_dirs if run.path == home for start in run.starts[-1:]), {})
     packages = ', '.join(f'{name} {version}' for name, version in start.get('packages', {}).items())
     phases = first.phases.replace('+', ' then ') if not pd.isna(first.phases) else 'one fit'
     return {
         'model': f'{best.label}: {first.model}' + (f' ({shown})' if shown else ''),
-        'preprocessing': f'grey, {resized}scaled to [0, 1]',
+        'preprocessing': f'grey, {equalised}{resized}scaled to [0, 1]',
         'software': f'python {start["python"]}, {packages}' if start else 'not recorded: env.json is missing',
         'initial': 'random, from the seed of the trial; no pretrained weights',
         'training': f'phases {phases}, number of seeds {len(best.pooled.seeds)}' + (f'; {trained}' if trained else ''),
         'choice': 'the weights after the last epoch; none was chosen by the test part. Among recipes: section 3',
-        'ensemble': "none; metrics are means over seeds, not of a mean prediction, but for McNemar's test",
+        'ensemble': 'over seeds, in section 3; all other metrics are means over seeds' if several else 'none',
         'updating': 'none',
         'output': 'probability of hemorrhage by a logistic output; 0.5 and more is called hemorrhage; see section 4',
         'imbalance': f'phases {phases}; classes of the set as in item 5a',

@@ -92,12 +92,28 @@ class Recipe:
         return np.nanmean(self.pooled.probabilities, axis=0)
 
     @property
+    def ensemble(self) -> 'Recipe':
+        """The recipe that answers with the mean probability over its seeds, as if it had one seed."""
+        pooled = self.pooled._replace(seeds=self.pooled.seeds[:1], probabilities=self.mean_probability[None])
+        return dataclasses.replace(self, pooled=pooled)
+
+    @property
     def folds_done(self) -> str:
         """Folds done of folds planned, from the seed with the fewest to that with the most."""
         first, done = self.trials.iloc[0], self.trials.groupby('seed').fold.nunique()
         planned = first.folds if first.scheme == 'kfold' else 1
         several = f' to {done.max()}' if done.min() < done.max() else ''
         return f'{done.min()}{several} of {planned}'
+
+    @property
+    def baseline_command(self) -> str:
+        """What trains the baselines on the same folds."""
+        first, seeds = self.trials.iloc[0], self.trials.seed
+        scheme = f'--config.split.scheme={first.scheme} --config.split.folds={first.folds}'
+        if not pd.isna(first.split_seed) and first.split_seed:
+            scheme += f' --config.split.seed={first.split_seed}'
+        folds = f' split.fold=0:{first.folds}' if first.scheme == 'kfold' else ''
+        return f"python -m bhcnet_jax.baselines --config=balanced {scheme} --sweep='seed=0:{seeds.max() + 1}{folds}'"
 
     def shares_folds(self, other: 'Recipe') -> bool:
         """Whether both were scored on the same images, each by a fold with the same test part."""

@@ -1,16 +1,16 @@
-"""Sections 1, 2, 3 and 6 of the report: the answer, the paper beside it, the leaderboard, comparisons of recipes."""
+"""Sections 1, 2 and 3 of the report: the answer, the paper beside it, the leaderboard."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bhcnet_jax import bootstrap, comparison, metrics
+from bhcnet_jax import comparison, metrics
 from bhcnet_jax.configs import base
-from bhcnet_jax.report import paper, plots, settings
+from bhcnet_jax.report import differences, paper, plots
 from bhcnet_jax.report.evidence import DRAWS, KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Block, Number, Section, Table
+from bhcnet_jax.report.page import Block, Number, Section, Table, counted
 
 BOARD = ('accuracy', 'sensitivity', 'specificity', 'auc')
 OTHERS = ('precision', 'f1', 'log_loss', 'brier')
@@ -23,33 +23,6 @@ INTERVALS = (
     'with all their seeds; Wilson where all draws agree, as at 100 %. The standard deviation over seeds is a different '
     'thing and has a column of its own.'
 )
-
-
-class Difference(NamedTuple):
-    """A recipe minus another one on the same images: accuracy and AUC, and McNemar's test of the accuracies.
-
-    only_first, only_second: images that only the other one, or only the recipe, has right.
-    """
-
-    accuracy: Number
-    auc: Number
-    only_first: int
-    only_second: int
-    p: float
-
-
-def difference(first: Recipe, second: Recipe) -> Difference:
-    """second - first. McNemar's test, which knows one answer per image, is of probabilities averaged over seeds."""
-    pooled, other = first.pooled, second.pooled
-    measures = {name: bootstrap.METRICS[name] for name in ('accuracy', 'auc')}
-    of_pair = (pooled.labels, pooled.probabilities, other.probabilities, measures, first.groups, DRAWS)
-    found, n = bootstrap.difference(*of_pair), len(pooled.labels)
-    test = comparison.mcnemar(pooled.labels, first.mean_probability, second.mean_probability)
-    numbers = (
-        Number(found[name].mean, found[name].low, found[name].high, n, style)
-        for name, style in (('accuracy', 'points'), ('auc', 'signed'))
-    )
-    return Difference(*numbers, *test)
 
 
 def answer(evidence: Evidence) -> Section:
@@ -74,13 +47,9 @@ def _reached(evidence: Evidence, best: Recipe) -> str:
     chosen = f', the best of {count} by this very number and so flattered by the choice,' if count > 1 else ''
     return (
         f'The network {best.label}{chosen} has an accuracy of {best.number("accuracy")} and an AUC of '
-        f'{best.number("auc")}, over {_count(len(best.pooled.seeds), "seed")}, every image scored by a fold that was '
+        f'{best.number("auc")}, over {counted(len(best.pooled.seeds), "seed")}, every image scored by a fold that was '
         'not trained on it.'
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f'{number} {noun}' + ('' if number == 1 else 's')
 
 
 def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
@@ -88,9 +57,9 @@ def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
     if shortcut is None:
         return (
             'Whether it beats the shortcut baselines, which never look at the head, is not known, since none was '
-            f'trained on the same folds (`{baseline_command(best)}`).'
+            f'trained on the same folds (`{best.baseline_command}`).'
         )
-    found = difference(shortcut, best)
+    found = differences.difference(shortcut, best)
     if found.accuracy.low > 0:
         verdict = 'it beats them'
     else:
@@ -103,16 +72,6 @@ def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
         f'has {shortcut.number("accuracy")}, {verdict}: the difference in accuracy is {found.accuracy}, McNemar mid-p '
         f'{Number(found.p, style="p")}.'
     )
-
-
-def baseline_command(recipe: Recipe) -> str:
-    """What trains the baselines on a recipe's folds."""
-    first, seeds = recipe.trials.iloc[0], recipe.trials.seed
-    scheme = f'--config.split.scheme={first.scheme} --config.split.folds={first.folds}'
-    if not pd.isna(first.split_seed) and first.split_seed:
-        scheme += f' --config.split.seed={first.split_seed}'
-    folds = f' split.fold=0:{first.folds}' if first.scheme == 'kfold' else ''
-    return f"python -m bhcnet_jax.baselines --config=balanced {scheme} --sweep='seed=0:{seeds.max() + 1}{folds}'"
 
 
 def _against_paper(best: Recipe) -> str:
@@ -204,7 +163,7 @@ def _total(name: str, counts: dict[str, int]) -> int | None:
 
 
 def _ours(recipe: Recipe, count: int) -> list[Number | str]:
-    told = f'{_count(len(recipe.pooled.seeds), "seed")}, folds {recipe.folds_done}'
+    told = f'{counted(len(recipe.pooled.seeds), "seed")}, folds {recipe.folds_done}'
     more = f'; of {count} such recipes the one with the most predictions' if count > 1 else ''
     return [f'{OURS} {recipe.label}', *map(recipe.number, paper.METRICS), told + more]
 
@@ -216,7 +175,7 @@ def _protocol_table(evidence: Evidence) -> Table | str:
         found = _protocol(recipe.trials) if recipe.kind == 'network' else None
         if found is not None:
             ends = [Number(value) for value in (found.quantiles[0], *found.quantiles[2:5], found.quantiles[-1])]
-            share = Number(found.share, found.low, found.high, found.trainings, noun='trainings')
+            share = Number(found.share, found.low, found.high, found.trainings, noun='training')
             rows.append([recipe.label, str(found.n_test), *ends, share])
     if not rows:
         return 'Missing: counts of single trainings of networks. `python -m bhcnet_jax.main --config=balanced`'
@@ -243,10 +202,15 @@ def leaderboard(evidence: Evidence) -> Section:
         plots.dots('accuracies', caption, evidence.mark, best, 'accuracy, %', chance),
         Table('scores', 'Further metrics', ('recipe', *(NAMES.get(name, name) for name in OTHERS)), more),
     ]
+    together = [[each.label, str(len(each.pooled.seeds)), *map(each.ensemble.number, BOARD)]
+                for each in evidence.recipes if len(each.pooled.seeds) > 1]  # fmt: skip
+    if together:
+        heads = ('recipe', 'seeds', *(NAMES.get(name, name) for name in BOARD))
+        blocks.append(Table('ensembles', 'Ensembles: the mean probability over all seeds of a recipe', heads, together))
     if not all(each.shares_folds(evidence.recipes[0]) for each in evidence.recipes):
         blocks.insert(0, 'Not all recipes were scored on the same images in the same folds: their rows do not compare.')
     if not any(each.kind != 'network' for each in evidence.recipes):
-        blocks.append(f'Missing: baselines. `{baseline_command(evidence.recipes[0])}`')
+        blocks.append(f'Missing: baselines. `{evidence.recipes[0].baseline_command}`')
     blocks += [f'Warning: {line}' for line in evidence.warnings]
     return Section('Leaderboard', blocks)
 
@@ -255,64 +219,6 @@ def _board_row(recipe: Recipe) -> list[Number | str]:
     cells: list[Number | str] = [recipe.label, KINDS[recipe.kind], recipe.folds_done]
     for name in BOARD:
         number = recipe.number(name)
-        spread = Number(recipe.scores[name].spread, n=len(recipe.pooled.seeds), style=number.style, noun='seeds')
+        spread = Number(recipe.scores[name].spread, n=len(recipe.pooled.seeds), style=number.style, noun='seed')
         cells += [number, spread]
     return cells
-
-
-def comparisons(evidence: Evidence, reference: Recipe) -> Section:
-    """Section 6: every recipe on the reference's folds minus the reference, then those one setting away."""
-    others = [each for each in evidence.recipes if each is not reference and each.shares_folds(reference)]
-    title = 'Comparisons and ablations'
-    if not others:
-        return Section(title, ['Missing: a second recipe on the same folds. Train one, or the '
-                               f'baselines: `{baseline_command(reference)}`'])  # fmt: skip
-    found = {each.recipe_id: difference(reference, each) for each in others}
-    adjusted = comparison.holm([each.p for each in found.values()])
-    rows = [
-        [other.label, KINDS[other.kind], each.accuracy, each.auc, str(each.only_second), str(each.only_first),
-         Number(each.p, style='p', n=each.accuracy.n), Number(p, style='p', n=each.accuracy.n)]
-        for other, each, p in zip(others, found.values(), adjusted, strict=True)
-    ]  # fmt: skip
-    heads = ('recipe', 'kind', 'accuracy difference', 'AUC difference', 'only it is right', 'only the reference is',
-             'McNemar mid-p', f'after Holm, {len(rows)} tests')  # fmt: skip
-    note = (
-        "Differences are of both recipes on the same bootstrap draws. McNemar's test is of the probabilities averaged "
-        'over seeds at the threshold 0.5; it takes images as independent, which look-alikes are not quite.'
-    )
-    left = len(evidence.recipes) - len(others) - 1
-    more = [f'{_count(left, "recipe")} with other folds are left out.'] if left else []
-    table = Table('comparisons', f'Each recipe minus the reference, {reference.label}', heads, rows, note)
-    return Section(title, [table, *more, *_ablations(evidence.mark, reference, others, found)])
-
-
-def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[str, Difference]) -> list[Block]:
-    near = {}
-    for other in others:
-        keys = settings.differing(reference.settings, other.settings) if reference.settings and other.settings else []
-        if len(keys) == 1:
-            key = keys[0]
-            near[f'{key}: {other.settings.get(key, "-")}'] = found[other.recipe_id].accuracy
-    if not near:
-        return ['Missing: recipes that differ from the reference in one setting. `python -m bhcnet_jax.main '
-                "--config=balanced --config.split.scheme=kfold --sweep='split.fold=0:10 model.dropout=0,0.5'`"]
-    caption = (
-        f'Recipes that differ from {reference.label} in one setting: difference in accuracy with its 95 % interval, '
-        f'n = {len(reference.pooled.labels)} images, {len(reference.pooled.seeds)} seeds of the reference'
-    )
-    rows = [[name, number] for name, number in near.items()]
-    return [
-        plots.dots('ablations', caption, mark, near, 'accuracy difference, percentage points'),
-        Table('ablation-differences', caption, ('setting', 'accuracy difference'), rows),
-    ]
-
-
-def most_neighbours(recipes: Sequence[Recipe]) -> Recipe:
-    """The recipe that most others are one setting away from, on the same folds; the first network of several."""
-    networks = [each for each in recipes if each.kind == 'network'] or list(recipes)
-
-    def neighbours(one: Recipe) -> int:
-        known = [each for each in networks if each.settings and one.settings and one.shares_folds(each)]
-        return sum(len(settings.differing(one.settings, each.settings)) == 1 for each in known)
-
-    return max(networks, key=neighbours)

@@ -21,7 +21,7 @@ class Number:
       n: images that it is of; None where that has no meaning.
       style: 'percent' of a share in [0, 1], 'points' for a difference of two shares, 'plain', 'signed', 'p', 'whole'.
       printed: how somebody else prints the value; '' for our own way.
-      noun: what n counts, in the plural, where that is not images.
+      noun: what n counts, in the singular, where that is not images.
     """
 
     value: float
@@ -43,11 +43,16 @@ class Number:
         has_interval = not (math.isnan(self.low) or math.isnan(self.high))
         ends = (_text(self.low, self.style), _text(self.high, self.style))
         interval = ' to '.join(ends) if has_interval else ''
-        of = f'{self.n} {self.noun.removesuffix("s") if self.n == 1 else self.noun}' if self.noun else f'n = {self.n}'
-        return '; '.join(part for part in (interval, '' if self.n is None else of) if part)
+        of = '' if self.n is None else counted(self.n, self.noun) if self.noun else f'n = {self.n}'
+        return '; '.join(part for part in (interval, of) if part)
 
     def __str__(self) -> str:
         return f'{self.text} ({self.detail})' if self.detail else self.text
+
+
+def counted(number: int, noun: str) -> str:
+    """As in '1 seed' and '2 seeds'."""
+    return f'{number} {noun}' + ('' if number == 1 else 's')
 
 
 Cell = str | Number

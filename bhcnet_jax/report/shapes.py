@@ -153,8 +153,8 @@ def _noise(evidence: Evidence) -> list[Block]:
             of_images = (score.high - score.low) / (2 * NORMAL)
             total = score.spread**2 + of_images**2
             part = score.spread**2 / total if total else np.nan
-            rows.append([recipe.label, Number(score.spread, n=seeds, noun='seeds'),
-                         Number(of_images, n=recipe.n('accuracy')), Number(part, n=seeds, noun='seeds')])  # fmt: skip
+            rows.append([recipe.label, Number(score.spread, n=seeds, noun='seed'),
+                         Number(of_images, n=recipe.n('accuracy')), Number(part, n=seeds, noun='seed')])  # fmt: skip
     if not rows:
         return ['Missing: two or more seeds of a recipe, to tell seed noise from sampling noise. '
                 "`python -m bhcnet_jax.main --config=balanced --sweep='seed=0:5'`"]
