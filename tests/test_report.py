@@ -15,7 +15,7 @@ import browser
 import runs
 import studies
 from bhcnet_jax.report import __main__ as report
-from bhcnet_jax.report import evidence, findings, page, pictures
+from bhcnet_jax.report import evidence, findings, page, pictures, settings
 from bhcnet_jax.results import Results
 
 FIGURES = {
@@ -202,6 +202,28 @@ def test_a_report_on_real_images_does_not_say_phantom(real):
 def test_a_network_that_does_not_beat_the_shortcuts_has_learnt_nothing(real, phantom):
     assert 'it beats them' in section(real, 1)
     assert 'it has learnt nothing that the shortcuts do not tell' in ' '.join(section(phantom, 1).split())
+
+
+def test_the_answer_tells_what_the_papers_own_network_reaches(tmp_path):
+    directories = studies.write(tmp_path)
+    found = evidence.gather(directories)
+    best = found.best('network')
+    answer = ' '.join(findings.answer(found).blocks)
+    assert f'its own network, trained here as {best.label}, has {best.number("accuracy")}: of 8 trainings' in answer
+    other = [dataclasses.replace(each, settings={'model.convs': 2}) for each in found.recipes]
+    answer = ' '.join(findings.answer(dataclasses.replace(found, recipes=other)).blocks)
+    assert f'its own network was not trained here, so what follows is of {best.label}: of 8 trainings' in answer
+
+
+def test_recipes_of_one_label_are_told_apart_by_what_both_have(tmp_path):
+    networks, _ = studies.write(tmp_path)
+    known = evidence.gather([networks]).recipes[0].settings
+    without = {key: value for key, value in known.items() if not key.startswith('imbalanced.')}
+    one, two = known, without | {'phases': ['balanced'], 'model.filters': (8, 16)}
+    assert settings.varying([one, two]) == ['phases', 'model.filters']
+    assert [settings.shown(two[key]) for key in ('phases', 'model.filters')] == ['balanced', '(8, 16)']
+    assert settings.shown(one['phases']) == 'balanced + imbalanced'
+    assert set(settings.varying([known, without])) == {key for key in known if key.startswith('imbalanced.')}
 
 
 def test_without_baselines_their_command_is_named(tmp_path):

@@ -69,7 +69,7 @@ def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[s
         keys = settings.differing(reference.settings, other.settings) if reference.settings and other.settings else []
         if len(keys) == 1:
             key = keys[0]
-            near[f'{key}: {other.settings.get(key, "-")}'] = found[other.recipe_id].accuracy
+            near[f'{key}: {settings.shown(other.settings.get(key, "-"))}'] = found[other.recipe_id].accuracy
     if not near:
         return ['Missing: recipes that differ from the reference in one setting. `python -m bhcnet_jax.main '
                 "--config=balanced --config.split.scheme=kfold --sweep='split.fold=0:10 model.dropout=0,0.5'`"]

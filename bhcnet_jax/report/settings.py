@@ -89,10 +89,14 @@ def _over(default: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]
 
 
 def varying(known: Sequence[Settings]) -> list[str]:
-    """Keys with more than one value, among those settings that are known."""
+    """Keys with more than one value among the settings that are known; if there is none, keys that not all have.
+
+    A key that only some have comes with another key's value, as those of a phase do.
+    """
     known = [each for each in known if each]
     keys = dict.fromkeys(key for each in known for key in each)
-    return [key for key in keys if len({repr(each.get(key)) for each in known}) > 1]
+    several = [key for key in keys if len({repr(each[key]) for each in known if key in each}) > 1]
+    return several or [key for key in keys if not all(key in each for each in known)]
 
 
 def differing(one: Settings, other: Settings) -> list[str]:
@@ -105,3 +109,9 @@ def short(key: str, keys: Sequence[str]) -> str:
     """The last part of a dotted key, if it is that of no other."""
     last = key.rpartition('.')[2]
     return last if sum(each.rpartition('.')[2] == last for each in keys) == 1 else key
+
+
+def shown(value: Any) -> str:
+    """A setting's value in a label."""
+    words = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+    return ' + '.join(value) if words else str(value)
