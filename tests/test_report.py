@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sqlite3
+import xml.etree.ElementTree
 
 import numpy as np
 import pandas as pd
@@ -195,6 +196,20 @@ def test_everything_made_from_the_phantom_says_so(phantom):
     assert set(pd.read_csv(phantom / 'report.csv').mark) == {'PHANTOM: synthetic images'}
 
 
+def test_each_figure_may_be_a_file_of_its_own(tmp_path):
+    directories = studies.write(tmp_path, dataset='PHANTOM')
+    make(*directories, f'--out={tmp_path}/report.html', f'--figures={tmp_path}')
+    assert {path.stem for path in tmp_path.glob('*.svg')} == FIGURES
+    for path in tmp_path.glob('*.svg'):
+        root = xml.etree.ElementTree.parse(path).getroot()
+        style = root[0]
+        defined = set(re.findall(r'(--\w+):', style.text))
+        assert root.tag.endswith('}svg') and style.tag.endswith('}style')
+        assert float(root.get('width')) > 100 and float(root.get('height')) > 100
+        assert set(re.findall(r'var\((--\w+)\)', path.read_text())) <= defined
+        assert 'PHANTOM' in ''.join(root.itertext())
+
+
 def test_a_report_on_real_images_does_not_say_phantom(real):
     assert 'PHANTOM' not in text(real, 'html') + text(real)
 
@@ -370,6 +385,7 @@ def test_what_cannot_be_reported_is_said_in_one_line(tmp_path):
     assert 'no .sqlite file' in refusal(empty, out)
     assert '2 data sets' in refusal(networks, others, out)
     assert 'no folder' in refusal(networks, f'--out={tmp_path}/nix/report.html')
+    assert 'no such folder' in refusal(networks, out, f'--figures={tmp_path}/nix')
     assert 'ends in .html' in refusal(networks, f'--out={tmp_path}/report')
     assert 'no such recipe' in refusal(networks, out, '--reference=nix')
     with contextlib.closing(Results(empty / 'results.sqlite')) as database:

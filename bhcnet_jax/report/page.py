@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 import jinja2
@@ -167,6 +168,15 @@ def as_html(page: Page) -> str:
 def as_markdown(page: Page) -> str:
     """The same without figures and images, which it names."""
     return _environment().get_template('page.md.j2').render(page=page)
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as a file of its own, in the page's colours: light, or dark where the reader has it so."""
+    palette = _environment().get_template('palette.css.j2').render()
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', figure.svg).groups()
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" style="background: var(--paper)"'
+    style = f'<style>{palette}</style>'
+    return re.sub(r'^<svg (.*?aria-label="[^"]*">)', rf'<svg {size} \1{style}', figure.svg, count=1)
 
 
 def as_frame(page: Page) -> pd.DataFrame:
