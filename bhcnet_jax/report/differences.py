@@ -75,7 +75,7 @@ def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[s
                 "--config=balanced --config.split.scheme=kfold --sweep='split.fold=0:10 model.dropout=0,0.5'`"]
     caption = (
         f'Recipes that differ from {reference.label} in one setting: difference in accuracy with its 95 % interval, '
-        f'n = {len(reference.pooled.labels)} images, {len(reference.pooled.seeds)} seeds of the reference'
+        f'n = {len(reference.pooled.labels)} images, {counted(len(reference.pooled.seeds), "seed")} of the reference'
     )
     rows = [[name, number] for name, number in near.items()]
     return [
