@@ -79,8 +79,8 @@ def _against_paper(evidence: Evidence, best: Recipe) -> str:
     hits, n = _best_printed()
     printed = Number(hits / n, *map(float, metrics.wilson(hits, n)), n)
     of_paper = next((each for each in evidence.recipes if each.kind == 'network' and _row_of(each)), None)
-    own = f'its own network, trained here as {of_paper.label}, has {of_paper.number("accuracy")}' if of_paper else (
-        f'its own network was not trained here, so what follows is of {best.label}')  # fmt: skip
+    own = f'the best of its recipes here, {of_paper.label}, has {of_paper.number("accuracy")}' if of_paper else (
+        f'none of its recipes was trained here, so what follows is of {best.label}')  # fmt: skip
     said = f'The paper reports an accuracy of {printed} of one training on one split; {own}'
     found = _protocol((of_paper or best).trials)
     if found is None:
