@@ -103,39 +103,50 @@ def micro_batch_of(batch: int) -> int:
     return math.gcd(batch, 2) if jax.default_backend() == 'cpu' else batch
 
 
+def make_draw(config: ConfigDict) -> Callable[[Lane, jax.Array, jax.Array], jax.Array]:
+    """Returns draw(lane, images, positions) -> float32 [..., H, W] in [0, 1]: augmented images.
+
+    images: uint8 [N, H, W]; positions: int32 [...], places in `lane.sources`.
+    """
+    policy, frozen = config.augment.policy, config.augment.frozen
+
+    def draw(lane: Lane, images: jax.Array, positions: jax.Array) -> jax.Array:
+        def one(position: jax.Array) -> jax.Array:
+            # A frozen image depends on its place in the enlarged set alone, not on the epoch.
+            epoch = 0 if frozen else lane.epoch
+            key = stream(lane.seed, 'augment', lane.phase, epoch, position)
+            return augment(key, to_unit(images[lane.sources[position]]), lane.strengths, policy)
+
+        drawn = lax.map(one, positions.reshape(-1), batch_size=micro_batch_of(positions.size))
+        return drawn.reshape(*positions.shape, *images.shape[1:])
+
+    return draw
+
+
 def _make_gradients(config: ConfigDict) -> Callable[..., tuple[Any, tuple[Sums, Any]]]:
-    """Returns gradients(params, batch_stats, lane, images, labels, positions, mask).
+    """Returns gradients(params, batch_stats, lane, labels, inputs, positions, mask).
 
     It returns their sum over images, their Sums and the new batch_stats.
     """
     model = models.create(config.model)
-    policy, frozen = config.augment.policy, config.augment.frozen
-
-    def draw(lane: Lane, image: jax.Array, position: jax.Array) -> jax.Array:
-        # A frozen image depends on its place in the enlarged set alone, not on the epoch: it never needs storing.
-        epoch = 0 if frozen else lane.epoch
-        key = stream(lane.seed, 'augment', lane.phase, epoch, position)
-        return augment(key, to_unit(image), lane.strengths, policy)
 
     def gradients(
         params: Any,
         batch_stats: Any,
         lane: Lane,
-        images: jax.Array,
         labels: jax.Array,
+        inputs: jax.Array,
         positions: jax.Array,
         mask: jax.Array,
     ) -> tuple[Any, tuple[Sums, Any]]:
-        sources = lane.sources[positions]
-        target = labels[sources]
-        inputs = jax.vmap(draw, in_axes=(None, 0, 0))(lane, images[sources], positions)[..., None]  # [B, H, W, 1]
+        target = labels[lane.sources[positions]]
         dropout_key = stream(lane.seed, 'dropout', lane.phase, lane.epoch)
         dropout_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(dropout_key, positions)
 
         def summed_loss(params: Any) -> tuple[jax.Array, tuple[Sums, Any]]:
             variables = {'params': params, 'batch_stats': batch_stats}
             logits, changed = model.apply(
-                variables, inputs, lane.dropout, dropout_keys, mask, mutable=['batch_stats']
+                variables, inputs[..., None], lane.dropout, dropout_keys, mask, mutable=['batch_stats']
             )
             smooth = target.astype(jnp.float32) * (1 - lane.label_smoothing) + lane.label_smoothing / 2
             losses = optax.sigmoid_binary_cross_entropy(logits, smooth)
@@ -149,10 +160,10 @@ def _make_gradients(config: ConfigDict) -> Callable[..., tuple[Any, tuple[Sums, 
 
 
 def make_train_step(config: ConfigDict, axis: str | None = None) -> Callable[..., tuple[TrainState, Sums]]:
-    """Returns train_step(state, lane, images, labels, positions, mask, learning_rate) -> state, Sums.
+    """Returns train_step(state, lane, labels, inputs, positions, mask, learning_rate) -> state, Sums.
 
-    images: uint8 [N, H, W]; labels: int32 [N]. positions: int32 [B], places in `lane.sources`; mask: float32 [B], 0
-    for padding. With `axis`, each device brings its part of the batch, and gradients and sums are added over the
+    labels: int32 [N]. inputs: float32 [B, H, W], the images that `make_draw` draws at `positions`, int32 [B]; mask:
+    float32 [B], 0 for padding. With `axis`, each device brings its part of the batch, and gradients and sums are added over the
     devices of that axis.
     """
     gradients = _make_gradients(config)
@@ -161,20 +172,21 @@ def make_train_step(config: ConfigDict, axis: str | None = None) -> Callable[...
     def train_step(
         state: TrainState,
         lane: Lane,
-        images: jax.Array,
         labels: jax.Array,
+        inputs: jax.Array,
         positions: jax.Array,
         mask: jax.Array,
         learning_rate: jax.Array,
     ) -> tuple[TrainState, Sums]:
-        def add(carry: tuple[Any, Sums, Any], micro_batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        def add(carry: tuple[Any, Sums, Any], micro_batch: tuple[jax.Array, ...]) -> tuple[Any, None]:
             *total, batch_stats = carry
-            grads, (sums, batch_stats) = gradients(state.params, batch_stats, lane, images, labels, *micro_batch)
+            grads, (sums, batch_stats) = gradients(state.params, batch_stats, lane, labels, *micro_batch)
             return (*jax.tree.map(jnp.add, total, [grads, sums]), batch_stats), None
 
         zeros = (jax.tree.map(jnp.zeros_like, state.params), Sums(*jnp.zeros(3)), state.batch_stats)
-        cut = (-1, len(positions) if needs_all else micro_batch_of(len(positions)))
-        (grads, sums, batch_stats), _ = lax.scan(add, zeros, (positions.reshape(cut), mask.reshape(cut)))
+        at_once = len(positions) if needs_all else micro_batch_of(len(positions))
+        micro_batches = [each.reshape(-1, at_once, *each.shape[1:]) for each in (inputs, positions, mask)]
+        (grads, sums, batch_stats), _ = lax.scan(add, zeros, tuple(micro_batches))
         if axis is not None:
             batch_stats = jax.tree.map(lambda moment: moment * sums.images, batch_stats)
             grads, sums, batch_stats = lax.psum((grads, sums, batch_stats), axis)
@@ -203,7 +215,7 @@ def make_train_epoch(config: ConfigDict, axis: str | None = None, shards: int = 
 
     With `axis`, the batch is cut into `shards` parts, one for each device of that axis.
     """
-    train_step = make_train_step(config, axis)
+    draw, train_step = make_draw(config), make_train_step(config, axis)
     samples, steps = config.augment.samples, steps_per_epoch(config)
     padding = steps * config.batch_size - samples
 
@@ -216,12 +228,12 @@ def make_train_epoch(config: ConfigDict, axis: str | None = None, shards: int = 
         shard = 0 if axis is None else lax.axis_index(axis)
 
         def step(state: TrainState, batch: tuple[jax.Array, ...]) -> tuple[TrainState, Sums]:
-            positions, mask, learning_rate = batch
-            return train_step(state, lane, images, labels, positions[shard], mask[shard], learning_rate)
+            return train_step(state, lane, labels, *batch)
 
-        per_step = (steps, shards, config.batch_size // shards)
-        batches = (order.reshape(per_step), mask.reshape(per_step), lane.learning_rates)
-        state, sums = lax.scan(step, state, batches)
+        positions, mask = (each.reshape(steps, shards, -1)[:, shard] for each in (order, mask))
+        # All at once: the many small operations of a draw would take a GPU as long as the rest of a step.
+        inputs = draw(lane, images, positions)
+        state, sums = lax.scan(step, state, (inputs, positions, mask, lane.learning_rates))
         return state, jax.tree.map(jnp.sum, sums)
 
     return train_epoch

@@ -56,12 +56,13 @@ class Project:
         lane = lane.replace(sources=task.batches.reshape(-1), dropout=np.float32(0.0))
         params = unflatten_dict(task.weights, sep='/')
         state = steps.start({'params': params})
-        train_step = jax.jit(steps.make_train_step(config))
+        draw, train_step = jax.jit(steps.make_draw(config)), jax.jit(steps.make_train_step(config))
         losses = []
         for step, rate in enumerate(optim.learning_rates(config.optimizer, 1, count)[0]):
             positions = np.arange(step * size, (step + 1) * size, dtype=np.int32)
             mask = np.ones(size, np.float32)
-            state, sums = train_step(state, lane, task.images, task.labels, positions, mask, rate)
+            inputs = draw(lane, task.images, positions)
+            state, sums = train_step(state, lane, task.labels, inputs, positions, mask, rate)
             losses.append(float(sums.loss / sums.images))
         return losses
 
