@@ -163,8 +163,8 @@ def make_train_step(config: ConfigDict, axis: str | None = None) -> Callable[...
     """Returns train_step(state, lane, labels, inputs, positions, mask, learning_rate) -> state, Sums.
 
     labels: int32 [N]. inputs: float32 [B, H, W], the images that `make_draw` draws at `positions`, int32 [B]; mask:
-    float32 [B], 0 for padding. With `axis`, each device brings its part of the batch, and gradients and sums are added over the
-    devices of that axis.
+    float32 [B], 0 for padding. With `axis`, each device brings its part of the batch, and gradients and sums are added
+    over the devices of that axis.
     """
     gradients = _make_gradients(config)
     needs_all = config.model.norm == 'batch'

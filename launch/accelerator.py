@@ -18,7 +18,7 @@ from bhcnet_jax import augment, optim, splits, steps, trial
 from bhcnet_jax.configs import balanced
 from bhcnet_jax.engine import Engine, measure_lanes
 from bhcnet_jax.input_pipeline import ImageSet
-from bhcnet_jax.models import layers
+from bhcnet_jax.models import convolution, layers
 
 MOST_LANES = 1024
 BOUND_LANES = 8  # of the parts that are measured by themselves
@@ -121,8 +121,8 @@ def _parts(image_set: ImageSet, dtype: str, lanes: int) -> dict[str, tuple[Calla
         kernels = jax.random.normal(jax.random.key(2), (lanes, 3, 3, channels, features), dtype)
 
         def block(kernel: jax.Array, x: jax.Array, pools: bool = not last) -> jax.Array:
-            x = jax.nn.relu(layers.conv3x3(x, kernel))
-            return jnp.sum(layers.max_pool2x2(x) if pools else x, dtype=jnp.float32)
+            x = convolution.conv3x3(x, kernel)
+            return jnp.sum(layers.relu_max_pool2x2(x) if pools else jax.nn.relu(x), dtype=jnp.float32)
 
         wanted = 0 if number == 1 else (0, 1)  # nothing needs the gradient of the images
         parts[f'block {number}'] = (jax.vmap(jax.grad(block, wanted)), (kernels, maps))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ from flax import linen as nn
 
 from bhcnet_jax import models
 from bhcnet_jax.configs import base
-from bhcnet_jax.models import layers, recurrent
+from bhcnet_jax.models import convolution, layers, recurrent
 
 
 def model_config(name='cnn', dtype='float32'):
@@ -40,7 +42,37 @@ def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('way', [layers.im2col, layers.winograd])
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Has layers choose what they compute on a GPU; a CPU computes it too."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+
+
+@pytest.mark.parametrize(
+    ('way', 'channels'), [(convolution.lane_by_lane, 3), (convolution.shifted_sum, 1), (convolution.im2col, 3)]
+)
+@pytest.mark.parametrize('lanes', [0, 2])
+def test_every_way_to_convolve_equals_nn_conv_also_with_a_kernel_for_each_lane(way, channels, lanes):
+    leading = (lanes,) if lanes else ()
+    x, kernel = random((*leading, 2, 7, 5, channels)), random((*leading, 3, 3, channels, 4), 1)
+    weights = random((4,), 2)
+
+    def loss(way, x, kernel):
+        return jnp.sum(jnp.sin(way(x, kernel)) * weights)
+
+    def reference(x, kernel):
+        return nn.Conv(4, (3, 3), use_bias=False).apply({'params': {'kernel': kernel}}, x)
+
+    found, expected = (jax.grad(functools.partial(loss, each), argnums=(0, 1)) for each in (way, reference))
+    outputs = way, reference
+    if lanes:
+        found, expected, *outputs = map(jax.vmap, (found, expected, *outputs))
+    np.testing.assert_allclose(outputs[0](x, kernel), outputs[1](x, kernel), atol=1e-5)
+    for ours, wanted in zip(found(x, kernel), expected(x, kernel), strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize('way', [convolution.im2col, convolution.winograd])
 def test_both_ways_to_convolve_round_a_sum_of_576_products_to_a_few_millionths(way):
     x, kernel, weights = random((2, 16, 15, 64)), random((3, 3, 64, 8), 1), random((2, 16, 15, 8), 2)
     x = x.at[:, :, :6].set(0)
@@ -82,11 +114,33 @@ def test_max_pool_equals_nn_max_pool_in_output_and_gradient(shape):
     )
 
 
+@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
+def test_pooling_by_place_equals_relu_and_nn_max_pool_in_output_and_gradient(shape):
+    x = random(shape) - 0.5  # so that some maxima are below zero
+
+    def loss(pool, x):
+        return jnp.sum(jnp.sin(pool(x)))
+
+    def reference(x):
+        return nn.max_pool(nn.relu(x), (2, 2), (2, 2))
+
+    ours = layers.relu_max_pool2x2_by_place
+    assert (np.asarray(reference(x)) == 0).any()
+    np.testing.assert_array_equal(ours(x), reference(x))
+    np.testing.assert_array_equal(layers.relu_max_pool2x2(x), reference(x))
+    np.testing.assert_allclose(jax.grad(loss, argnums=1)(ours, x), jax.grad(loss, argnums=1)(reference, x), atol=1e-6)
+
+
+def test_of_equal_maxima_the_first_gets_the_gradient_by_place():
+    gradient = jax.grad(lambda x: layers.relu_max_pool2x2_by_place(x).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
+
+
 @pytest.mark.parametrize(
     'layer',
     [
-        lambda x: layers.im2col(x, random((3, 3, 2, 4), 1)),
-        lambda x: layers.winograd(x, random((3, 3, 2, 4), 1)),
+        lambda x: convolution.im2col(x, random((3, 3, 2, 4), 1)),
+        lambda x: convolution.winograd(x, random((3, 3, 2, 4), 1)),
         layers.max_pool2x2,
     ],
 )
@@ -117,6 +171,28 @@ def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes):
     assert 'dot(' in text
     assert 'convolution(' not in text
     assert 'scatter(' not in text
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_what_a_gpu_computes_equals_what_a_cpu_computes(name, monkeypatch):
+    model, x = models.create(model_config(name)), random((2, 32, 32, 1))
+    params = model.init(jax.random.key(0), x)
+
+    def loss(params):
+        return jnp.sum(jnp.sin(model.apply(params, x)))
+
+    wanted = jax.value_and_grad(loss)(params)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    jax.tree.map(lambda *both: np.testing.assert_allclose(*both, atol=1e-4), jax.value_and_grad(loss)(params), wanted)
+
+
+@pytest.mark.parametrize('lanes', [0, 3])
+def test_a_gradient_on_a_gpu_has_no_grouped_convolution(lanes, as_on_a_gpu):
+    text = compiled_gradient(model_config(), 64, lanes).as_text()
+    # Forward and both gradients of two layers, for each lane; the first layer is no convolution.
+    assert text.count(' convolution(') == 6 * max(lanes, 1)
+    assert 'group_count' not in text
+    assert 'select-and-scatter' not in text
 
 
 def test_the_papers_cnn_costs_the_multiplications_and_the_bytes_that_its_layers_add_up_to():

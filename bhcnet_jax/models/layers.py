@@ -1,4 +1,4 @@
-"""Layers that stay fast inside `lax.scan` and `vmap`: convolution as matrix products, pooling without scatter.
+"""Layers that stay fast inside `lax.scan` and `vmap`: pooling without scatter, dropout by image, and the modules.
 
 Shapes: B batch, H W pixels, C input channels, F output channels (filters), D features.
 """
@@ -8,113 +8,56 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jax import lax
+
+from bhcnet_jax.models import convolution
 
 # The augmentation terms of the paper (IV.D) are those of Keras, so its silent choices are taken from Keras too.
 kernel_init = nn.initializers.glorot_uniform()
 
-TILE = 4  # outputs along each side of a Winograd tile; a tile's inputs are two more
 GROUP = 8  # channels that group normalisation takes together
-LEAST = 16  # pixels along each side of a map that is worth Winograd's tiles
 
 
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution, stride 1, zero padding, as matrix products.
+def relu_max_pool2x2(x: jax.Array) -> jax.Array:
+    """ReLU, then the maximum over 2x2 pixels: [B, H, W, C] -> [B, H//2, W//2, C]; an odd last row or column is dropped.
 
-    Inside `lax.scan` on the CPU the gradient of `lax.conv` is 10-30 times slower than outside it, and under `vmap`
-    over kernels it becomes a grouped convolution; a matrix product has neither penalty.
-
-    Args:
-      x: float [B, H, W, C].
-      kernel: same dtype [3, 3, C, F], as in `nn.Conv`.
-
-    Returns:
-      [B, H, W, F], same dtype.
+    Maxima that are not above zero pass no gradient.
     """
-    # A GPU rounds what it multiplies to TF32; Winograd's differences would magnify that, and what bfloat16 rounds.
-    exact = x.dtype == jnp.float32 and jax.default_backend() == 'cpu'
-    # On a small map a weight may see nothing, and Adam takes long steps along a gradient that is 0 but for rounding.
-    _, height, width, channels = x.shape
-    return winograd(x, kernel) if exact and channels > 1 and min(height, width) >= LEAST else im2col(x, kernel)
-
-
-def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv3x3` as one product of nine shifted copies of the input with the kernel."""
-    _, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return product(jnp.concatenate(shifted, axis=-1), kernel.reshape(9 * channels, -1))
+    # On a GPU, which waits for its memory, the place of each maximum is kept instead of all that it was chosen from.
+    return max_pool2x2(nn.relu(x)) if jax.default_backend() == 'cpu' else relu_max_pool2x2_by_place(x)
 
 
 @jax.custom_vjp
-def product(rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """[..., K] @ [K, F]. JAX's own gradient of the weights has the CPU transpose the gradient of the output first."""
-    return rows @ weights
+def relu_max_pool2x2_by_place(x: jax.Array) -> jax.Array:
+    """`relu_max_pool2x2` that keeps a byte for each maximum; of equal ones the first gets the gradient."""
+    return _maxima_and_places(x)[0]
 
 
-def _product_gradients(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows, weights = saved
-    return grad @ weights.T, rows.reshape(-1, rows.shape[-1]).T @ grad.reshape(-1, grad.shape[-1])
-
-
-product.defvjp(lambda rows, weights: (rows @ weights, (rows, weights)), _product_gradients)
-
-
-def _winograd_matrices() -> list[np.ndarray]:
-    """Of F(4x4, 3x3): the maps of outputs [16, 36], kernel [36, 9] and inputs [36, 36], float32.
-
-    A 1-D tile multiplies polynomials at five points and at infinity. These points round about as little as im2col;
-    with the usual 0, +-1, +-2 the errors are three to four times as large.
-    """
-    points = np.sqrt([0, 0.5, 0.5, 2, 2]) * [1, 1, -1, 1, -1]
-
-    def powers(count: int) -> np.ndarray:
-        return np.vstack([points[:, None] ** np.arange(count), np.eye(count)[-1:]])
-
-    maps = powers(TILE).T, powers(3), np.linalg.inv(powers(TILE + 2)).T
-    return [np.kron(each, each).astype(np.float32) for each in maps]
-
-
-FROM_PRODUCTS, FROM_KERNEL, FROM_INPUTS = _winograd_matrices()
-
-
-def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv3x3` by Winograd's minimal filtering (Lavin and Gray, 2016): a quarter of the multiplications of im2col.
-
-    Its gradients are products of the same sizes. The maps into and out of tiles are products with constant matrices.
-    """
+def _maxima_and_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Also uint8 [B, H//2, W//2, C]: 0 to 3, which of the four pixels is the maximum; 4 if it is not above zero."""
     batch, height, width, channels = x.shape
-    features = kernel.shape[-1]
-    tiles = _tiles(x)  # [6, 6, B, rows of tiles, columns of tiles, C]
-    rows, cols = tiles.shape[3:5]
-    inputs = (FROM_INPUTS @ tiles.reshape(36, -1)).reshape(36, -1, channels)
-    weights = (FROM_KERNEL @ kernel.reshape(9, -1)).reshape(36, channels, features)
-    outputs = FROM_PRODUCTS @ (inputs @ weights).reshape(36, -1)
-    outputs = outputs.reshape(TILE, TILE, batch, rows, cols, features).transpose(2, 3, 0, 4, 1, 5)
-    outputs = outputs.reshape(batch, TILE * rows, TILE * cols, features)[:, :height, :width]
-    # Over black, rounding must leave no trace: a ReLU passes the gradient of 1e-9, and Adam takes it for a large one.
-    rounding = jnp.where(_sees_something(x), jnp.zeros_like(outputs), outputs)
-    return outputs - lax.stop_gradient(rounding)
+    x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(batch, height // 2, 2, width // 2, 2, channels)
+    first, second, third, fourth = (x[:, :, row, :, col] for row in (0, 1) for col in (0, 1))
+    upper, lower = jnp.maximum(first, second), jnp.maximum(third, fourth)
+    best = jnp.maximum(upper, lower)
+    place = jnp.where(upper >= lower, jnp.where(first >= second, 0, 1), jnp.where(third >= fourth, 2, 3))
+    return nn.relu(best), jnp.where(best > 0, place, 4).astype(jnp.uint8)
 
 
-def _sees_something(x: jax.Array) -> jax.Array:
-    """Whether any value in the 3x3 pixels around a pixel is not 0; [B, H, W, C] -> bool [B, H, W, 1]."""
-    _, height, width, _ = x.shape
-    lit = jnp.pad(jnp.any(x != 0, axis=-1, keepdims=True), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    lit = lit[:, :height] | lit[:, 1:-1] | lit[:, 2:]
-    return lit[:, :, :width] | lit[:, :, 1:-1] | lit[:, :, 2:]
+def _keep_places(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
+    maxima, places = _maxima_and_places(x)
+    return maxima, (places, x.shape)
 
 
-def _tiles(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [6, 6, B, R, S, C]: pixel (i, j) of each of R x S tiles, which overlap by two pixels."""
-    batch, height, width, channels = x.shape
-    rows, cols = -(-height // TILE), -(-width // TILE)
-    x = jnp.pad(x, ((0, 0), (1, TILE * (rows + 1) - height - 1), (1, TILE * (cols + 1) - width - 1), (0, 0)))
-    x = x.reshape(batch, rows + 1, TILE, cols + 1, TILE, channels).transpose(2, 4, 0, 1, 3, 5)
-    x = jnp.concatenate([x[:, :, :, :-1], x[:2, :, :, 1:]], axis=0)  # the last two come from the next tile
-    return jnp.concatenate([x[:, :, :, :, :-1], x[:, :2, :, :, 1:]], axis=1)
+def _to_places(saved: tuple[jax.Array, tuple[int, ...]], grad: jax.Array) -> tuple[jax.Array]:
+    places, (batch, height, width, channels) = saved
+    here = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    spread = jnp.where(places[:, :, None, :, None] == here, grad[:, :, None, :, None], jnp.zeros((), grad.dtype))
+    spread = spread.reshape(batch, height // 2 * 2, width // 2 * 2, channels)
+    return (jnp.pad(spread, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))),)
+
+
+relu_max_pool2x2_by_place.defvjp(_keep_places, _to_places)
 
 
 def max_pool2x2(x: jax.Array) -> jax.Array:
@@ -144,7 +87,7 @@ def dropout(x: jax.Array, rate: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 class Conv3x3(nn.Module):
-    """`nn.Conv(features, (3, 3))` with the same parameters, computed by `conv3x3`. [B, H, W, C] -> [B, H, W, F]."""
+    """`nn.Conv(features, (3, 3))` with the same parameters, [B, H, W, C] -> [B, H, W, F]; see `convolution.conv3x3`."""
 
     features: int
     dtype: Any = jnp.float32
@@ -153,7 +96,7 @@ class Conv3x3(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param('kernel', kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-        return conv3x3(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return convolution.conv3x3(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class Norm(nn.Module):
@@ -182,8 +125,8 @@ class Norm(nn.Module):
 class ConvTrunk(nn.Module):
     """Blocks of 3x3 convolutions with ReLU, all but the last followed by 2x2 max-pooling (paper V.C).
 
-    float [B, H, W, 1] -> [B, H / 2^(blocks - 1), ..., F]. ReLU comes before the pooling, so that ties at zero carry no
-    gradient. The paper has three blocks of one convolution and no normalisation. mask: see `Norm`.
+    float [B, H, W, 1] -> [B, H / 2^(blocks - 1), ..., F]. The paper has three blocks of one convolution and no
+    normalisation. mask: see `Norm`.
     """
 
     filters: tuple[int, ...]  # one block each
@@ -198,9 +141,7 @@ class ConvTrunk(nn.Module):
             x = Conv3x3(count, self.dtype, name=f'conv{number}')(x)
             if self.norm != 'none':
                 x = Norm(self.norm, self.dtype, name=f'norm{number}')(x, mask)
-            x = nn.relu(x)
-            if number % self.convs == 0 and number < len(features):
-                x = max_pool2x2(x)
+            x = relu_max_pool2x2(x) if number % self.convs == 0 and number < len(features) else nn.relu(x)
         return x
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from bhcnet_jax.models import layers
+from bhcnet_jax.models import convolution, layers
 
 State = tuple[jax.Array, jax.Array]  # cell and hidden state of the LSTM; the GRU's one state twice. [B, units] each
 
@@ -60,7 +60,7 @@ class Recurrent(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         step, gates, input_biases, state_biases = CELLS[self.cell]
         kernel, bias = self._joined('i', x.shape[-1], gates, input_biases, nn.initializers.lecun_normal())
-        from_inputs = layers.product(x, kernel) + bias  # [B, T, gates x units]
+        from_inputs = convolution.product(x, kernel) + bias  # [B, T, gates x units]
         kernel, bias = self._joined('h', self.units, gates, state_biases, nn.initializers.orthogonal())
         zeros = jnp.zeros((len(x), self.units), self.dtype)
 
