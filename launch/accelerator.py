@@ -3,6 +3,7 @@
 It runs on a CPU too, where its figures say little.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,36 +17,34 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax import augment, optim, splits, steps, trial
 from bhcnet_jax.configs import balanced
-from bhcnet_jax.engine import Engine, measure_lanes
+from bhcnet_jax.engine import Engine
 from bhcnet_jax.input_pipeline import ImageSet
 from bhcnet_jax.models import convolution, layers
 
-MOST_LANES = 1024
+LANES = (1, 8, 32)  # trials that train together
 BOUND_LANES = 8  # of the parts that are measured by themselves
 TRAINED = 1000  # trainings of the paper's length whose time is told
 COPIED = 2**26  # float32 values that no cache holds
 CALLS = 10  # of a part in a turn
 
 
-def measure_accelerator(image_set: ImageSet, rounds: int, count: int, most_lanes: int = MOST_LANES) -> dict[str, Any]:
+def measure_accelerator(image_set: ImageSet, rounds: int, count: int) -> dict[str, Any]:
     """By dtype: images/s by lanes, seconds of one training and of many at once, and `measure_bounds`.
 
-    count: images of a lane's epoch. most_lanes: more are not tried. Epochs include augmentation and evaluation;
-    median, lowest and highest of `rounds`.
+    count: images of a lane's epoch. Epochs include augmentation and evaluation; median, lowest and highest of `rounds`.
     """
     epochs = balanced.get_config().balanced.epochs * balanced.get_config().augment.samples / count
     measured = {}
     for dtype in TOLERANCES:
         config, lane = _one_lane(image_set, dtype, count)
-        best, by_lanes = measure_lanes(config, image_set.images, image_set.labels, lane, most_lanes)
-        single = _epochs(config, image_set, lane, 1, rounds)
-        many = single if best == 1 else _epochs(config, image_set, lane, best, rounds)
+        seconds = {lanes: _epochs(config, image_set, lane, lanes, rounds) for lanes in LANES}
+        rates = {lanes: [lanes * count / each for each in seconds[lanes]] for lanes in LANES}
+        best = max(LANES, key=lambda lanes: statistics.median(rates[lanes]))
         measured[dtype] = {
-            'images/s by lanes': by_lanes,
+            'images/s by lanes': {lanes: spread(rates[lanes]) for lanes in LANES},
             'lanes of most images/s': best,
-            'images/s': spread([best * count / seconds for seconds in many]),
-            f'seconds of {TRAINED} trainings': spread([TRAINED / best * epochs * seconds for seconds in many]),
-            'seconds of one training by itself': spread([epochs * seconds for seconds in single]),
+            f'seconds of {TRAINED} trainings': spread([TRAINED / best * epochs * each for each in seconds[best]]),
+            'seconds of one training by itself': spread([epochs * each for each in seconds[1]]),
             'bounds': measure_bounds(image_set, dtype, min(best, BOUND_LANES), rounds),
         }
     return measured

@@ -42,17 +42,9 @@ def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """Has layers choose what they compute on a GPU; a CPU computes it too."""
-    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-
-
-@pytest.mark.parametrize(
-    ('way', 'channels'), [(convolution.lane_by_lane, 3), (convolution.shifted_sum, 1), (convolution.im2col, 3)]
-)
+@pytest.mark.parametrize(('way', 'channels'), [(convolution.im2col, 3), (convolution.shifted_sum, 1)])
 @pytest.mark.parametrize('lanes', [0, 2])
-def test_every_way_to_convolve_equals_nn_conv_also_with_a_kernel_for_each_lane(way, channels, lanes):
+def test_a_way_to_convolve_equals_nn_conv_also_with_a_kernel_for_each_lane(way, channels, lanes):
     leading = (lanes,) if lanes else ()
     x, kernel = random((*leading, 2, 7, 5, channels)), random((*leading, 3, 3, channels, 4), 1)
     weights = random((4,), 2)
@@ -115,6 +107,14 @@ def test_max_pool_equals_nn_max_pool_in_output_and_gradient(shape):
 
 
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
+def test_gathered_patches_equal_concatenated_ones_in_output_and_gradient(shape):
+    x, weights = random(shape), random((*shape[:3], 9 * shape[3]), 1)
+    ways = convolution.gathered_patches, convolution.concatenated_patches
+    np.testing.assert_array_equal(*(way(x) for way in ways))
+    np.testing.assert_array_equal(*(jax.grad(lambda x, way=way: jnp.sum(weights * way(x)))(x) for way in ways))
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
 def test_pooling_by_place_equals_relu_and_nn_max_pool_in_output_and_gradient(shape):
     x = random(shape) - 0.5  # so that some maxima are below zero
 
@@ -164,9 +164,11 @@ def compiled_gradient(config, size, lanes=0):
     return jax.jit(gradient).lower(params, x).compile()
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
 @pytest.mark.parametrize('name', models.NAMES)
 @pytest.mark.parametrize('lanes', [0, 3])
-def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes):
+def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes, backend, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)  # a CPU compiles also what is meant for a GPU
     text = compiled_gradient(model_config(name), 64, lanes).as_text()
     assert 'dot(' in text
     assert 'convolution(' not in text
@@ -184,15 +186,6 @@ def test_what_a_gpu_computes_equals_what_a_cpu_computes(name, monkeypatch):
     wanted = jax.value_and_grad(loss)(params)
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     jax.tree.map(lambda *both: np.testing.assert_allclose(*both, atol=1e-4), jax.value_and_grad(loss)(params), wanted)
-
-
-@pytest.mark.parametrize('lanes', [0, 3])
-def test_a_gradient_on_a_gpu_has_no_grouped_convolution(lanes, as_on_a_gpu):
-    text = compiled_gradient(model_config(), 64, lanes).as_text()
-    # Forward and both gradients of two layers, for each lane; the first layer is no convolution.
-    assert text.count(' convolution(') == 6 * max(lanes, 1)
-    assert 'group_count' not in text
-    assert 'select-and-scatter' not in text
 
 
 def test_the_papers_cnn_costs_the_multiplications_and_the_bytes_that_its_layers_add_up_to():
