@@ -54,6 +54,32 @@ def write(
     return [networks, baselines]
 
 
+def write_holdouts(directory: pathlib.Path, hits: dict[int, list[int]]) -> pathlib.Path:
+    """A run directory of single trainings on 20 test images. hits: by epochs, of each split the images it has right."""
+    first, holdouts = base.get_config(), directory / 'holdouts'
+    first.recipe, first.phases = 'balanced', ('balanced',)
+    splits = max(map(len, hits.values()))
+    command = f"python -m bhcnet_jax.main --sweep='balanced.epochs={','.join(map(str, hits))} split.seed=0:{splits}'"
+    _write_files(holdouts, 'head_ct', 48, {'config': first.to_dict()}, command)
+    with contextlib.closing(Results(holdouts / 'results.sqlite')) as database:
+        for epochs, split_seed, right in ((key, *each) for key, of_key in hits.items() for each in enumerate(of_key)):
+            point = {'balanced.epochs': epochs, 'split.seed': split_seed}
+            recipe_id = trial.identify(trial.set_point(first.to_dict(), point), NO_SPLIT, '').recipe_id
+            row = {'trial_id': recipe_id, 'recipe': 'balanced', 'recipe_id': recipe_id, 'model': 'cnn', 'seed': 0}
+            row |= {'phase': 'balanced', 'phases': 'balanced', 'epochs': epochs, 'fold': 0, 'folds': 10}
+            row |= {'scheme': 'holdout', 'split_seed': split_seed, 'dataset': 'head_ct', 'n_test': 20}
+            database.begin([row | {'data_fingerprint': FINGERPRINT, 'code': '0.1.0 abc', 'hardware': '1 x cpu'}])
+            truth = labels(20)
+            said = np.where(np.arange(20) < right, truth, ~truth)
+            predictions = [
+                {'trial_id': recipe_id, 'image_id': f'{image + split_seed:03}.png', 'label': int(truth[image]),
+                 'probability': 0.25 + 0.5 * float(said[image]), 'dataset': 'head_ct'} for image in range(20)
+            ]  # fmt: skip
+            database.record_epoch([], predictions)
+            database.finish(recipe_id, score_columns(truth, 0.25 + 0.5 * said))
+    return holdouts
+
+
 def _write_files(directory: pathlib.Path, dataset: str, images: int, written: dict, command: str) -> None:
     directory.mkdir(parents=True)
     half = [int(count) for count in (np.sum(~labels(images)), labels(images).sum())]

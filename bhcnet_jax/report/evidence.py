@@ -18,7 +18,8 @@ import pandas as pd
 from bhcnet_jax import baselines, bootstrap, comparison, metrics, results
 from bhcnet_jax.bootstrap import Estimate, Metric
 from bhcnet_jax.comparison import Pooled
-from bhcnet_jax.report import leaderboard, settings
+from bhcnet_jax.report import holdouts, leaderboard, settings
+from bhcnet_jax.report.holdouts import Holdouts
 from bhcnet_jax.report.page import Number
 from bhcnet_jax.report.summary import MARK
 from bhcnet_jax.results import ResultsError
@@ -130,12 +131,14 @@ class Evidence:
     """All that a report speaks of.
 
     Attributes:
-      recipes: by accuracy, best first. trials: of all statuses. run_dirs: those that the trials are from.
+      recipes: by accuracy, best first. holdouts: recipes on splits drawn again and again, which are none of
+        `recipes`. trials: of all statuses. run_dirs: those that the trials are from.
       mark: words for synthetic images, or ''. dataset, fingerprint: of all finished trials.
       data: a run directory's data.json of that fingerprint, {} if there is none. warnings: of `results.merge`.
     """
 
     recipes: Sequence[Recipe]
+    holdouts: Sequence[Holdouts]
     trials: pd.DataFrame
     run_dirs: Sequence[RunDir]
     mark: str
@@ -181,9 +184,13 @@ def gather(directories: Sequence[pathlib.Path]) -> Evidence:
     data = next((each.data for each in run_dirs if each.data.get('fingerprint') == fingerprint), {})
     known = settings.of_recipes([(each.config, each.starts) for each in run_dirs], set(done.recipe_id))
     group_of = leaderboard.read_groups(done.file).get(fingerprint, {})
-    recipes = _recipes(done, merged.predictions, group_of, known)
+    repeated = holdouts.find(done, known)
+    joined = {recipe_id for each in repeated for recipe_id in each.trials.recipe_id}
+    if joined == set(done.recipe_id):  # a report needs recipes
+        repeated, joined = [], set()
+    recipes = _recipes(done[~done.recipe_id.isin(joined)], merged.predictions, group_of, known)
     mark = MARK if dataset == 'PHANTOM' else ''
-    return Evidence(recipes, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
+    return Evidence(recipes, repeated, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
 
 
 def _only_one(done: pd.DataFrame) -> tuple[str, str]:

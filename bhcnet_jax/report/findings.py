@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bhcnet_jax import comparison, metrics
+from bhcnet_jax import metrics
 from bhcnet_jax.configs import base
-from bhcnet_jax.report import differences, paper, plots
+from bhcnet_jax.report import differences, paper, plots, protocol
 from bhcnet_jax.report.evidence import DRAWS, KINDS, Evidence, Recipe
 from bhcnet_jax.report.page import Block, Number, Section, Table, counted
+from bhcnet_jax.report.settings import Settings
 
 BOARD = ('accuracy', 'sensitivity', 'specificity', 'auc')
 OTHERS = ('precision', 'f1', 'log_loss', 'brier')
@@ -76,13 +77,14 @@ def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
 
 def _against_paper(evidence: Evidence, best: Recipe) -> str:
     """Of the best recipe that has a row in the paper's tables; where there is none, of the best."""
-    hits, n = _best_printed()
+    hits, n = protocol.best_printed()
     printed = Number(hits / n, *map(float, metrics.wilson(hits, n)), n)
-    of_paper = next((each for each in evidence.recipes if each.kind == 'network' and _row_of(each)), None)
+    networks = [each for each in evidence.recipes if each.kind == 'network']
+    of_paper = next((each for each in networks if _row_of(each.trials, each.settings)), None)
     own = f'the best of its recipes here, {of_paper.label}, has {of_paper.number("accuracy")}' if of_paper else (
         f'none of its recipes was trained here, so what follows is of {best.label}')  # fmt: skip
     said = f'The paper reports an accuracy of {printed} of one training on one split; {own}'
-    found = _protocol((of_paper or best).trials)
+    found = protocol.of_best_printed((of_paper or best).trials)
     if found is None:
         return f'{said}.'
     share = Number(found.share, found.low, found.high)
@@ -93,26 +95,13 @@ def _against_paper(evidence: Evidence, best: Recipe) -> str:
     )
 
 
-def _best_printed() -> tuple[int, int]:
-    """Images right and images of the row with the most, in the paper's tables with counts."""
-    best = max((row for row in (*paper.TABLE_1, *paper.TABLE_2)), key=lambda row: row.tp + row.tn)
-    return best.tp + best.tn, sum(best.counts)
-
-
-def _protocol(trials: pd.DataFrame) -> comparison.Protocol | None:
-    """Of trials with the most frequent size of the test part; None where their counts are not in the database."""
-    counted = trials.dropna(subset=['tp', 'tn', 'n_test'])
-    if counted.empty:
-        return None
-    hits, n = _best_printed()
-    return comparison.protocol(counted[counted.n_test == counted.n_test.mode()[0]], hits / n)
-
-
 def paper_tables(evidence: Evidence) -> Section:
     """Section 2."""
     rows: list[Sequence[Number | str]] = []
-    for printed in (*paper.TABLE_1, *paper.TABLE_2, *paper.TABLE_3):
-        mine = [each for each in evidence.recipes if each.kind == 'network' and _row_of(each) == printed]
+    networks = [each for each in evidence.recipes if each.kind == 'network']
+    all_printed = (*paper.TABLE_1, *paper.TABLE_2, *paper.TABLE_3)
+    for printed in all_printed:
+        mine = [each for each in networks if _row_of(each.trials, each.settings) == printed]
         # Of several the one with the most predictions: not the best, which would be a choice by the result.
         ours = max(mine, key=lambda each: np.isfinite(each.pooled.probabilities).sum(), default=None)
         rows += [_printed(printed), *([_ours(ours, len(mine))] if ours else [])]
@@ -122,25 +111,27 @@ def paper_tables(evidence: Evidence) -> Section:
         f'them and they give the printed value. {INTERVALS}'
     )
     table = Table('paper', 'Tables 1, 2 and 3 of the paper beside this study', heads, rows, note)
-    more = _protocol_table(evidence)
-    trained = sum(str(row[0]).startswith(OURS) for row in rows)
-    missing = len(rows) - trained - trained
+    more = protocol.single_trainings(evidence)
+    again = [_row_of(each.trials, each.settings) for each in evidence.holdouts]
+    drawn = protocol.holdouts(evidence.holdouts, again, evidence.mark)
+    trained = {row for row in (*again, *(_row_of(each.trials, each.settings) for each in networks)) if row}
+    missing = len(set(all_printed) - trained)
     command = '`python -m bhcnet_jax.main --config=imbalanced --config.split.scheme=kfold --sweep=\'split.fold=0:10\'`'
-    told = f'Missing: recipes for {missing} of the {len(rows) - trained} rows, such as {command}'
-    return Section("The paper's tables beside ours", [*([told] if missing else []), table, more])
+    told = f'Missing: recipes for {missing} of the {len(all_printed)} rows, such as {command}'
+    return Section("The paper's tables beside ours", [*([told] if missing else []), table, *drawn, more])
 
 
-def _row_of(recipe: Recipe) -> paper.PaperRow | None:
-    first = recipe.trials.iloc[0]
-    if pd.isna(first.phases) or pd.isna(first.epochs) or not _is_papers_network(recipe):
+def _row_of(trials: pd.DataFrame, settings: Settings) -> paper.PaperRow | None:
+    first = trials.iloc[0]
+    if pd.isna(first.phases) or pd.isna(first.epochs) or not _is_papers_network(settings):
         return None
     return paper.row_for(first.model, tuple(first.phases.split('+')), int(first.epochs))
 
 
-def _is_papers_network(recipe: Recipe) -> bool:
+def _is_papers_network(settings: Settings) -> bool:
     """Whether no setting of its layers, as far as they are known, differs from the reading of the paper."""
-    of_paper, mine = base.get_config().model, recipe.settings
-    return all(_listed(mine.get(f'model.{key}', of_paper[key])) == _listed(of_paper[key]) for key in LAYERS)
+    of_paper = base.get_config().model
+    return all(_listed(settings.get(f'model.{key}', of_paper[key])) == _listed(of_paper[key]) for key in LAYERS)
 
 
 def _listed(value: Any) -> Any:
@@ -170,24 +161,6 @@ def _ours(recipe: Recipe, count: int) -> list[Number | str]:
     told = f'{counted(len(recipe.pooled.seeds), "seed")}, folds {recipe.folds_done}'
     more = f'; of {count} such recipes the one with the most predictions' if count > 1 else ''
     return [f'{OURS} {recipe.label}', *map(recipe.number, paper.METRICS), told + more]
-
-
-def _protocol_table(evidence: Evidence) -> Table | str:
-    """What single trainings of each network would have reported, as the paper does."""
-    rows = []
-    for recipe in evidence.recipes:
-        found = _protocol(recipe.trials) if recipe.kind == 'network' else None
-        if found is not None:
-            ends = [Number(value) for value in (found.quantiles[0], *found.quantiles[2:5], found.quantiles[-1])]
-            share = Number(found.share, found.low, found.high, found.trainings, noun='training')
-            rows.append([recipe.label, str(found.n_test), *ends, share])
-    if not rows:
-        return 'Missing: counts of single trainings of networks. `python -m bhcnet_jax.main --config=balanced`'
-    ends = ('lowest', 'lower quartile', 'median', 'upper quartile', 'highest')
-    heads = ('recipe', 'test images', *ends, "reached the paper's best")
-    note = 'The interval of the last column (Wilson) takes trainings as independent, which those of one fold are not.'
-    caption = 'Accuracy of single trainings on single splits, as the paper reports one'
-    return Table('protocol', caption, heads, rows, note)
 
 
 def leaderboard(evidence: Evidence) -> Section:
