@@ -26,6 +26,7 @@ BOUND_LANES = 8  # of the parts that are measured by themselves
 TRAINED = 1000  # trainings of the paper's length whose time is told
 COPIED = 2**26  # float32 values that no cache holds
 CALLS = 10  # of a part in a turn
+Part = tuple[Callable[..., Any], tuple[Any, ...], int]  # function, arguments, operations of its convolutions
 
 
 def measure_accelerator(image_set: ImageSet, rounds: int, count: int) -> dict[str, Any]:
@@ -76,17 +77,18 @@ def _epochs(config: ConfigDict, image_set: ImageSet, lane: steps.Lane, lanes: in
 def measure_bounds(image_set: ImageSet, dtype: str, lanes: int, rounds: int) -> dict[str, Any]:
     """What bounds each part of a training step of `lanes` lanes: memory or arithmetic.
 
-    Operations and bytes are those that XLA counts in the part's compiled program, with its gradients. The time that
-    arithmetic needs at the least is operations / peak of a large matrix product in the same dtype, and memory bytes /
-    its measured speed; the longer of them is the bound, and what the part takes is measured beside it. A cache spares
-    the memory bytes, so that a part may take less than its bound: on a CPU most do.
+    Operations and bytes are those that XLA counts in the part's compiled program, with its gradients; of operations at
+    least those of its convolutions, since XLA does not count what a GPU's library multiplies. The time that arithmetic
+    needs at the least is operations / peak of a large matrix product in the same dtype, and memory bytes / its measured
+    speed; the longer of them is the bound, and what the part takes is measured beside it. A cache spares the memory
+    bytes, so that a part may take less than its bound: on a CPU most do.
     """
     peak, bandwidth = _peak(dtype, rounds), _bandwidth(rounds)
     parts = {}
-    for name, (part, arguments) in _parts(image_set, dtype, lanes).items():
+    for name, (part, arguments, products) in _parts(image_set, dtype, lanes).items():
         compiled = jax.jit(part).lower(*arguments).compile()
         counted = compiled.cost_analysis()
-        flops, accessed = counted['flops'], counted['bytes accessed']
+        flops, accessed = max(counted['flops'], products), counted['bytes accessed']
         least = {'arithmetic': flops / peak, 'memory': accessed / bandwidth}
         parts[name] = {
             'flops': flops,
@@ -98,8 +100,8 @@ def measure_bounds(image_set: ImageSet, dtype: str, lanes: int, rounds: int) -> 
     return {'peak, FLOP/s': peak, 'memory, bytes/s': bandwidth, 'parts': parts}
 
 
-def _parts(image_set: ImageSet, dtype: str, lanes: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """Functions of lanes, each with its arguments: the changes of a batch, blocks of the network with their gradients.
+def _parts(image_set: ImageSet, dtype: str, lanes: int) -> dict[str, Part]:
+    """Parts of a step of lanes: the changes of a batch, and the blocks of the network with their gradients.
 
     A batch is as many images as the training step computes at a time.
     """
@@ -112,7 +114,7 @@ def _parts(image_set: ImageSet, dtype: str, lanes: int) -> dict[str, tuple[Calla
     def change(key: jax.Array, image: jax.Array) -> jax.Array:
         return augment.augment(key, steps.to_unit(image), strengths, config.augment.policy)
 
-    parts: dict[str, Any] = {'augmentation': (jax.vmap(jax.vmap(change)), (keys, images))}
+    parts: dict[str, Any] = {'augmentation': (jax.vmap(jax.vmap(change)), (keys, images), 0)}
     channels = 1
     for number, features in enumerate(config.model.filters, 1):
         last = number == len(config.model.filters)
@@ -123,8 +125,9 @@ def _parts(image_set: ImageSet, dtype: str, lanes: int) -> dict[str, tuple[Calla
             x = convolution.conv3x3(x, kernel)
             return jnp.sum(layers.relu_max_pool2x2(x) if pools else jax.nn.relu(x), dtype=jnp.float32)
 
-        wanted = 0 if number == 1 else (0, 1)  # nothing needs the gradient of the images
-        parts[f'block {number}'] = (jax.vmap(jax.grad(block, wanted)), (kernels, maps))
+        wanted = (0,) if number == 1 else (0, 1)  # nothing needs the gradient of the images
+        products = 2 * kernels[0].size * maps.size // channels * (1 + len(wanted))
+        parts[f'block {number}'] = (jax.vmap(jax.grad(block, wanted)), (kernels, maps), products)
         size, channels = size // 2, features
     return parts
 
