@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import pathlib
 import re
 import sqlite3
@@ -10,6 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics
+
+from bhcnet_jax import trial
+from bhcnet_jax.report import settings
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 TEXT = (DOCS / 'study.md').read_text()
@@ -78,3 +82,42 @@ def test_a_row_of_the_epochs_is_that_of_its_ten_splits():
         assert told(mean, accuracies.mean())
         assert [float(lowest), float(median), float(highest)] == list(np.quantile(accuracies, (0, 0.5, 1)).round(6))
         assert int(reached) == np.sum(accuracies >= float(paper) - 1e-9)
+
+
+CHANGE_ROW = r'^\| `(\S+)` ([^|]+) \| ([\d.]+) \| ([+-][\d.]+) \| ([\d.]+) \| (\d) of 5 \| ([\d.]+) \|'
+
+
+@functools.cache
+def ablations():
+    """Trials of the ablations, of seed 0 but for those of the reference, and each recipe's change: key, value."""
+    folder = DOCS / 'study' / 'ablations'
+    trials = published('ablations').drop_duplicates('trial_id')
+    written = [json.loads((folder / name).read_text()) for name in ('config.json', 'env.json')]
+    known = settings.of_recipes([written], set(trials.recipe_id))
+    reference = trials.recipe_id.value_counts().index[0]  # it alone has three seeds
+    neutral = {f'{section}.{key}': value for section, key, value in trial.NEUTRAL}  # what settings leave out
+    changes = {}
+    for recipe_id in known.keys() - {reference}:
+        key = settings.differing(known[reference], known[recipe_id])[0]
+        changes[recipe_id] = key, settings.shown(known[recipe_id].get(key, neutral.get(key)))
+    return trials, reference, changes
+
+
+def of_folds(recipe_id, column):
+    """By fold, seed 0."""
+    trials = ablations()[0]
+    return trials[(trials.recipe_id == recipe_id) & (trials.seed == 0)].set_index('fold')[column].sort_index()
+
+
+def test_a_row_of_the_ablations_is_that_of_its_five_folds():
+    _, reference, changes = ablations()
+    rows = {(key, value): numbers for key, value, *numbers in re.findall(CHANGE_ROW, TEXT, re.MULTILINE)}
+    assert rows.keys() == set(changes.values())
+    for recipe_id, change in changes.items():
+        losses = of_folds(recipe_id, 'val_loss')
+        differences = losses - of_folds(reference, 'val_loss')
+        assert len(differences.dropna()) == len(losses) == 5
+        loss, difference, error, lower, accuracy = rows[change]
+        assert told(loss, losses.mean()) and told(difference, differences.mean())
+        assert told(error, differences.std() / np.sqrt(5)) and int(lower) == (differences < 0).sum()
+        assert told(accuracy, 100 * of_folds(recipe_id, 'val_accuracy').mean())
