@@ -249,9 +249,7 @@ def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[
                for label, count in shared.items() if count > 1}  # fmt: skip
     found = {}
     for recipe_id, label in label_of.items():
-        keys = varying.get(label, [])
-        mine = known.get(recipe_id, {})
-        told = ', '.join(f'{settings.short(key, keys)} {settings.shown(mine[key])}' for key in keys if key in mine)
+        told = settings.told(known.get(recipe_id, {}), varying.get(label, []))
         found[recipe_id] = f'{label} ({told or recipe_id[:8]})' if shared[label] > 1 else label
     repeated = {label for label, count in Counter(found.values()).items() if count > 1}
     return {each: f'{label} {each[:8]}' if label in repeated else label for each, label in found.items()}

@@ -59,7 +59,9 @@ def holdouts(found: Sequence[Holdouts], printed: Sequence[paper.PaperRow | None]
         of_paper = Number(accuracy, printed=f'{row.accuracy} %') if row else '-'
         cells = [mean, lowest, lower, median, upper, highest, of_paper, share if row else '-']
         rows.append([each.label, str(each.trials.split_seed.nunique()), str(spread.n_test), *cells])
-        ranges[each.label] = Number(median.value, lowest.value, highest.value)
+        first = each.trials.iloc[0]
+        short = f'{first.recipe}: {first.phase}, {first.epochs:.0f} epochs'
+        ranges[each.label if short in ranges else short] = Number(median.value, lowest.value, highest.value)
     quartiles = ('lowest', 'lower quartile', 'median', 'upper quartile', 'highest')
     heads = ('recipe', 'splits', 'test images', 'mean', *quartiles, "the paper's", "reached the paper's")
     caption = "The paper's holdout drawn again: accuracy of single trainings, each on a split of its own"

@@ -17,6 +17,7 @@ from bhcnet_jax.configs import base
 from bhcnet_jax.splits import Split
 from bhcnet_jax.trial import ConfigError
 
+SPEAKING = ('phases', 'model.dtype')  # keys whose values need no name beside them in a label
 NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
 _NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
 
@@ -109,6 +110,12 @@ def short(key: str, keys: Sequence[str]) -> str:
     """The last part of a dotted key, if it is that of no other."""
     last = key.rpartition('.')[2]
     return last if sum(each.rpartition('.')[2] == last for each in keys) == 1 else key
+
+
+def told(settings: Settings, keys: Sequence[str]) -> str:
+    """The settings of these keys in a label, as far as they are there."""
+    pairs = [(key, shown(settings[key])) for key in keys if key in settings]
+    return ', '.join(value if key in SPEAKING else f'{short(key, keys)} {value}' for key, value in pairs)
 
 
 def shown(value: Any) -> str:
