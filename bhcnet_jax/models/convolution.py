@@ -26,7 +26,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
       [B, H, W, F], same dtype.
     """
     _, height, width, channels = x.shape
-    if jax.default_backend() != 'cpu':
+    if jax.default_backend() != 'cpu':  # Winograd's differences would magnify what TF32 and bfloat16 round
         return shifted_sum(x, kernel) if channels == 1 else im2col(x, kernel)
     # On a small map a weight may see nothing, and Adam takes long steps along a gradient that is 0 but for rounding.
     tiled = x.dtype == jnp.float32 and channels > 1 and min(height, width) >= LEAST
