@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
-from bhcnet_jax import trial
 from bhcnet_jax.report import settings
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
@@ -95,11 +94,10 @@ def ablations():
     written = [json.loads((folder / name).read_text()) for name in ('config.json', 'env.json')]
     known = settings.of_recipes([written], set(trials.recipe_id))
     reference = trials.recipe_id.value_counts().index[0]  # it alone has three seeds
-    neutral = {f'{section}.{key}': value for section, key, value in trial.NEUTRAL}  # what settings leave out
     changes = {}
     for recipe_id in known.keys() - {reference}:
         key = settings.differing(known[reference], known[recipe_id])[0]
-        changes[recipe_id] = key, settings.shown(known[recipe_id].get(key, neutral.get(key)))
+        changes[recipe_id] = key, settings.shown(known[recipe_id][key])
     return trials, reference, changes
 
 

@@ -241,6 +241,20 @@ def test_recipes_of_one_label_are_told_apart_by_what_both_have(tmp_path):
     assert set(settings.varying([known, without])) == {key for key in known if key.startswith('imbalanced.')}
 
 
+def test_a_label_tells_what_is_not_as_in_most_of_the_recipes(tmp_path):
+    networks, _ = studies.write(tmp_path)
+    first = evidence.gather([networks]).recipes[0].settings
+    changes = ({}, {'model.norm': 'group'}, {'phases': ['balanced']}, {'model.dtype': 'bfloat16', 'model.dropout': 0.1})
+    known = [{**first, 'model.dropout': 0.5, **change} for change in changes]
+    keys = settings.varying(known)
+    told = [settings.told(each, keys, settings.usual(known, keys)) for each in known]
+    assert told[:3] == ['', 'norm group', 'balanced']
+    assert set(told[3].split(', ')) == {'bfloat16', 'dropout 0.1'}
+    half = known[:2]  # of two there is no majority
+    keys = settings.varying(half)
+    assert [settings.told(each, keys, settings.usual(half, keys)) for each in half] == ['norm none', 'norm group']
+
+
 def test_without_baselines_their_command_is_named(tmp_path):
     networks, _ = studies.write(tmp_path)
     make(networks, f'--out={tmp_path}/report.html')

@@ -242,15 +242,17 @@ def _kind(row: pd.Series) -> str:
 
 
 def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """recipe_id -> its label; where several share one, with the settings that tell them apart, else the id."""
+    """recipe_id -> its label; where several share one, with what is not as in most of them, else the id."""
     label_of = dict(zip(done.recipe_id, done.recipe, strict=True))
-    shared = Counter(label_of.values())
-    varying = {label: settings.varying([known.get(each, {}) for each in label_of if label_of[each] == label])
-               for label, count in shared.items() if count > 1}  # fmt: skip
     found = {}
-    for recipe_id, label in label_of.items():
-        told = settings.told(known.get(recipe_id, {}), varying.get(label, []))
-        found[recipe_id] = f'{label} ({told or recipe_id[:8]})' if shared[label] > 1 else label
+    for label in dict.fromkeys(label_of.values()):
+        sharing = [each for each in label_of if label_of[each] == label]
+        of_sharing = [known[each] for each in sharing if known.get(each)]
+        keys = settings.varying(of_sharing)
+        usual = settings.usual(of_sharing, keys)
+        for recipe_id in sharing:
+            told = settings.told(known[recipe_id], keys, usual) if keys and known.get(recipe_id) else recipe_id[:8]
+            found[recipe_id] = f'{label} ({told})' if told and len(sharing) > 1 else label
     repeated = {label for label, count in Counter(found.values()).items() if count > 1}
     return {each: f'{label} {each[:8]}' if label in repeated else label for each, label in found.items()}
 

@@ -19,6 +19,7 @@ from bhcnet_jax.trial import ConfigError
 
 SPEAKING = ('phases', 'model.dtype')  # keys whose values need no name beside them in a label
 NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
+_LEFT_OUT = {f'{section}.{key}': value for section, key, value in trial.NEUTRAL}  # of identities, at these values
 _NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
 
 Settings = Mapping[str, Any]
@@ -58,7 +59,7 @@ def _points(axes: Sequence[sweep.Axis]) -> Iterator[Mapping[str, Any]]:
 def _identify(tree: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[str, Settings]:
     config = trial.set_point(tree, point)
     flat = traverse_util.flatten_dict(trial.resolve(config), sep='.')
-    return trial.identify(config, _NO_SPLIT, '').recipe_id, flat
+    return trial.identify(config, _NO_SPLIT, '').recipe_id, _LEFT_OUT | flat
 
 
 def _sweep(command: str) -> str:
@@ -112,9 +113,20 @@ def short(key: str, keys: Sequence[str]) -> str:
     return last if sum(each.rpartition('.')[2] == last for each in keys) == 1 else key
 
 
-def told(settings: Settings, keys: Sequence[str]) -> str:
-    """The settings of these keys in a label, as far as they are there."""
-    pairs = [(key, shown(settings[key])) for key in keys if key in settings]
+def usual(known: Sequence[Settings], keys: Sequence[str]) -> Settings:
+    """Of these keys the value that more than half of the recipes have, where there is one."""
+    found = {}
+    for key in keys:
+        values = [each[key] for each in known if key in each]
+        most = max(values, key=values.count)
+        if 2 * values.count(most) > len(known):
+            found[key] = most
+    return found
+
+
+def told(settings: Settings, keys: Sequence[str], usual: Settings) -> str:
+    """The settings of these keys in a label, as far as they are there and not as usual."""
+    pairs = [(key, shown(settings[key])) for key in keys if key in settings and settings[key] != usual.get(key)]
     return ', '.join(value if key in SPEAKING else f'{short(key, keys)} {value}' for key, value in pairs)
 
 
