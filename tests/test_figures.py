@@ -140,18 +140,44 @@ def test_curves_with_holes_are_drawn_around_them(hole, tmp_path):
     draw('curves', tmp_path / 'nothing.png', arguments=(holed,))
 
 
+def drawn(picture, colour, within=30):
+    """Where a picture has about this colour, bool [H, W]."""
+    return np.abs(picture - 255 * np.array(matplotlib.colors.to_rgb(colour))).max(axis=-1) < within
+
+
 @pytest.mark.parametrize('epochs', [(1, 0), (1, 1), (300, 100)])
 def test_curves_of_any_length_are_drawn(epochs, tmp_path):
-    draw('curves', tmp_path / 'a.png', MARK, (history(epochs),))
+    falling = history(epochs)
+    falling[['test_loss', 'test_accuracy']] += 0.1  # apart from the training part's
+    picture = pixels(draw('curves', tmp_path / 'a.png', arguments=(falling,)))[:-60]  # without the legend
+    for panel in np.array_split(picture, 2, axis=1):
+        for colour in (figures.BLUE, figures.VERMILLION):
+            columns = np.flatnonzero(drawn(panel, colour).any(axis=0))
+            assert len(columns) >= 5
+            # A point alone is in the middle of its axes, several reach from end to end.
+            assert np.ptp(columns) > 0.4 * panel.shape[1] or sum(epochs) == 1
 
 
-def test_a_confusion_matrix_without_one_class_is_drawn(tmp_path):
-    draw('confusion_matrix', tmp_path / 'a.png', arguments=({'tp': 0, 'tn': 5, 'fp': 5, 'fn': 0},))
+def test_the_row_of_an_empty_class_is_pale(tmp_path):
+    counts = {'tp': 0, 'tn': 5, 'fp': 5, 'fn': 0}
+    picture = pixels(draw('confusion_matrix', tmp_path / 'a.png', arguments=(counts,)))
+    shares = (0.0, 0.5)  # of the row's images, in both of its cells
+    for share, row in zip(shares, np.array_split(picture[: int(0.85 * len(picture))], 2), strict=True):
+        colour = matplotlib.colormaps['Blues'](share / 1.25)
+        assert drawn(row, colour, within=3).mean() > 0.5
 
 
-def test_grey_density_of_one_class_or_of_flat_images_is_drawn(tmp_path):
-    draw('grey_density', tmp_path / 'one.png', arguments=(IMAGES, np.ones(12, int)))
-    draw('grey_density', tmp_path / 'flat.png', arguments=(np.full((4, 8, 8), 255, np.uint8), LABELS[:4]))
+def test_grey_density_of_one_class_has_one_line(tmp_path):
+    picture = pixels(draw('grey_density', tmp_path / 'one.png', arguments=(IMAGES, np.ones(12, int))))
+    assert np.ptp(np.flatnonzero(drawn(picture, figures.VERMILLION).any(axis=0))) > 0.7 * picture.shape[1]
+    assert not drawn(picture, figures.BLUE).any()
+
+
+def test_grey_density_of_white_images_is_at_the_right_end(tmp_path):
+    arguments = (np.full((4, 8, 8), 255, np.uint8), LABELS[:4])
+    picture = pixels(draw('grey_density', tmp_path / 'flat.png', arguments=arguments))[:-60]  # without the legend
+    columns = np.flatnonzero(drawn(picture, figures.BLUE).any(axis=0) | drawn(picture, figures.VERMILLION).any(axis=0))
+    assert columns.min() > 0.9 * picture.shape[1]
 
 
 @pytest.mark.parametrize(
@@ -194,15 +220,20 @@ def test_feature_maps_are_those_of_the_networks_convolution():
     np.testing.assert_allclose(figures.feature_maps(KERNEL, BIAS, IMAGES[0]), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('filters', [1, 100])
-def test_any_number_of_filters_is_drawn(filters, tmp_path):
-    kernel = np.resize(KERNEL, (3, 3, 1, filters))
-    draw('features', tmp_path / 'a.png', MARK, (kernel, np.zeros(filters, np.float32), IMAGES[0]))
+def test_a_figure_has_as_many_rows_as_its_filters_fill_but_eight_at_most(tmp_path):
+    def height(filters):
+        arguments = (np.resize(KERNEL, (3, 3, 1, filters)), np.zeros(filters, np.float32), IMAGES[0])
+        return pixels(draw('features', tmp_path / f'{filters}.png', arguments=arguments)).shape[0]
+
+    assert height(1) == height(8) < height(9) < height(64) == height(100)
 
 
-@pytest.mark.parametrize('weight', [0.0, np.nan])
-def test_dead_and_diverged_filters_are_drawn(weight, tmp_path):
-    draw('features', tmp_path / 'a.png', arguments=(np.full_like(KERNEL, weight), 0 * BIAS, IMAGES[0]))
+@pytest.mark.parametrize(('weight', 'shade'), [(0.0, 127), (np.nan, 255)])
+def test_a_dead_kernel_is_grey_and_a_diverged_one_blank(weight, shade, tmp_path):
+    arguments = (np.full_like(KERNEL, weight), 0 * BIAS, IMAGES[0])
+    picture = pixels(draw('features', tmp_path / 'a.png', arguments=arguments))
+    kernels = picture[picture.shape[0] // 4, picture.shape[1] // 2 : picture.shape[1] * 3 // 4]
+    assert np.mean(np.abs(kernels - shade).max(axis=-1) < 4) > 0.7
 
 
 def test_a_diverged_filter_leaves_the_others_visible(tmp_path):
