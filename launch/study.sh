@@ -34,7 +34,7 @@ epochs() { # the paper's tables 1 and 2 on its own holdout, for ten splits
     train epochs balanced --sweep="phases=('balanced','imbalanced') imbalanced.epochs=4,8,12,16,20,24 split.seed=0:10"
 }
 
-for part in ${*:-baselines strong cnn lstm gru equalised bfloat16 ablations epochs}; do
+for part in ${*:-baselines strong tuned cnn lstm gru equalised bfloat16 ablations epochs}; do
     case $part in
         baselines) python -m bhcnet_jax.baselines --workdir="$folder/baselines" --config=balanced \
             --config.split.scheme=kfold --sweep="seed=0:5 $folds" ;;
@@ -42,11 +42,12 @@ for part in ${*:-baselines strong cnn lstm gru equalised bfloat16 ablations epoc
         lstm) two_phases lstm lstm_balanced ;;
         gru) two_phases gru gru_balanced ;;
         strong) kfold strong strong '' ;;
+        tuned) kfold tuned tuned '' ;;
         equalised) kfold equalised strong dataset.equalise=True ;;
         bfloat16) kfold bfloat16 balanced model.dtype=bfloat16 ;;
         ablations) train ablations ablations --sweep='split.fold=0:5' ;;
         epochs) epochs ;;
-        *) echo "error: no part $part; expected baselines, cnn, lstm, gru, strong, equalised, bfloat16, ablations or epochs." >&2
+        *) echo "error: no part $part; expected baselines, strong, tuned, cnn, lstm, gru, equalised, bfloat16, ablations or epochs." >&2
             exit 2 ;;
     esac
 done
