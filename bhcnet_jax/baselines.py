@@ -8,8 +8,6 @@ pixels. All are fitted on the training part of a split as it is, without augment
 one, stays unused. Of a config they read dataset (but for its size), seed (their random_state) and split.
 
 Their trials go into a results database like those of networks: `python -m bhcnet_jax.results` shows both in one table.
-
-N images, F numbers of an image.
 """
 
 import collections
@@ -30,73 +28,17 @@ import numpy as np
 import sklearn
 from absl import app, flags, logging
 from ml_collections import ConfigDict
-from sklearn.base import ClassifierMixin
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
-from sklearn.naive_bayes import GaussianNB
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 
-from bhcnet_jax import command_line, run_dir, sweep, trial
-from bhcnet_jax.datasets import DatasetError
-from bhcnet_jax.report import leaderboard
-from bhcnet_jax.results import Results, ResultsError, score_columns
-from bhcnet_jax.run_dir import RunDirError
-from bhcnet_jax.splits import Split
-from bhcnet_jax.study import Study
-from bhcnet_jax.trial import ConfigError
+from bhcnet_jax import command_line, results
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.plan import sweep, trial
+from bhcnet_jax.plan.splits import Split
+from bhcnet_jax.plan.study import Study
+from bhcnet_jax.records.database import Results, score_columns
+from bhcnet_jax.run import run_dir
+from bhcnet_jax.training.classifiers import BASELINES, METHODS, PIXELS, SIDE, Baseline, inputs, predict
 
 flags.adopt_module_key_flags(command_line)  # so that --help lists them
-
-SIDE = 64  # pixels, height and width of the images that a baseline sees whole
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of an image's grey levels
-CALIBRATION_FOLDS = 5
-PIXELS = f'{SIDE} x {SIDE} pixels'
-
-
-class Method(NamedTuple):
-    """A classifier of scikit-learn.
-
-    settings: its keyword arguments. scaled: each number is brought to mean 0 and standard deviation 1 first.
-    seeded: chance has a part in it. calibrated: it gives no probabilities, so a sigmoid turns its scores into some.
-    """
-
-    classifier: type[ClassifierMixin]
-    settings: Mapping[str, Any]
-    scaled: bool = False
-    seeded: bool = False
-    calibrated: bool = False
-
-
-METHODS = {  # settings are scikit-learn's defaults, written out
-    'random forest': Method(RandomForestClassifier, {'n_estimators': 100}, seeded=True),
-    'k-nearest neighbours': Method(KNeighborsClassifier, {'n_neighbors': 5}, scaled=True),
-    'linear SVM': Method(SVC, {'kernel': 'linear', 'C': 1.0}, scaled=True, calibrated=True),
-    'RBF SVM': Method(SVC, {'kernel': 'rbf', 'C': 1.0, 'gamma': 'scale'}, scaled=True, calibrated=True),
-    'AdaBoost': Method(AdaBoostClassifier, {'n_estimators': 50}, seeded=True),
-    'Gaussian naive Bayes': Method(GaussianNB, {}),
-}
-
-
-class Baseline(NamedTuple):
-    """method: of METHODS. inputs: what it sees of an image, see `inputs`."""
-
-    method: str
-    inputs: str
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        return f'{self.method} on {self.inputs}'
-
-
-SHORTCUTS = ('width and height', 'file size', 'grey levels', 'all shortcuts')
-BASELINES = (
-    *(Baseline('random forest', name) for name in SHORTCUTS),
-    *(Baseline(method, PIXELS) for method in METHODS),
-)
 
 
 class Trial(NamedTuple):
@@ -109,43 +51,11 @@ class Trial(NamedTuple):
     split: Split
 
 
-def inputs(study: Study) -> dict[str, np.ndarray]:
-    """What baselines see of the images, by name: float32 [N, F] each.
-
-    Grey levels are the mean, the standard deviation and QUANTILES of all pixels, at 128 x 128 pixels.
-    """
-    image_set = study.image_set
-    grey = image_set.thumbnails.reshape(len(image_set.ids), -1)
-    size = np.stack([image_set.widths, image_set.heights], axis=1)
-    levels = np.stack([grey.mean(axis=1), grey.std(axis=1), *np.quantile(grey, QUANTILES, axis=1)], axis=1)
-    file_size = image_set.file_bytes[:, None]
-    shortcuts = (size, file_size, levels, np.concatenate([size, file_size, levels], axis=1))
-    pixels = image_set.images.reshape(len(image_set.ids), -1) / 255
-    found = {**dict(zip(SHORTCUTS, shortcuts, strict=True)), PIXELS: pixels}
-    return {name: values.astype(np.float32) for name, values in found.items()}
-
-
-def predict(method: Method, values: np.ndarray, labels: np.ndarray, split: Split, seed: int) -> np.ndarray:
-    """Fits on the training part of a split. -> probability of hemorrhage on its test part, float64 [len(split.test)].
-
-    values: float [N, F]. labels: int [N]. The calibrating sigmoid is fitted on the training part too, to scores from
-    a cross-validation inside it (Platt, 1999).
-    """
-    chance = {'random_state': seed} if method.seeded else {}
-    model = method.classifier(**method.settings, **chance)
-    if method.scaled:
-        model = make_pipeline(StandardScaler(), model)
-    if method.calibrated:
-        model = CalibratedClassifierCV(model, method='sigmoid', cv=CALIBRATION_FOLDS, ensemble=False)
-    model.fit(values[split.train], labels[split.train])
-    return np.clip(model.predict_proba(values[split.test])[:, 1], 0, 1)  # rounding may leave 1 + 2e-16
-
-
 def trials(study: Study) -> list[Trial]:
-    """Every baseline at every point of the study's sweep. ConfigError: the sweep has a key that only networks use."""
+    """Every baseline at every point of the study's sweep. UserError: the sweep has a key that only networks use."""
     for key in study.swept:
         if key != 'seed' and not key.startswith('split.'):
-            raise ConfigError(f'Sweep: no baseline uses {key}; sweep seed and keys of split, as in split.fold=0:10.')
+            raise UserError(f'Sweep: no baseline uses {key}; sweep seed and keys of split, as in split.fold=0:10.')
     configs = [study.config_of(each) for each in study.trials(sweep.parse_shard('1/1'))]
     return [_identify(baseline, config, study) for baseline in BASELINES for config in configs]
 
@@ -177,13 +87,13 @@ def run(config: ConfigDict, axes: str = '', workdir: str = '', command: str = ''
 
     config: see `configs/base.py`. axes: see `sweep.parse`; '': config.sweep. workdir: '': runs/baselines-<data set>.
     command: what the user typed, for env.json. A trial that FAILED is trained again.
-    ConfigError, DatasetError, RunDirError, ResultsError: each with one line for the user.
+    UserError: each with one line for the user.
     """
     config = config.copy_and_resolve_references()
     config.dataset.image_size = SIDE  # whatever size the networks train at
     study = Study(config, axes)
     wanted = trials(study)
-    label = run_dir.dataset_label(study.image_set)
+    label = study.image_set.label
     path = pathlib.Path(workdir or f'runs/baselines-{label}')
     used = ConfigDict({'recipe': 'baselines', **{key: config[key] for key in ('seed', 'dataset', 'split')}})
     recipe = {'recipe': used.recipe, 'split': trial.resolve(config)['split']}
@@ -199,13 +109,13 @@ def run(config: ConfigDict, axes: str = '', workdir: str = '', command: str = ''
         _train(missing, study, database)
         database.export(path)
         statuses = database.statuses()
-    leaderboard.main([str(path)])
+    results.main([str(path)])
     return all(statuses[each.trial_id] == 'DONE' for each in wanted)
 
 
 def _train(missing: Sequence[Trial], study: Study, database: Results) -> None:
     """Trains trials, those of one baseline one after the other, and prints a line for each baseline."""
-    values, by_baseline = inputs(study) if missing else {}, collections.defaultdict(list)
+    values, by_baseline = inputs(study.image_set) if missing else {}, collections.defaultdict(list)
     for each in missing:
         by_baseline[each.baseline].append(each)
     for baseline, group in by_baseline.items():
@@ -240,7 +150,7 @@ def _train_one(this: Trial, values: np.ndarray, study: Study, database: Results)
             'image_id': study.image_set.ids[image],
             'label': int(labels[image]),
             'probability': float(probability),
-            'dataset': run_dir.dataset_label(study.image_set),
+            'dataset': study.image_set.label,
         }
         for image, probability in zip(this.split.test, probabilities, strict=True)
     ])  # fmt: skip
@@ -257,7 +167,7 @@ def main(argv: list[str]) -> None:
     command = shlex.join(['python', '-m', 'bhcnet_jax.baselines', *sys.argv[1:]])
     try:
         well = run(command_line.CONFIG.value, command_line.SWEEP.value, command_line.WORKDIR.value, command)
-    except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
+    except UserError as error:
         command_line.fail(str(error))
     except KeyboardInterrupt:
         print(f'\nInterrupted; finished trials are saved. To go on: {command}', file=sys.stderr)

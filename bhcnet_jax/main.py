@@ -11,8 +11,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from bhcnet_jax import command_line
+from bhcnet_jax import command_line, machine
 from bhcnet_jax.command_line import fail
+from bhcnet_jax.errors import UserError
 
 flags.adopt_module_key_flags(command_line)  # so that --help lists them
 _SHARD = flags.DEFINE_string('shard', '', 'i/n: train the i-th of n disjoint shares of the trials.')
@@ -79,20 +80,15 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
     command = shlex.join(['python', '-m', 'bhcnet_jax.main', *sys.argv[1:]])
-    # Imported here so that a wrong flag is answered at once.
-    from bhcnet_jax import engine
-
     if not _DISTRIBUTED.value:
-        engine.make_every_core_a_device()
+        machine.make_every_core_a_device()
     elif not _join_others():
         return
-    from bhcnet_jax import train
-    from bhcnet_jax.batch import Stopped
-    from bhcnet_jax.datasets import DatasetError
-    from bhcnet_jax.engine import ProcessLost
-    from bhcnet_jax.results import ResultsError
-    from bhcnet_jax.run_dir import RunDirError
-    from bhcnet_jax.trial import ConfigError
+    # Imported here so that a wrong flag is answered at once.
+    from bhcnet_jax.run import train
+    from bhcnet_jax.run.lane_batch import Stopped
+    from bhcnet_jax.training import engine
+    from bhcnet_jax.training.engine import ProcessLost
 
     options = train.Options(
         workdir=command_line.WORKDIR.value,
@@ -107,7 +103,7 @@ def main(argv: list[str]) -> None:
     )
     try:
         well = train.run(command_line.CONFIG.value, options)
-    except (ConfigError, DatasetError, ResultsError, RunDirError) as error:
+    except UserError as error:
         fail(str(error))
     except ProcessLost as error:
         _leave(f'{error} Finished epochs are saved. To go on: {command}')
@@ -124,7 +120,7 @@ def main(argv: list[str]) -> None:
 
 def _join_others() -> bool:
     """Joins the processes that train together. Returns whether this one leads; the others return when all is done."""
-    from bhcnet_jax import engine
+    from bhcnet_jax.training import engine
 
     try:
         leads = engine.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

@@ -15,11 +15,12 @@ from contender import PEAK_SIZE
 from contest import TOLERANCES, spread
 from ml_collections import ConfigDict
 
-from bhcnet_jax import augment, optim, splits, steps, trial
 from bhcnet_jax.configs import balanced
-from bhcnet_jax.engine import Engine
-from bhcnet_jax.input_pipeline import ImageSet
+from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.models import convolution, layers
+from bhcnet_jax.plan import splits, trial
+from bhcnet_jax.training import augment, optim, steps
+from bhcnet_jax.training.engine import Engine
 
 LANES = (1, 8, 32)  # trials that train together
 BOUND_LANES = 8  # of the parts that are measured by themselves

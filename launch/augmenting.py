@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from contest import Contestant, in_turn, prepare, project_entry, race, require, spread
 
-from bhcnet_jax import augment
 from bhcnet_jax.configs import balanced
-from bhcnet_jax.input_pipeline import ImageSet
+from bhcnet_jax.datasets.input_pipeline import ImageSet
+from bhcnet_jax.training import augment
 
 CALLS = 20  # of a change in a turn
 

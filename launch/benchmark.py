@@ -42,12 +42,16 @@ from ml_collections import ConfigDict
 from PIL import Image
 from startup import measure_startup
 
-from bhcnet_jax import input_pipeline, optim, run_dir, splits, sweep, trial
+from bhcnet_jax import machine
 from bhcnet_jax.configs import base
-from bhcnet_jax.engine import Engine, choose_spread, make_every_core_a_device
-from bhcnet_jax.input_pipeline import ImageSet
-from bhcnet_jax.results import Results
-from bhcnet_jax.study import Study
+from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets.input_pipeline import ImageSet
+from bhcnet_jax.machine import make_every_core_a_device
+from bhcnet_jax.plan import splits, sweep, trial
+from bhcnet_jax.plan.study import Study
+from bhcnet_jax.records.database import Results
+from bhcnet_jax.training import optim
+from bhcnet_jax.training.engine import Engine, choose_spread
 
 SUITES = ('training', 'cpu', 'gpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
 
@@ -361,7 +365,7 @@ def main() -> None:
             measured = suites[arguments.suite](pathlib.Path(folder))
     except ContestError as error:
         sys.exit(f'error: {error}')
-    measured |= {'hardware': run_dir.hardware(), 'jax': jax.__version__, 'code': run_dir.code_version()}
+    measured |= {'hardware': machine.hardware(), 'jax': jax.__version__, 'code': machine.code_version()}
     if arguments.figure:
         import figures  # here, so that matplotlib is no part of the memory that is measured
 

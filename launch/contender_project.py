@@ -12,8 +12,10 @@ from contender import PEAK_SIZE, Task, serve
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax import optim, splits, steps, trial
-from bhcnet_jax.engine import Engine, choose_spread, make_every_core_a_device
+from bhcnet_jax.machine import make_every_core_a_device
+from bhcnet_jax.plan import splits, trial
+from bhcnet_jax.training import optim, steps
+from bhcnet_jax.training.engine import Engine, choose_spread
 
 
 class Project:

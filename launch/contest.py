@@ -22,8 +22,9 @@ from contender import write_task
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax import splits, steps, trial
 from bhcnet_jax.configs import balanced
+from bhcnet_jax.plan import splits, trial
+from bhcnet_jax.training import steps
 
 FOLDER = pathlib.Path(__file__).parent
 CHECKED = 10  # first steps whose losses are compared

@@ -8,7 +8,7 @@ from growth import GROWTH, USUAL
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bhcnet_jax.report.figures import BLUE, GREY, STYLE, WIDTH
+from bhcnet_jax.display.figures import BLUE, GREY, STYLE, WIDTH
 
 
 def _bars(axes: Axes, names: Sequence[str], rates: Sequence[Mapping[str, float]], colours: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from contest import Contestant, prepare, project_entry, race, spread
 
-from bhcnet_jax.input_pipeline import ImageSet
+from bhcnet_jax.datasets.input_pipeline import ImageSet
 
 USUAL = {'image size': 128, 'batch size': 32, 'lanes': 1}  # of the paper's CNN; one of them is changed at a time
 GROWTH = {'image size': (64, 128, 256), 'batch size': (8, 32, 128), 'lanes': (1, 2, 4, 8)}

@@ -85,14 +85,15 @@ def _images(environment: dict[str, str]) -> tuple[str, dict[str, float]]:
 
 def _prepare_images() -> None:
     """Prints the name of the data set and the seconds to load its images, to find groups and to audit them."""
-    from bhcnet_jax import input_pipeline, splits
-    from bhcnet_jax.datasets import audit
+    from bhcnet_jax import audit
+    from bhcnet_jax.datasets import input_pipeline
+    from bhcnet_jax.plan import groups
 
     times = [time.perf_counter()]
     name = 'head_ct' if os.environ.get('HEAD_CT_DIR') else 'phantom'
     image_set = input_pipeline.load(ConfigDict({'name': name, 'dir': '', 'image_size': 128}))
     times.append(time.perf_counter())
-    grouping = splits.find_groups(image_set)
+    grouping = groups.find_groups(image_set)
     times.append(time.perf_counter())
     audit.audit(image_set, grouping)
     times.append(time.perf_counter())

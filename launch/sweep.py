@@ -345,23 +345,24 @@ def show_status(workdir: pathlib.Path) -> int:
 
 def _progress(directory: pathlib.Path) -> tuple[str, str]:
     """How many trials of a shard have which status, and whether a process trains one, from its database."""
-    from bhcnet_jax import results
+    from bhcnet_jax.errors import UserError
+    from bhcnet_jax.records import merge
 
     try:
-        trials = results.merge([directory]).trials
-    except results.ResultsError:
+        trials = merge.merge([directory]).trials
+    except UserError:
         return 'none yet', 'not running'
     running = trials.loc[trials.status == 'RUNNING', ['host', 'pid', 'heartbeat']].to_dict('records')
-    alive = any(not results.is_abandoned(**each) for each in running)
+    alive = any(not merge.is_abandoned(**each) for each in running)
     counts = ', '.join(f'{count} {status}' for status, count in trials.status.value_counts().items())
     return counts or 'none yet', 'running' if alive else 'not running'
 
 
 def collect(workdir: pathlib.Path, flags: list[str]) -> int:
     """Prints the leaderboard of all shards. flags: of python -m bhcnet_jax.results."""
-    from bhcnet_jax.report import leaderboard
+    from bhcnet_jax import results
 
-    leaderboard.main([str(workdir), *flags])
+    results.main([str(workdir), *flags])
     return 0
 
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bhcnet_jax import optim, steps, trial
 from bhcnet_jax.configs import base
+from bhcnet_jax.plan import trial
+from bhcnet_jax.training import optim, steps
 
 
 def small_config(**overrides):

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from bhcnet_jax import trial
-from bhcnet_jax.baselines import BASELINES
 from bhcnet_jax.configs import base
-from bhcnet_jax.results import Results, score_columns
-from bhcnet_jax.splits import Split
+from bhcnet_jax.plan import trial
+from bhcnet_jax.plan.splits import Split
+from bhcnet_jax.records.database import Results, score_columns
+from bhcnet_jax.training.classifiers import BASELINES
 
 FOLDS, EPOCHS, FINGERPRINT, VAL_IMAGES = 4, 3, 'f' * 64, 12
 SWEEP = f'seed=0:2 split.fold=0:{FOLDS} model.dropout=0.5,0.25 optimizer.peak_lr=1e-3,1e-2'

@@ -3,8 +3,9 @@ import pkgutil
 
 import pytest
 
-from bhcnet_jax import configs, trial
+from bhcnet_jax import configs
 from bhcnet_jax.configs import base
+from bhcnet_jax.plan import trial
 
 NAMES = [module.name for module in pkgutil.iter_modules(configs.__path__)]
 

@@ -4,37 +4,59 @@
 """
 
 import argparse
-import functools
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from bhcnet_jax.report import context, differences, findings, leaderboard, page, pictures, shapes
+from bhcnet_jax import __version__, files
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.report import page
 from bhcnet_jax.report.evidence import Evidence, find, gather
 from bhcnet_jax.report.page import Figure, Page
-from bhcnet_jax.results import ResultsError
+from bhcnet_jax.report.sections import (
+    answer,
+    audits,
+    comparisons,
+    curves,
+    leaderboard,
+    misread,
+    model_card,
+    paper_tables,
+    reruns,
+    sweep,
+    training,
+)
+
+
+def _about(evidence: Evidence) -> str:
+    """A line below the title."""
+    counts = ', '.join(f'{count} {status}' for status, count in evidence.trials.status.value_counts().items())
+    return (
+        f'bhcnet_jax {__version__}. Data: {evidence.dataset}, fingerprint {evidence.fingerprint[:12]}. '
+        f'Trials: {counts}, of {len(evidence.recipes)} recipes.'
+    )
 
 
 def make(evidence: Evidence, reference_name: str = '', with_images: bool = True) -> Page:
-    """All sections in their order. ResultsError: no recipe of that name."""
+    """All sections in their order. UserError: no recipe of that name."""
     recipes = evidence.recipes
-    reference = find(recipes, reference_name) if reference_name else differences.most_neighbours(recipes)
-    images = pictures.load(evidence) if with_images else '--no_images was given.'
+    reference = find(recipes, reference_name) if reference_name else comparisons.most_neighbours(recipes)
+    images = misread.load(evidence) if with_images else '--no_images was given.'
     sections = (
-        findings.answer(evidence),
-        findings.paper_tables(evidence),
-        findings.leaderboard(evidence),
-        shapes.curves(evidence),
-        shapes.training(evidence),
-        differences.comparisons(evidence, reference),
-        context.audits(evidence, images),
-        pictures.gallery(evidence, images),
-        shapes.sweep(evidence),
-        context.reruns(evidence),
-        context.model_card(evidence),
+        answer.answer(evidence),
+        paper_tables.paper_tables(evidence),
+        leaderboard.leaderboard(evidence),
+        curves.curves(evidence),
+        training.training(evidence),
+        comparisons.comparisons(evidence, reference),
+        audits.audits(evidence, images),
+        misread.gallery(evidence, images),
+        sweep.sweep(evidence),
+        reruns.reruns(evidence),
+        model_card.model_card(evidence),
     )
     title = f'Hemorrhage or not: what the recipes reach on {evidence.dataset}'
-    return Page(title, evidence.mark, context.about(evidence), sections)
+    return Page(title, evidence.mark, _about(evidence), sections)
 
 
 def write(made: Page, out: pathlib.Path) -> list[pathlib.Path]:
@@ -42,7 +64,8 @@ def write(made: Page, out: pathlib.Path) -> list[pathlib.Path]:
     paths = [out, out.with_suffix('.md'), out.with_suffix('.csv')]
     texts = (page.as_html(made), page.as_markdown(made), page.as_frame(made).to_csv(index=False))
     for path, text in zip(paths, texts, strict=True):
-        leaderboard.export(path, functools.partial(_write_text, text))
+        with files.output(path) as file:
+            file.write(text.encode())
     return paths
 
 
@@ -51,12 +74,9 @@ def write_figures(made: Page, folder: pathlib.Path) -> list[pathlib.Path]:
     figures = [block for section in made.sections for block in section.blocks if isinstance(block, Figure)]
     paths = [folder / f'{figure.name}.svg' for figure in figures]
     for path, figure in zip(paths, figures, strict=True):
-        leaderboard.export(path, functools.partial(_write_text, page.as_svg(figure)))
+        with files.output(path) as file:
+            file.write(page.as_svg(figure).encode())
     return paths
-
-
-def _write_text(text: str, path: pathlib.Path) -> None:
-    path.write_text(text, encoding='utf-8')
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,15 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     try:
         if flags.out.suffix != '.html':
-            raise ResultsError(f'--out={flags.out}: expected a name that ends in .html.')
+            raise UserError(f'--out={flags.out}: expected a name that ends in .html.')
         if not flags.out.parent.is_dir():
-            raise ResultsError(f'--out={flags.out}: no folder {flags.out.parent}; make it, or name another.')
+            raise UserError(f'--out={flags.out}: no folder {flags.out.parent}; make it, or name another.')
         if flags.figures and not flags.figures.is_dir():
-            raise ResultsError(f'--figures={flags.figures}: no such folder; make it, or name another.')
+            raise UserError(f'--figures={flags.figures}: no such folder; make it, or name another.')
         made = make(gather(flags.workdirs), flags.reference, not flags.no_images)
         for path in (*write(made, flags.out), *(write_figures(made, flags.figures) if flags.figures else ())):
             print(f'Written: {path}')
-    except ResultsError as error:
+    except UserError as error:
         sys.exit(f'error: {error}')
 
 

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bhcnet_jax import baselines, bootstrap, comparison, metrics, results
-from bhcnet_jax.bootstrap import Estimate, Metric
-from bhcnet_jax.comparison import Pooled
-from bhcnet_jax.report import holdouts, leaderboard, settings
+from bhcnet_jax.display.summary import MARK
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.records import merge, recipes, schema
+from bhcnet_jax.report import holdouts, settings
 from bhcnet_jax.report.holdouts import Holdouts
 from bhcnet_jax.report.page import Number
-from bhcnet_jax.report.summary import MARK
-from bhcnet_jax.results import ResultsError
+from bhcnet_jax.statistics import bootstrap, comparison, metrics
+from bhcnet_jax.statistics.bootstrap import Estimate, Metric
+from bhcnet_jax.statistics.comparison import Pooled
+from bhcnet_jax.training import classifiers
 
 DRAWS = 2000
 KINDS = {'network': 'network', 'shortcut': 'shortcut baseline', 'baseline': 'baseline on pixels'}
@@ -172,32 +174,32 @@ class Evidence:
 
 
 def gather(directories: Sequence[pathlib.Path]) -> Evidence:
-    """Reads run directories. ResultsError, one line: as of `results.merge`, nothing finished, or several data sets."""
-    merged = results.merge(directories)
+    """Reads run directories. UserError, one line: as of `results.merge`, nothing finished, or several data sets."""
+    merged = merge.merge(directories)
     done = merged.trials[merged.trials.status == 'DONE']
     done = done[done.index.isin(merged.predictions.trial)]
     if done.empty:
         where = ', '.join(map(str, directories))
-        raise ResultsError(f'{where}: no finished trial among {len(merged.trials)}; train first, then report.')
+        raise UserError(f'{where}: no finished trial among {len(merged.trials)}; train first, then report.')
     dataset, fingerprint = _only_one(done)
     run_dirs = [_run_dir(pathlib.Path(path)) for path in dict.fromkeys(pathlib.Path(file).parent for file in done.file)]
     data = next((each.data for each in run_dirs if each.data.get('fingerprint') == fingerprint), {})
     known = settings.of_recipes([(each.config, each.starts) for each in run_dirs], set(done.recipe_id))
-    group_of = leaderboard.read_groups(done.file).get(fingerprint, {})
+    group_of = recipes.read_groups(done.file).get(fingerprint, {})
     repeated = holdouts.find(done, known)
     joined = {recipe_id for each in repeated for recipe_id in each.trials.recipe_id}
     if joined == set(done.recipe_id):  # a report needs recipes
         repeated, joined = [], set()
-    recipes = _recipes(done[~done.recipe_id.isin(joined)], merged.predictions, group_of, known)
+    found = _recipes(done[~done.recipe_id.isin(joined)], merged.predictions, group_of, known)
     mark = MARK if dataset == 'PHANTOM' else ''
-    return Evidence(recipes, repeated, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
+    return Evidence(found, repeated, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
 
 
 def _only_one(done: pd.DataFrame) -> tuple[str, str]:
     sets = done[['dataset', 'data_fingerprint']].astype(object).drop_duplicates()
     if len(sets) > 1:
         shown = ', '.join(f'{row.dataset} {row.data_fingerprint[:12]}' for row in sets.itertuples())
-        raise ResultsError(f'{len(sets)} data sets ({shown}); a report is on one: leave the directories of others out.')
+        raise UserError(f'{len(sets)} data sets ({shown}); a report is on one: leave the directories of others out.')
     return tuple(sets.iloc[0])
 
 
@@ -212,7 +214,7 @@ def _json(path: pathlib.Path, empty: Any) -> Any:
     except FileNotFoundError:
         return empty
     except (OSError, ValueError) as error:
-        raise ResultsError(f'{path} cannot be read ({error}). Restore it from a copy, or move it away.') from error
+        raise UserError(f'{path} cannot be read ({error}). Restore it from a copy, or move it away.') from error
 
 
 def _recipes(
@@ -226,19 +228,19 @@ def _recipes(
         mine = scored_by[recipe_id]
         pooled = comparison.pivot(mine)
         folds = mine.drop_duplicates('image_id').set_index('image_id').fold[pooled.image_ids].to_numpy(int)
-        groups = leaderboard.number_groups(pooled.image_ids, group_of)
+        groups = recipes.number_groups(pooled.image_ids, group_of)
         of_recipe = (recipe_id, labels[recipe_id], _kind(trials.iloc[0]), trials, pooled, folds, groups)
         found.append(Recipe(*of_recipe, known.get(recipe_id, {})))
     return sorted(found, key=lambda each: -each.scores['accuracy'].mean)
 
 
-_INPUTS = {each.name: each.inputs for each in baselines.BASELINES}
+_INPUTS = {each.name: each.inputs for each in classifiers.BASELINES}
 
 
 def _kind(row: pd.Series) -> str:
-    if row.recipe not in _INPUTS or row.model not in baselines.METHODS:
+    if row.recipe not in _INPUTS or row.model not in classifiers.METHODS:
         return 'network'
-    return 'shortcut' if _INPUTS[row.recipe] in baselines.SHORTCUTS else 'baseline'
+    return 'shortcut' if _INPUTS[row.recipe] in classifiers.SHORTCUTS else 'baseline'
 
 
 def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -258,11 +260,11 @@ def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[
 
 
 def _read_epochs(file: pathlib.Path, trials: pd.DataFrame) -> pd.DataFrame:
-    columns, places = ', '.join(results.EPOCH_COLUMNS), ', '.join('?' * len(trials))
+    columns, places = ', '.join(schema.EPOCH_COLUMNS), ', '.join('?' * len(trials))
     query = f'SELECT {columns} FROM epochs WHERE trial_id IN ({places}) ORDER BY rowid'
-    with results.reading(file) as database:
+    with merge.reading(file) as database:
         rows = database.execute(query, list(trials.trial_id)).fetchall()
-    found = pd.DataFrame(rows, columns=list(results.EPOCH_COLUMNS))
+    found = pd.DataFrame(rows, columns=list(schema.EPOCH_COLUMNS))
     return found.merge(trials[['trial_id', 'seed', 'fold']], on='trial_id')
 
 
@@ -272,12 +274,12 @@ def crossing(recipe: Recipe) -> int:
 
 
 def find(recipes: Collection[Recipe], name: str) -> Recipe:
-    """The recipe with this label, or whose id begins so. ResultsError: none, or several."""
+    """The recipe with this label, or whose id begins so. UserError: none, or several."""
     found = [each for each in recipes if each.label == name] or [
         each for each in recipes if each.recipe_id.startswith(name) or each.trials.recipe.iloc[0] == name
     ]
     if len(found) != 1:
         labels = '; '.join(each.label for each in (found or recipes))
         many = f'{len(found)} recipes' if found else 'no such recipe'
-        raise ResultsError(f'--reference={name}: {many}; expected one of: {labels}.')
+        raise UserError(f'--reference={name}: {many}; expected one of: {labels}.')
     return found[0]

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from bhcnet_jax.report.curves import BINS, Curve
+from bhcnet_jax.report.bands import BINS, Curve
 from bhcnet_jax.report.page import Figure, Number
 
 # Stand for the page's colours, which differ in the light and in the dark: see --ink ... of page.html.j2.

@@ -12,10 +12,10 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from bhcnet_jax import sweep, trial
 from bhcnet_jax.configs import base
-from bhcnet_jax.splits import Split
-from bhcnet_jax.trial import ConfigError
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.plan import sweep, trial
+from bhcnet_jax.plan.splits import Split
 
 SPEAKING = ('phases', 'model.dtype')  # keys whose values need no name beside them in a label
 NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
@@ -48,7 +48,7 @@ def _expand(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> 
         try:
             parsed = sweep.parse(axes, ConfigDict(tree))
             yield from (_identify(tree, {**one, **other}) for one in listed for other in _points(parsed))
-        except (ConfigError, KeyError, TypeError, ValueError):  # a key of another version: these stay unknown
+        except (UserError, KeyError, TypeError, ValueError):  # a key of another version: these stay unknown
             continue
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps
 from scipy import ndimage
 
-from bhcnet_jax.datasets import DatasetError
+from bhcnet_jax.errors import UserError
 
 MAX_PIXELS = 2**25  # of one image, 5792 x 5792; as RGBA 128 MiB, of which grey takes up to four copies
 
 
 def check_image(data: bytes, name: str, image_format: str | None) -> None:
-    """Takes data through `to_grey` once. DatasetError, naming the image, where that fails.
+    """Takes data through `to_grey` once. UserError, naming the image, where that fails.
 
     image_format: Pillow's name of the only format allowed; None: all.
     """
@@ -25,13 +25,13 @@ def check_image(data: bytes, name: str, image_format: str | None) -> None:
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_header(image, name)
                 to_grey(image)
-    except DatasetError:
+    except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise DatasetError(f'{name}: more than the {MAX_PIXELS} pixels allowed. Scale it down.') from error
+        raise UserError(f'{name}: more than the {MAX_PIXELS} pixels allowed. Scale it down.') from error
     except Exception as error:  # Pillow's decoders raise nearly anything on broken input
         kind = 'an image that Pillow reads' if image_format is None else f'an intact {image_format}'
-        raise DatasetError(
+        raise UserError(
             f'{name}: {len(data)} bytes, not {kind} ({reason(error)}). Download it again or remove its row.'
         ) from error
 
@@ -92,11 +92,11 @@ def _is_16_bit(image: Image.Image) -> bool:
 
 def _check_header(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise DatasetError(
+        raise UserError(
             f'{name}: {image.width} x {image.height} pixels, expected at most {MAX_PIXELS}. Scale it down.'
         )
     if image.mode in ('I', 'F') and not _is_16_bit(image):
-        raise DatasetError(
+        raise UserError(
             f'{name}: 32-bit grey (mode {image.mode}) has no fixed black and white. '
             'Apply a window and save it with 8 or 16 bits.'
         )

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from bhcnet_jax.datasets import DatasetError
 from bhcnet_jax.datasets.folder.images import check_image, reason
+from bhcnet_jax.errors import UserError
 
 MAX_FILE_BYTES = 2**28  # of one file; a head-CT slice has 10^5
 TABLE = 'labels.csv'
@@ -59,18 +59,18 @@ class Files:
     open: Callable[[Any], BinaryIO]
 
     def read(self, name: str) -> bytes:
-        """One file's bytes. DatasetError where they cannot be read or exceed MAX_FILE_BYTES."""
+        """One file's bytes. UserError where they cannot be read or exceed MAX_FILE_BYTES."""
         try:
             with self.open(self.handles[name]) as stream:
                 data = stream.read(MAX_FILE_BYTES + 1)
         # RuntimeError: zipfile's way of saying encrypted or of an unknown compression.
         except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise DatasetError(
+            raise UserError(
                 f'{self.root}/{name}: cannot be read ({reason(error)}). '
                 'Check its permissions or download the set again.'
             ) from error
         if len(data) > MAX_FILE_BYTES:
-            raise DatasetError(f'{self.root}/{name}: expected at most {MAX_FILE_BYTES} bytes. Scale it down.')
+            raise UserError(f'{self.root}/{name}: expected at most {MAX_FILE_BYTES} bytes. Scale it down.')
         return data
 
 
@@ -97,7 +97,7 @@ class LabelledSet:
     fingerprint: str
 
     def examples(self) -> Iterator[dict[str, Any]]:
-        """image (the file's bytes, after a trial decoding), label, id, group. DatasetError names the file."""
+        """image (the file's bytes, after a trial decoding), label, id, group. UserError names the file."""
         for row in self.rows:
             data = self.files.read(row.path)
             check_image(data, f'{self.files.root}/{row.path}', self.layout.image_format)
@@ -115,7 +115,7 @@ def fingerprint(records: Iterable[tuple[str, int, str, str]]) -> str:
 def find(path: Path) -> Files:
     """The files of a folder or a zip; where a folder has no labels.csv but a zip with one, that zip's files.
 
-    No files where path does not exist. DatasetError: unreadable, or several such zips.
+    No files where path does not exist. UserError: unreadable, or several such zips.
     """
     try:
         if path.is_file():
@@ -123,7 +123,7 @@ def find(path: Path) -> Files:
         files = _folder_files(path)
     except OSError as error:
         message = f'{error.filename}: cannot be read ({reason(error)}). Check its permissions.'
-        raise DatasetError(message) from error
+        raise UserError(message) from error
     if tables(files):
         return files
     zips = sorted(name for name in files.handles if name.lower().endswith('.zip'))
@@ -131,7 +131,7 @@ def find(path: Path) -> Files:
     archives = [archive for archive in archives if tables(archive)]
     if len(archives) > 1:
         names = ', '.join(archive.root.name for archive in archives)
-        raise DatasetError(f'{path}: several zip files with {TABLE} ({names}), expected one. Name it.')
+        raise UserError(f'{path}: several zip files with {TABLE} ({names}), expected one. Name it.')
     return archives[0] if archives else files
 
 
@@ -140,7 +140,7 @@ def read(files: Files, layout: Layout) -> LabelledSet:
     csvs = tables(files)
     if len(csvs) != 1:
         found = ', '.join(csvs[:2]) or 'none'
-        raise DatasetError(f'{files.root}: {len(csvs)} {TABLE} ({found}), expected one. Name its folder.')
+        raise UserError(f'{files.root}: {len(csvs)} {TABLE} ({found}), expected one. Name its folder.')
     folder = str(PurePosixPath(csvs[0]).parent)
     paths = _paths_by_name(files, folder, layout)
     rows = _read_rows(files, csvs[0], paths, layout)
@@ -182,14 +182,14 @@ def _zip_files(path: Path) -> Files:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DatasetError(f'{path}: not an intact zip ({reason(error)}). Download it again.') from error
+        raise UserError(f'{path}: not an intact zip ({reason(error)}). Download it again.') from error
     handles = {}
     for entry in archive.infolist():
         name = unicodedata.normalize('NFC', entry.filename.replace('\\', '/'))
         if name.startswith('/') or '..' in name.split('/'):
-            raise DatasetError(f'{path}: holds {name!r}, a path that leads out. Download it again.')
+            raise UserError(f'{path}: holds {name!r}, a path that leads out. Download it again.')
         if name in handles:
-            raise DatasetError(f'{path}: holds {name!r} twice. Download it again.')
+            raise UserError(f'{path}: holds {name!r} twice. Download it again.')
         if not entry.is_dir() and not _is_hidden(name):
             handles[name] = entry
     return Files(path, handles, archive.open)
@@ -212,33 +212,33 @@ def _read_rows(files: Files, table: str, paths: dict[str, list[str]], layout: La
         lines = csv.reader(io.StringIO(text, newline=''), strict=True)
         cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f'{where}: not a csv in UTF-8 ({reason(error)}). Save it as such.') from error
+        raise UserError(f'{where}: not a csv in UTF-8 ({reason(error)}). Save it as such.') from error
     cells = [(number, line) for number, line in cells if any(line)]
     header = tuple(cells[0][1]) if cells else ()
     if header not in (layout.header, (*layout.header, 'group')):
-        raise DatasetError(f'{where}: header {",".join(header)!r}, expected {",".join(layout.header)!r}.')
+        raise UserError(f'{where}: header {",".join(header)!r}, expected {",".join(layout.header)!r}.')
     rows: dict[str, Row] = {}
     for number, line in cells[1:]:
         row = _read_row(line, f'{where}, line {number}', len(header), paths, layout)
         if row.id in rows:
-            raise DatasetError(f'{where}, line {number}: {row.id} is listed twice. Remove one row.')
+            raise UserError(f'{where}, line {number}: {row.id} is listed twice. Remove one row.')
         rows[row.id] = row
     if not rows:
-        raise DatasetError(f'{where}: no rows below the header, expected one for each image.')
+        raise UserError(f'{where}: no rows below the header, expected one for each image.')
     return tuple(rows.values())
 
 
 def _read_row(line: list[str], where: str, columns: int, paths: dict[str, list[str]], layout: Layout) -> Row:
     if len(line) != columns:
-        raise DatasetError(f'{where}: {len(line)} columns, expected {columns}.')
+        raise UserError(f'{where}: {len(line)} columns, expected {columns}.')
     name = str(PurePosixPath(unicodedata.normalize('NFC', layout.file_name(line[0])).replace('\\', '/')))
     if line[1] not in ('0', '1'):
-        raise DatasetError(f'{where}: label {line[1]!r} of {name}, expected 0 or 1.')
+        raise UserError(f'{where}: label {line[1]!r} of {name}, expected 0 or 1.')
     found = paths.get(name, [])
     if not found:
-        raise DatasetError(f'{where}: no file {name}. Download the set again or remove the row.')
+        raise UserError(f'{where}: no file {name}. Download the set again or remove the row.')
     if len(found) > 1:
-        raise DatasetError(f'{where}: {name} is there twice ({found[0]}, {found[1]}). Remove one of them.')
+        raise UserError(f'{where}: {name} is there twice ({found[0]}, {found[1]}). Remove one of them.')
     image_id = PurePosixPath(name).stem if layout.any_subfolder else name
     return Row(image_id, int(line[1]), line[2] if columns > 2 else '', found[0])
 
@@ -247,7 +247,7 @@ def _check_counts(files: Files, rows: tuple[Row, ...], layout: Layout) -> None:
     positives = sum(row.label for row in rows)
     counts = (len(rows) - positives, positives)
     if layout.class_counts not in (None, counts):
-        raise DatasetError(
+        raise UserError(
             f'{files.root}: {counts[0]} images labelled 0 and {counts[1]} labelled 1, '
             f'expected {layout.class_counts[0]} and {layout.class_counts[1]}. For part of the set, use '
             'config.dataset.name=folder and a labels.csv of file,label.'
@@ -259,4 +259,4 @@ def _check_every_image_has_a_row(files: Files, rows: tuple[Row, ...], paths: dic
     listed = {row.path for row in rows}
     for path in itertools.chain.from_iterable(paths.values()):
         if path not in listed and PurePosixPath(path).suffix.lower() in extensions:
-            raise DatasetError(f'{files.root}/{path}: an image without a row in {TABLE}. Add one or move it.')
+            raise UserError(f'{files.root}/{path}: an image without a row in {TABLE}. Add one or move it.')

@@ -1,0 +1,129 @@
+"""What a run says of itself: what it is about to train, and its result as tables and figures."""
+
+import pathlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bhcnet_jax import models
+from bhcnet_jax.datasets.input_pipeline import ImageSet
+from bhcnet_jax.display import tables
+from bhcnet_jax.paper import bhcnet
+from bhcnet_jax.plan.study import Study
+from bhcnet_jax.plan.trial import Identity, Trial
+from bhcnet_jax.records.database import Results
+from bhcnet_jax.records.schema import COUNTS, PROPORTIONS, SCORES
+
+MARK = 'PHANTOM: synthetic images'
+OBITUARIES = 10  # lines on trials that ended badly; the database has them all
+
+
+STATES = {  # how a status is called before anything is trained
+    'DONE': 'finished',
+    'RUNNING': 'in flight',
+    'PENDING': 'in flight',
+    'FAILED': 'failed',
+    'DIVERGED': 'diverged',
+    'PRUNED': 'pruned',
+}
+
+
+def describe(
+    study: Study, wanted: Sequence[Identity], missing: Sequence[Identity], statuses: Mapping[str, str]
+) -> None:
+    """Prints what is about to be trained, and on what. statuses: of the trials that are in the database."""
+    labels = study.image_set.labels
+    print(f'Data: {study.image_set.label}, {len(labels)} images')
+    if len(wanted) != 1:
+        groups = len({each.signature for each in missing})
+        print(f'{len(wanted)} trials, {len(missing)} of them still to train, in {groups} groups of equal signature')
+        states = Counter(STATES.get(statuses.get(each.trial_id), 'new') for each in wanted)
+        print('Trials: ' + ', '.join(f'{count} {state}' for state, count in states.items()))
+    elif not missing:
+        print('This run is finished; --rerun=all trains it again.')
+    if not wanted:
+        return
+    first = study.plan(wanted[0])
+    train, val, test = (
+        (np.sum(labels[part] == 0), np.sum(labels[part] == 1))
+        for part in (first.split.train, first.split.val, first.split.test)
+    )
+    which = 'Training part' if len(wanted) == 1 else 'First trial: training part'
+    held_out = f', validation part {val[0]} + {val[1]}' if len(first.split.val) else ''
+    print(f'{which} {train[0]} normal + {train[1]} hemorrhage{held_out}, test part {test[0]} + {test[1]}')
+    for phase in first.phases:
+        print(
+            f'Phase {phase.name}: {phase.counts[0]} normal + {phase.counts[1]} hemorrhage '
+            f'made into {len(phase.sources)} images, {phase.epochs} epochs'
+        )
+    config = first.config
+    tables.print_model_table(models.describe(models.create(config.model), config.dataset.image_size))
+
+
+def print_end(
+    wanted: Sequence[Identity], single: Trial | None, image_set: ImageSet, results: Results, path: pathlib.Path
+) -> None:
+    """Prints the result of a single trial, or how many of several trials ended how. single: the only one wanted."""
+    statuses = results.statuses()
+    bad = [each.trial_id for each in wanted if statuses.get(each.trial_id) in ('FAILED', 'DIVERGED')]
+    for trial_id in bad[:OBITUARIES]:
+        print(_obituary(results.read('trials', trial_id).iloc[0]))
+    if len(bad) > OBITUARIES:
+        print(f'... and {len(bad) - OBITUARIES} more.')
+    if single is None:
+        counts = Counter(statuses.get(each.trial_id, 'PENDING') for each in wanted)
+        print(f'{len(wanted)} trials: ' + ', '.join(f'{count} {status}' for status, count in counts.items()))
+        print(f'Leaderboard: python -m bhcnet_jax.results {path}')
+    elif statuses.get(single.trial_id) == 'DONE':
+        _print_result(single, image_set, results)
+    print(f'Everything is in {path}')
+
+
+def _obituary(row: pd.Series) -> str:
+    """One line on a trial that ended badly."""
+    who = f'Trial {row.trial_id[:12]} (seed {row.seed}, fold {row.fold})'
+    if row.status == 'DIVERGED':
+        where = f'{row.diverged_phase} epoch {row.diverged_epoch:.0f}'
+        return f'{who} DIVERGED: its loss is not finite after {where}. Lower optimizer.peak_lr.'
+    return f'{who} FAILED: {row.error.strip().splitlines()[-1]} The traceback is in results.sqlite; --rerun=failed.'
+
+
+def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
+    row = results.read('trials', this.trial_id).astype(dict.fromkeys(SCORES, float)).iloc[0]
+    tables.print_result(
+        {name: row[name] for name in (*COUNTS, *SCORES)},
+        {name: (row[f'{name}_low'], row[f'{name}_high']) for name in PROPORTIONS},
+        bhcnet.row_for(row['model'], tuple(this.config.phases), row['epochs']),
+        image_set.synthetic,
+    )
+    print(f'Trained in {row["train_seconds"]:.0f} s, {row["images_per_second"]:.0f} images per second')
+
+
+def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, directory: pathlib.Path) -> None:
+    """Draws the figures of one trained trial. params: its final weights, without a leading axis."""
+    from bhcnet_jax.display import figures  # matplotlib takes a second to import, which a start should not wait for
+
+    directory.mkdir(exist_ok=True)
+    mark = MARK if image_set.synthetic else ''
+    test, labels = this.split.test, image_set.labels
+    predictions = results.read('predictions', this.trial_id)
+    epochs = results.read('epochs', this.trial_id)
+    first = params['trunk']['conv1']
+    bleeding = test[labels[test] == 1][0]  # a split never lacks a class
+    figures.curves(epochs, directory / 'curves.png', mark)
+    counts = {name: int(epochs[name].iloc[-1]) for name in COUNTS}
+    figures.confusion_matrix(counts, directory / 'confusion_matrix.png', mark)
+    figures.image_sizes(image_set.heights, image_set.widths, labels, directory / 'image_sizes.png', mark)
+    figures.grey_density(image_set.images, labels, directory / 'grey_density.png', mark)
+    figures.predictions(
+        image_set.images[test],
+        labels[test],
+        predictions.probability.to_numpy(),
+        list(predictions.image_id),
+        directory / 'predictions.png',
+        mark,
+    )
+    figures.features(first['kernel'], first['bias'], image_set.images[bleeding], directory / 'features.png', mark)

@@ -1,0 +1,60 @@
+"""The machine that a process runs on: its cores and devices, and which code runs there."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import platform
+import subprocess
+
+from bhcnet_jax import __version__
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def make_every_core_a_device() -> None:
+    """Makes each CPU core a JAX device, unless JAX's own settings say how many there are. Call it before JAX is used.
+
+    Devices that train side by side keep cores busier than one device with as many threads (docs/benchmarks.md).
+    """
+    import jax
+
+    said = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+    if not said and 'JAX_NUM_CPU_DEVICES' not in os.environ:
+        jax.config.update('jax_num_cpu_devices', cores())
+
+
+@functools.cache
+def hardware() -> str:
+    """The devices and the processor cores of this process, in a few words; on CPUs equal bits need as many cores."""
+    import jax
+
+    devices = jax.devices()
+    return f'{len(devices)} x {devices[0].device_kind}, {cores()} cores, {_processor()}'
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache  # of the code that runs, whatever becomes of the checkout
+def code_version() -> str:
+    """The version, and the commit where the code lies in a git checkout; '+' marks uncommitted changes."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    commands = (['rev-parse', '--short=12', 'HEAD'], ['status', '--porcelain', '--untracked-files=no'])
+    try:
+        commit, changes = (
+            subprocess.run(['git', '-C', root, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in commands
+            if (root / '.git').exists()
+        )
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return __version__
+    return f'{__version__} {commit}{"+" if changes else ""}'

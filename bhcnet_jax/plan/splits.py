@@ -1,0 +1,205 @@
+"""Stratified splits that never tear a group of images apart.
+
+N images, G groups, K folds.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+ATTEMPTS = 20  # shuffles tried until the class counts are exact; with many ungrouped images the first one is
+MAX_SWAPPED = 500  # groups considered for swaps between folds; more give no better folds and take memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """train, test, val: int32, sorted image indices. digest: SHA-256 of the arguments and the indices, hex.
+
+    val is the validation part, taken from the training images; empty where none was asked for.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    digest: str
+    val: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+def split(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold: int, seed: int) -> Split:
+    """Splits the images into a training and a test part that share no group.
+
+    holdout: the test part holds 1/folds of each class, drawn at random; large groups are drawn less often.
+    kfold: the test parts of the folds are disjoint and cover all images. Both are as close to 1/folds of each
+    class as the groups allow; without single images the optimum may be missed by an image.
+
+    Args:
+      labels: int [N], 0 or 1.
+      groups: int [N]; images with equal numbers stay together, also where their labels differ.
+      scheme: holdout or kfold.
+      folds: 2 or more, at most the number of groups of the smaller class.
+      fold: which test part, 0 to folds-1; 0 for holdout.
+      seed: 0 or more.
+
+    Returns:
+      A pure function of the arguments: numpy's global state is neither read nor changed. Only raw words of
+      PCG64 are drawn, which numpy keeps the same over versions (NEP 19), unlike Generator's methods.
+
+    Raises:
+      ValueError: an argument is out of range, or a group is too large.
+    """
+    labels, groups = np.asarray(labels), np.asarray(groups)
+    _check(labels, groups, scheme, folds, fold, seed)
+    _, member = np.unique(groups, return_inverse=True)  # [N], group number 0..G-1
+    sizes = np.stack([np.bincount(member[labels == label], minlength=member.max() + 1) for label in (0, 1)])
+    _check_sizes(sizes, folds)
+    part = _assign(sizes, scheme, folds, seed)[member]  # [N]
+    if len(np.unique(2 * part + labels)) < 2 * (folds if scheme == 'kfold' else 2):
+        raise ValueError(
+            f'Groups of up to {sizes.sum(axis=0).max()} images are too large for {folds} folds: a part would '
+            f'lack a class. Use fewer folds.'
+        )
+    tested = part == fold
+    train, test = (np.flatnonzero(chosen).astype(np.int32) for chosen in (~tested, tested))
+    digest = _digest((labels, groups, train, test), scheme, int(folds), int(fold), int(seed))
+    return Split(train, test, digest)
+
+
+def hold_out_validation(whole: Split, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Split:
+    """Takes 1/folds of each class out of the training part as validation part; no group is in both.
+
+    What chooses between trainings (pruning, the best epoch) looks at this part, so that the test part stays unseen.
+    Arguments as of `split`, ValueError likewise.
+    """
+    inner = split(labels[whole.train], groups[whole.train], 'holdout', folds, 0, seed)
+    train, val = whole.train[inner.train], whole.train[inner.test]
+    return Split(train, whole.test, _digest((train, val), whole.digest, int(folds), int(seed)), val)
+
+
+def _check(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold: int, seed: int) -> None:
+    if labels.ndim != 1 or labels.shape != groups.shape:
+        raise ValueError(f'labels {labels.shape} and groups {groups.shape}: expected one of each per image.')
+    if scheme not in ('holdout', 'kfold'):
+        raise ValueError(f"Unknown split.scheme {scheme!r}: expected 'holdout' or 'kfold'.")
+    if folds < 2:
+        raise ValueError(f'split.folds is {folds}: expected 2 or more.')
+    if not 0 <= fold < folds:
+        raise ValueError(f'split.fold is {fold} of {folds} folds: expected 0 to {folds - 1}.')
+    if scheme == 'holdout' and fold != 0:
+        raise ValueError(f"split.fold is {fold}: a holdout has fold 0 only. Others need scheme 'kfold'.")
+    if seed < 0:
+        raise ValueError(f'split.seed is {seed}: expected 0 or more.')
+    if set(np.unique(labels)) != {0, 1}:
+        raise ValueError(f'Labels {np.unique(labels)[:5].tolist()}: expected both classes, 0 and 1.')
+
+
+def _check_sizes(sizes: np.ndarray, folds: int) -> None:
+    """sizes: int [2, G], images of each class in each group."""
+    fewest = int(np.count_nonzero(sizes, axis=1).min())
+    if folds > fewest:
+        raise ValueError(f'split.folds is {folds}: a class has only {fewest} groups. Use fewer folds.')
+    label, group = np.unravel_index(np.argmax(sizes / sizes.sum(axis=1, keepdims=True)), sizes.shape)
+    largest, total = sizes[label, group], sizes[label].sum()
+    if 2 * largest > total:
+        raise ValueError(
+            f'A group is too large: {largest} of the {total} images of class {label}, expected at most half. '
+            f'Check the grouping.'
+        )
+
+
+def _assign(sizes: np.ndarray, scheme: str, folds: int, seed: int) -> np.ndarray:
+    """Gives every group a part: the fold that tests it, or for a holdout 0 (test) or 1. [2, G] -> int [G]."""
+    bits = np.random.PCG64(seed)
+    sizes = np.concatenate([sizes, sizes.sum(axis=0, keepdims=True)])  # [3, G], last row: both classes
+    totals = sizes.sum(axis=1)
+    if scheme == 'holdout':
+        share = np.maximum(1, (2 * totals[:2] + folds) // (2 * folds))  # 1/folds of each class, rounded
+        share = np.append(share, share.sum())
+        place, wanted = _draw_test, np.stack([share, totals - share], axis=1)
+    else:
+        place, wanted = _deal_out, np.tile(totals[:, None] / folds, folds)  # [3, K]
+    best, best_misfit = None, np.inf
+    for order in _shuffles(sizes.shape[1], bits):
+        part = _swap(place(order, sizes, wanted), sizes, wanted, order[:MAX_SWAPPED])
+        counts = _count(part, sizes, wanted.shape[1])
+        misfit = _misfit(counts, wanted).sum()
+        if misfit < best_misfit:
+            best, best_misfit = part, misfit
+        if _fits(counts, wanted):
+            break
+    return best
+
+
+def _shuffles(count: int, bits: np.random.BitGenerator) -> Iterator[np.ndarray]:
+    """Permutations of 0..count-1 from raw 64-bit words, whose stream no version of numpy changes."""
+    for _ in range(ATTEMPTS):
+        yield np.argsort(bits.random_raw(count), kind='stable')
+
+
+def _count(part: np.ndarray, sizes: np.ndarray, parts: int) -> np.ndarray:
+    """Images in each part. part [G], sizes [3, G] -> int64 [3, K]."""
+    return np.stack([np.bincount(part, weights=row, minlength=parts) for row in sizes]).astype(np.int64)
+
+
+def _misfit(counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Chi-square distance of the counts from the wanted ones, summed over rows. [3, ...] -> float64 [...]."""
+    return ((counts - wanted) ** 2 / wanted).sum(axis=0)
+
+
+def _fits(counts: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether no whole image could be placed better: every count is the wanted one, rounded up or down."""
+    return bool((np.abs(counts - wanted) < 1).all())
+
+
+def _draw_test(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Takes groups in random order that bring the test part nearer to its share. -> part [G], 0 is test."""
+    part, counts = np.ones(len(order), np.int64), np.zeros(3, np.int64)
+    for group in order:
+        more = counts + sizes[:, group]
+        if _misfit(more, wanted[:, 0]) < _misfit(counts, wanted[:, 0]):
+            part[group], counts = 0, more
+    return part
+
+
+def _deal_out(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Puts every group, the largest first, in the fold that lacks it most. -> part [G], 0..K-1."""
+    part, counts = np.empty(len(order), np.int64), np.zeros(wanted.shape, np.int64)
+    for group in order[np.argsort(-sizes[2, order], kind='stable')]:
+        more = counts + sizes[:, [group]]
+        fold = np.argmin(_misfit(more, wanted) - _misfit(counts, wanted))
+        part[group], counts[:, fold] = fold, more[:, fold]
+    return (part + order[0]) % wanted.shape[1]  # so that the largest group is not always in fold 0
+
+
+def _swap(part: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Swaps groups between parts, the best swap first, while that lowers the misfit. -> part [G].
+
+    part: int [G]; sizes: int [3, G]; wanted: [3, K]; groups: the M groups that may change their part.
+    """
+    folds = wanted.shape[1]
+    counts = _count(part, sizes, folds)
+    empty = np.zeros((3, folds), np.int64)  # one empty group in each part: to swap with it is to move
+    size = np.concatenate([sizes[:, groups], empty], axis=1)  # [3, M + K]
+    where = np.concatenate([part[groups], np.arange(folds)])
+    while not _fits(counts, wanted):
+        gain = size[:, None, :] - size[:, :, None]  # [3, M + K, M + K]: what a's part gets when a and b swap
+        after = _misfit(counts[:, where, None] + gain, wanted[:, where, None])
+        change = after - _misfit(counts, wanted)[where, None]
+        change = np.where(where[:, None] == where, 0, change + change.T)  # of a's part and of b's
+        a, b = np.unravel_index(np.argmin(change), change.shape)
+        if change[a, b] > -1e-9:
+            break
+        counts[:, where[a]] += gain[:, a, b]
+        counts[:, where[b]] -= gain[:, a, b]
+        where[[a, b]] = where[[b, a]]
+    part[groups] = where[: len(groups)]
+    return part
+
+
+def _digest(arrays: tuple[np.ndarray, ...], *rest: str | int) -> str:
+    """SHA-256 over plain values and int arrays, the same on every machine."""
+    digest = hashlib.sha256(json.dumps(rest).encode())
+    for array in arrays:
+        digest.update(np.array(array, '<i8').tobytes())
+    return digest.hexdigest()

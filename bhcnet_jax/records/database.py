@@ -1,0 +1,259 @@
+"""The results database of one run directory: trials, their epochs and their predictions in SQLite, and its export.
+
+Everything about an epoch is committed in one transaction before the epoch's checkpoint is written; a resumed trial
+writes the same rows again. Each process that trains writes a file of its own; `merge.py` reads any number of them as
+one. Files keep SQLite's rollback journal: its other mode, WAL, needs memory that all processes share, which a network
+file system does not have (https://sqlite.org/wal.html).
+"""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bhcnet_jax import files
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.records.schema import (
+    COUNTS,
+    EPOCH_COLUMNS,
+    PROPORTIONS,
+    SCORES,
+    SETTINGS,
+    STATE_COLUMNS,
+    SUMMARIZED,
+    TABLES,
+    TRIAL_COLUMNS,
+    WAIT_SECONDS,
+    migrate,
+    refuse_newer,
+    refuse_strangers,
+)
+from bhcnet_jax.statistics import metrics
+
+_RESULT_COLUMNS = ', '.join(name for name in TRIAL_COLUMNS if name not in STATE_COLUMNS)
+EXPORTS = {
+    'results.csv': f"SELECT {_RESULT_COLUMNS} FROM trials WHERE status = 'DONE' ORDER BY rowid",
+    'curves.csv': 'SELECT * FROM epochs ORDER BY rowid',
+    'predictions.csv': 'SELECT * FROM predictions ORDER BY rowid',
+}
+
+
+def score_columns(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """COUNTS, SCORES and the intervals of PROPORTIONS as columns of a trial's row; arguments as of `metrics.counts`."""
+    scores = metrics.evaluate(labels, probabilities)
+    counts = metrics.Counts(*(int(scores[name]) for name in COUNTS))
+    ends = metrics.intervals(counts)
+    return {
+        **counts._asdict(),
+        **{name: float(scores[name]) for name in SCORES},
+        **{f'{name}_low': float(ends[name][0]) for name in PROPORTIONS},
+        **{f'{name}_high': float(ends[name][1]) for name in PROPORTIONS},
+    }
+
+
+class Results:
+    """The database of one run directory, written by one process.
+
+    Rows are mappings from column names to values; nan is stored as NULL. Every method that changes something commits
+    it in one transaction, whole or not at all. UserError if the disk is full or gone; KeyError for a trial that
+    was never entered.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        """Opens or makes the database, and migrates one of an older schema.
+
+        UserError if it is damaged or of a newer schema.
+        """
+        self._path = path
+        try:
+            # Transactions begin where we say so: sqlite3 alone would leave changes of tables out of them.
+            self._database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
+        except sqlite3.DatabaseError as error:
+            raise _unusable(path, error) from error
+        try:
+            self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _prepare(self) -> None:
+        try:
+            refuse_newer(self._database, self._path)
+            damage = self._database.execute('PRAGMA quick_check').fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise _unusable(self._path, error) from error
+        if damage != 'ok':
+            raise _unusable(self._path, damage)
+        with self._transaction():
+            migrate(self._database)
+            refuse_strangers(self._database, self._path)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._database.execute('BEGIN IMMEDIATE')
+            with self._database:
+                yield
+        except sqlite3.OperationalError as error:  # a full or vanished disk, a lost permission
+            raise UserError(
+                f'{self._path}: {error}. What was committed before is safe; see to it and start again.'
+            ) from error
+
+    def close(self) -> None:
+        """Closes the database; everything committed stays."""
+        self._database.close()
+
+    def status(self, trial_id: str) -> str | None:
+        """One of STATUSES, or None for a trial that was never entered."""
+        row = self._database.execute('SELECT status FROM trials WHERE trial_id = ?', [trial_id]).fetchone()
+        return row and row[0]
+
+    def statuses(self) -> dict[str, str]:
+        """trial_id -> one of STATUSES, for all trials."""
+        return dict(self._database.execute('SELECT trial_id, status FROM trials'))
+
+    def ended(self) -> dict[str, tuple[str, float | None]]:
+        """trial_id -> status and accuracy (on the validation part where there is one), of trials that are over."""
+        rows = self._database.execute(
+            "SELECT trial_id, status, coalesce(val_accuracy, accuracy) FROM trials "
+            "WHERE status IN ('DONE', 'FAILED', 'DIVERGED')"
+        )
+        return {trial_id: (status, accuracy) for trial_id, status, accuracy in rows}
+
+    def _enter(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {_added("excluded")}')
+
+    def inherit(self, trial_id: str, ancestor: str) -> None:
+        """Gives a trial the epochs of another one that it goes on from, and adds SETTINGS of that one to its own."""
+        columns = ', '.join(name for name in EPOCH_COLUMNS if name != 'trial_id')
+        with self._transaction():
+            self._database.execute(
+                f'INSERT OR REPLACE INTO epochs (trial_id, {columns}) '
+                f'SELECT ?, {columns} FROM epochs WHERE trial_id = ? ORDER BY rowid',
+                [trial_id, ancestor],
+            )
+            self._database.execute(
+                f'UPDATE trials SET {_added("ancestor")} FROM trials AS ancestor '
+                'WHERE trials.trial_id = ? AND ancestor.trial_id = ?',
+                [trial_id, ancestor],
+            )
+
+    def begin(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Sets trials that are not DONE to RUNNING in this process; for an existing one, appends only new SETTINGS."""
+        rows = [row for row in rows if self.status(row['trial_id']) != 'DONE']
+        with self._transaction():
+            self._enter(rows)
+            state = {'host': socket.gethostname(), 'pid': os.getpid(), 'heartbeat': time.time()}
+            for row in rows:
+                self._set(row['trial_id'], 'RUNNING', state)
+
+    def record_epoch(self, epochs: Iterable[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]) -> None:
+        """Commits one epoch of every lane, and the predictions that it ended with in place of earlier ones."""
+        epochs = list(epochs)
+        with self._transaction():
+            self._insert('epochs', epochs)
+            self._insert('predictions', predictions)
+            self._database.executemany(
+                "UPDATE trials SET heartbeat = ? WHERE trial_id = ? AND status = 'RUNNING'",
+                [(time.time(), row['trial_id']) for row in epochs],
+            )
+
+    def finish(self, trial_id: str, scores: Mapping[str, Any]) -> None:
+        """Enters a trial's scores and sets it to DONE."""
+        self.finish_many({trial_id: scores})
+
+    def finish_many(self, scores: Mapping[str, Mapping[str, Any]]) -> None:
+        """The same for all trials of a batch at once: trial_id -> scores."""
+        with self._transaction():
+            for trial_id, values in scores.items():
+                self._set(trial_id, 'DONE', values)
+
+    def fail(self, trial_id: str, error: str) -> None:
+        """Sets a trial to FAILED. error: the traceback, or the one line that says it all."""
+        with self._transaction():
+            self._set(trial_id, 'FAILED', {'error': error})
+
+    def diverge(self, trial_id: str, phase: str, epoch: int) -> None:
+        """Sets a trial to DIVERGED. epoch: where its loss was first not finite, 1-based inside the phase."""
+        with self._transaction():
+            self._set(trial_id, 'DIVERGED', {'diverged_phase': phase, 'diverged_epoch': epoch})
+
+    def prune(self, trial_ids: Iterable[str]) -> None:
+        """Sets trials to PRUNED."""
+        with self._transaction():
+            for trial_id in trial_ids:
+                self._set(trial_id, 'PRUNED', {})
+
+    def val_losses(self, phase: str, epoch: int) -> dict[str, float]:
+        """trial_id -> loss on its validation part after an epoch, 1-based inside the phase."""
+        return dict(
+            self._database.execute(
+                'SELECT trial_id, val_loss FROM epochs WHERE phase = ? AND epoch = ? AND val_loss IS NOT NULL',
+                [phase, epoch],
+            )
+        )
+
+    def _set(self, trial_id: str, status: str, values: Mapping[str, Any]) -> None:
+        """A new status; what the old one left in STATE_COLUMNS goes."""
+        values = {**dict.fromkeys(STATE_COLUMNS), **values, 'status': status, 'trial_id': trial_id}
+        assignments = ', '.join(f'{name} = :{name}' for name in values)
+        changed = self._database.execute(f'UPDATE trials SET {assignments} WHERE trial_id = :trial_id', values)
+        if not changed.rowcount:
+            raise KeyError(f'{self._path}: trial {trial_id} was never entered.')
+
+    def forget(self, trial_ids: Iterable[str]) -> None:
+        """Deletes trials with their epochs and predictions, so that they can be trained anew."""
+        ids = [[trial_id] for trial_id in trial_ids]
+        with self._transaction():
+            for table in TABLES:
+                self._database.executemany(f'DELETE FROM {table} WHERE trial_id = ?', ids)
+
+    def _insert(self, table: str, rows: Iterable[Mapping[str, Any]], if_there: str = '') -> None:
+        """Rows of equal columns follow each other. if_there: done to one of that key; '': it is brought up to date."""
+        for names, alike in itertools.groupby(rows, key=tuple):
+            places = ', '.join(f':{name}' for name in names)
+            # Not OR REPLACE: that deletes the row and enters another at the end of the table.
+            update = 'UPDATE SET ' + ', '.join(f'{name} = excluded.{name}' for name in names)
+            self._database.executemany(
+                f'INSERT INTO {table} ({", ".join(names)}) VALUES ({places}) '
+                f'ON CONFLICT DO {if_there or update}',
+                alike,
+            )
+
+    def read(self, table: str, trial_id: str) -> pd.DataFrame:
+        """One trial's rows of 'trials', 'epochs' or 'predictions', in the order they were first entered in."""
+        return pd.read_sql_query(
+            f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', self._database, params=[trial_id]
+        )
+
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """trial_id -> SUMMARIZED, None where undefined; of all trials that are DONE, in the order of their rows."""
+        found = self._database.execute(
+            f"SELECT trial_id, {', '.join(SUMMARIZED)} FROM trials WHERE status = 'DONE' ORDER BY rowid"
+        )
+        return {trial_id: dict(zip(SUMMARIZED, values, strict=True)) for trial_id, *values in found}
+
+    def export(self, directory: pathlib.Path) -> None:
+        """Writes results.csv (finished trials), curves.csv and predictions.csv; each appears complete or not at all."""
+        for name, query in EXPORTS.items():
+            with files.replacing(directory / name) as file:
+                pd.read_sql_query(query, self._database).to_csv(file, index=False)
+
+
+def _added(source: str) -> str:
+    """SQL assignments that add the SETTINGS of a source to those of a row of trials, unless it has them already."""
+    pairs = [(f'trials.{name}', f'{source}.{name}') for name in SETTINGS]
+    values = [f"iif(instr({mine}, {theirs}) = 0, {mine} || '; ' || {theirs}, {mine})" for mine, theirs in pairs]
+    return ', '.join(f'{name} = {value}' for name, value in zip(SETTINGS, values, strict=True))
+
+
+def _unusable(path: pathlib.Path, reason: object) -> UserError:
+    return UserError(f'{path}: {reason}. Restore it from a copy, or use another run directory.')

@@ -1,0 +1,118 @@
+"""Recipes with their intervals: what the finished trials of databases say, over all seeds and folds.
+
+S seeds, N images.
+"""
+
+import json
+import pathlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.records.merge import Merged
+from bhcnet_jax.statistics import bootstrap, comparison, metrics
+from bhcnet_jax.statistics.bootstrap import Estimate
+
+METRICS = ('accuracy', 'sensitivity', 'specificity', 'auc')
+DRAWS = 2000
+
+
+def estimate(
+    labels: np.ndarray, probabilities: np.ndarray, groups: Sequence[Hashable] | None = None
+) -> dict[str, Estimate]:
+    """Each of METRICS with its interval over images and its spread over seeds, see `bootstrap.bootstrap`.
+
+    Wilson's interval (`metrics.wilson`) stands for the proportions of a single seed whose images are all of their own,
+    and where all draws give the same value, as at 100 %; an AUC then has none.
+
+    labels: bool [N]. probabilities: float [S, N] in [0, 1], nan for an image that a seed has not scored. groups: [N].
+    """
+    measures = {name: bootstrap.METRICS[name] for name in METRICS}
+    found = bootstrap.bootstrap(labels, probabilities, measures, groups, DRAWS)
+    independent = len(probabilities) == 1 and (groups is None or len(set(groups)) == len(groups))
+    sizes = {'accuracy': len(labels), 'sensitivity': labels.sum(), 'specificity': (~labels).sum()}
+    for name, n in sizes.items():
+        if n and (independent or np.isnan(found[name].low)):
+            low, high = metrics.wilson(found[name].mean * n, n)
+            found[name] = found[name]._replace(low=float(low), high=float(high))
+    return found
+
+
+def make(merged: Merged) -> pd.DataFrame:
+    """A row per recipe and data set, from its DONE trials.
+
+    Columns: recipe (its label, with the beginning of its id where two have the same), model, trials, seeds, images,
+    folds ('3/10' where a seed has only three), each of METRICS, with _low, _high and _spread (see Estimate), dataset,
+    recipe_id, data_fingerprint.
+    """
+    keys = ['data_fingerprint', 'recipe_id']
+    done = merged.trials[merged.trials.status == 'DONE']
+    scored = merged.predictions.join(done[['seed', *keys]], on='trial', how='inner')
+    scored_by = dict(iter(scored.groupby(keys, sort=False)))
+    group_of = read_groups(merged.trials.file)
+    rows = [
+        _row(trials, scored_by[key], group_of.get(key[0], {}))
+        for key, trials in done.groupby(keys, sort=False)
+        if key in scored_by
+    ]
+    board = pd.DataFrame(rows, columns=_COLUMNS)
+    twice = board.duplicated(['dataset', 'data_fingerprint', 'recipe'], keep=False)
+    board.loc[twice, 'recipe'] += ' ' + board.recipe_id[twice].str[:8]
+    return board
+
+
+_COLUMNS = (
+    *('recipe', 'model', 'trials', 'seeds', 'images', 'folds'),
+    *(name + end for name in METRICS for end in ('', '_low', '_high', '_spread')),
+    *('dataset', 'recipe_id', 'data_fingerprint'),
+)
+
+
+def read_groups(files: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Fingerprint of a data set -> image id -> number of its group, for images that look like another one.
+
+    files: databases, beside which run directories have their data.json. UserError: one that cannot be read.
+    """
+    found = {}
+    for path in {pathlib.Path(file).parent / 'data.json' for file in files}:
+        try:
+            data = json.loads(path.read_text())
+            numbers = {image: number for number, group in enumerate(data['groups']) for image in group}
+            found[data['fingerprint']] = numbers
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f'cannot be read ({type(error).__name__}: {error})'
+            raise UserError(f'{path} {reason}. Restore it from a copy, or move it away.') from error
+    return found
+
+
+def number_groups(image_ids: Iterable[str], group_of: Mapping[str, int]) -> np.ndarray:
+    """The group of each image, int [N]; an image of no group is its own."""
+    return np.array([group_of.get(image, len(group_of) + place) for place, image in enumerate(image_ids)])
+
+
+def _row(trials: pd.DataFrame, scored: pd.DataFrame, group_of: Mapping[str, int]) -> dict[str, object]:
+    pooled = comparison.pivot(scored)
+    groups = number_groups(pooled.image_ids, group_of)
+    first = trials.iloc[0]
+    found = {
+        'trials': len(trials),
+        'seeds': len(pooled.seeds),
+        'images': len(pooled.image_ids),
+        'folds': _folds(trials),
+        **{name: first[name] for name in ('recipe', 'model', 'dataset', 'recipe_id', 'data_fingerprint')},
+    }
+    for name, value in estimate(pooled.labels, pooled.probabilities, groups).items():
+        found |= {name: value.mean, f'{name}_low': value.low, f'{name}_high': value.high}
+        found[f'{name}_spread'] = value.spread
+    return found
+
+
+def _folds(trials: pd.DataFrame) -> str:
+    """Folds done of folds planned, from the seed with the fewest to that with the most."""
+    planned = trials.folds.iloc[0] if trials.scheme.iloc[0] == 'kfold' else 1
+    done = trials.groupby('seed').fold.nunique()
+    return f'{done.min()}/{planned}' if done.min() == done.max() else f'{done.min()}-{done.max()}/{planned}'

@@ -1,0 +1,144 @@
+"""The tables of a results database: their columns, statuses, and how an older schema becomes this one.
+
+A trial is PENDING, then RUNNING until its last epoch is in, then DONE; or FAILED (it raised), DIVERGED (its loss is not
+finite any more) or PRUNED (others did better on their validation parts, see `run/pruning.py`; it can still go on).
+"""
+
+import itertools
+import pathlib
+import sqlite3
+from collections.abc import Mapping
+
+from bhcnet_jax.errors import UserError
+
+SCHEMA_VERSION = 2
+# What turns a database of an older schema into one of the next: {version: its SQL statements}. Opening applies all
+# that are missing in one transaction. A change of the columns below raises SCHEMA_VERSION and adds an entry. A new
+# database is made from the columns themselves.
+MIGRATIONS = {
+    1: (
+        'ALTER TABLE trials ADD COLUMN n_val INTEGER',
+        'ALTER TABLE trials ADD COLUMN val_loss REAL',
+        'ALTER TABLE trials ADD COLUMN val_accuracy REAL',
+        'ALTER TABLE epochs ADD COLUMN val_loss REAL',
+        'ALTER TABLE epochs ADD COLUMN val_accuracy REAL',
+    ),
+}
+STATUSES = ('DONE', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')  # of two rows of one trial the earlier counts
+COUNTS = ('tp', 'tn', 'fp', 'fn')
+PROPORTIONS = ('accuracy', 'precision', 'sensitivity', 'specificity')  # those with an interval
+SCORES = (*PROPORTIONS, 'f1', 'auc', 'log_loss', 'brier')
+SUMMARIZED = (*SCORES, 'val_loss', 'val_accuracy')  # what a sweep's summary shows of a trial
+WAIT_SECONDS = 60  # for another process to let go of the file: a reader, or a writer that is committing
+SETTINGS = ('code', 'hardware', 'engine')  # under which a trial was trained; equal settings give equal bits
+STATE_COLUMNS = {  # empty in a finished trial's row, so that it does not tell who was interrupted when
+    'host': 'TEXT',  # of the process that trains it, while RUNNING
+    'pid': 'INTEGER',
+    'heartbeat': 'REAL',  # when that process last gave a sign of life, Unix seconds
+    'error': 'TEXT',  # why it FAILED
+    'diverged_phase': 'TEXT',
+    'diverged_epoch': 'INTEGER',  # 1-based inside the phase
+}
+# The first columns are the table that readers ask for; those after images_per_second make a row stand on its own.
+TRIAL_COLUMNS = {
+    'trial_id': 'TEXT PRIMARY KEY',
+    'recipe': 'TEXT',
+    'model': 'TEXT',
+    'dataset': 'TEXT',
+    'seed': 'INTEGER',
+    'fold': 'INTEGER',
+    'phase': 'TEXT',  # the last one
+    'epochs': 'INTEGER',  # of that phase
+    **dict.fromkeys(COUNTS, 'INTEGER'),
+    **dict.fromkeys(SCORES, 'REAL'),
+    'train_seconds': 'REAL',  # all epochs with their augmentation and evaluation, without compilation
+    'images_per_second': 'REAL',  # augmented training images over train_seconds
+    'n_test': 'INTEGER',
+    'n_val': 'INTEGER',
+    'val_loss': 'REAL',  # after the last epoch; NULL without a validation part
+    'val_accuracy': 'REAL',
+    **{f'{name}_{end}': 'REAL' for name in PROPORTIONS for end in ('low', 'high')},
+    'status': 'TEXT',
+    'phases': 'TEXT',
+    'scheme': 'TEXT',
+    'folds': 'INTEGER',
+    'split_seed': 'INTEGER',
+    'recipe_id': 'TEXT',
+    'data_fingerprint': 'TEXT',
+    'split_digest': 'TEXT',
+    'code': 'TEXT',  # version and commit
+    'hardware': 'TEXT',
+    'engine': 'TEXT',  # lanes per device, devices, spread: equal settings give equal bits
+    **STATE_COLUMNS,
+}
+EPOCH_COLUMNS = {
+    'trial_id': 'TEXT',
+    'dataset': 'TEXT',
+    'phase': 'TEXT',
+    'epoch': 'INTEGER',  # 1-based inside the phase
+    'train_loss': 'REAL',  # with class weights and dropout, over the epoch
+    'train_accuracy': 'REAL',
+    'test_loss': 'REAL',
+    'test_accuracy': 'REAL',
+    **dict.fromkeys(COUNTS, 'INTEGER'),
+    'val_loss': 'REAL',  # NULL without a validation part
+    'val_accuracy': 'REAL',
+    'seconds': 'REAL',
+    'images': 'INTEGER',
+}
+PREDICTION_COLUMNS = {
+    'trial_id': 'TEXT',
+    'image_id': 'TEXT',
+    'label': 'INTEGER',
+    'probability': 'REAL',  # of hemorrhage
+    'dataset': 'TEXT',
+}
+TABLES = {
+    'trials': (TRIAL_COLUMNS, ''),
+    'epochs': (EPOCH_COLUMNS, ', PRIMARY KEY (trial_id, phase, epoch)'),
+    'predictions': (PREDICTION_COLUMNS, ', PRIMARY KEY (trial_id, image_id)'),
+}
+
+
+def refuse_newer(database: sqlite3.Connection, path: pathlib.Path) -> None:
+    """UserError if a database is of a schema that this version does not know."""
+    found = version(database)
+    if found > SCHEMA_VERSION:
+        raise UserError(
+            f'{path}: schema {found}, this version of bhcnet_jax writes {SCHEMA_VERSION}. '
+            'Use the version that wrote it, or another run directory.'
+        )
+
+
+def version(database: sqlite3.Connection) -> int:
+    """The schema of a database; 0: nothing in it yet."""
+    return database.execute('PRAGMA user_version').fetchone()[0]
+
+
+def migrate(database: sqlite3.Connection) -> None:
+    """Brings a database that is new or of an older schema to this one. The transaction is the caller's."""
+    found = version(database)
+    if found == 0:
+        statements = [_create(table, columns, key) for table, (columns, key) in TABLES.items()]
+    else:
+        statements = itertools.chain.from_iterable(MIGRATIONS[older] for older in range(found, SCHEMA_VERSION))
+    for statement in statements:
+        database.execute(statement)
+    database.execute(f'PRAGMA user_version = {SCHEMA_VERSION}')
+
+
+def _create(table: str, columns: Mapping[str, str], key: str) -> str:
+    listed = ', '.join(f'{name} {kind}' for name, kind in columns.items())
+    return f'CREATE TABLE {table} ({listed}{key})'
+
+
+def refuse_strangers(database: sqlite3.Connection, path: pathlib.Path) -> None:
+    """UserError if the tables of a database have other columns than this schema."""
+    for table, (columns, _) in TABLES.items():
+        found = {row[1] for row in database.execute(f'PRAGMA table_info({table})')}
+        if found != set(columns):
+            wrong = ', '.join(sorted(found ^ set(columns))[:3])
+            raise UserError(
+                f'{path}: its table {table} has other columns ({wrong}) than those of schema {SCHEMA_VERSION}. '
+                'Use another run directory.'
+            )

@@ -1,0 +1,79 @@
+"""Audits of the paper and of the data."""
+
+import pandas as pd
+
+from bhcnet_jax.datasets import shortcuts
+from bhcnet_jax.datasets.input_pipeline import ImageSet
+from bhcnet_jax.paper import audit
+from bhcnet_jax.paper.bhcnet import label
+from bhcnet_jax.report.evidence import Evidence, crossing
+from bhcnet_jax.report.page import Block, Number, Section, Table
+
+
+def audits(evidence: Evidence, images: ImageSet | str) -> Section:
+    """Section 7. images: or why there are none."""
+    blocks = [_paper(), *_leakage(evidence), *_shortcuts(evidence, images)]
+    return Section('Audits of the paper and of the data', blocks)
+
+
+def _paper() -> Table:
+    found = audit.audit()
+    rows = [
+        [each.place, label(each.name), each.printed, each.recomputed, each.problem]
+        for each in (*found, *audit.REMARKS)
+    ]
+    read = len(audit.REMARKS)
+    caption = f'What cannot be right in the paper: {len(found)} findings by computation, {read} by reading'
+    return Table('paper-audit', caption, ('place', 'what', 'printed', 'recomputed', 'problem'), rows)
+
+
+def _leakage(evidence: Evidence) -> list[Block]:
+    data = evidence.data
+    if 'groups' not in data:
+        return ['Missing: groups of look-alike images, so that intervals take every image for its own. They are in '
+                'data.json of a run directory: `python -m bhcnet_jax.main --config=balanced`']  # fmt: skip
+    reasons = pd.Series([pair['reason'] for pair in data['pairs']], dtype=object).value_counts()
+    pairs = ', '.join(f'{count} {reason}' for reason, count in reasons.items()) or 'none'
+    label_of = {image: bool(mark) for each in evidence.recipes
+                for image, mark in zip(each.pooled.image_ids, each.pooled.labels, strict=True)}  # fmt: skip
+    mixed = sum(len({label_of[image] for image in group if image in label_of}) > 1 for group in data['groups'])
+    crossed = sum(map(crossing, evidence.recipes))
+    rows: list[list[str | Number]] = [
+        ['images, normal + hemorrhage', f'{data["images"]["normal"]} + {data["images"]["hemorrhage"]}'],
+        ['pairs of look-alike images', pairs],
+        ['groups of two or more images', _whole(len(data['groups']))],
+        ['images in the largest group', _whole(max(map(len, data['groups']), default=1))],
+        ['groups with both labels', _whole(mixed)],
+        ['groups with images in two test parts, over all recipes', _whole(crossed)],
+    ]
+    note = 'Slices of one patient that do not look alike are not found: the set has no patient identifiers.'
+    return [Table('leakage', 'Leakage audit of the images', ('what', 'found'), rows, note)]
+
+
+def _whole(count: int) -> Number:
+    return Number(count, style='whole')
+
+
+def _shortcuts(evidence: Evidence, images: ImageSet | str) -> list[Block]:
+    blocks: list[Block] = []
+    if isinstance(images, str):
+        blocks.append(f'Missing: how well single numbers of a file tell the classes apart. {images} '
+                      '`python -m bhcnet_jax.datasets.audit --dir=DIR`')  # fmt: skip
+    else:
+        rows = [
+            [each['feature'], _auc(each), each['higher_in'] or '-'] for each in shortcuts.shortcuts(images)
+        ]
+        note = 'The AUC has no direction, so that 0.5 is its least value. Intervals (DeLong) are over single images.'
+        heads = ('number', 'AUC', 'higher in')
+        blocks.append(Table('shortcuts', 'How well one number of a file tells the classes apart', heads, rows, note))
+    baselines = [[each.label, each.number('accuracy'), each.number('auc')]
+                 for each in evidence.recipes if each.kind == 'shortcut']  # fmt: skip
+    if baselines:
+        caption = 'Shortcut baselines: random forests that never look at the head'
+        blocks.append(Table('shortcut-baselines', caption, ('baseline', 'accuracy', 'AUC'), baselines))
+    return blocks
+
+
+def _auc(shortcut: dict[str, float | None]) -> Number:
+    values = (shortcut[name] for name in ('auc', 'low', 'high'))
+    return Number(*(float('nan') if value is None else value for value in values), shortcut['n'], 'plain')

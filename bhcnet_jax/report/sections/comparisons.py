@@ -1,0 +1,124 @@
+"""Each recipe minus another one on the same folds, and what validation images say of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bhcnet_jax.report import plots, settings
+from bhcnet_jax.report.evidence import DRAWS, KINDS, Evidence, Recipe
+from bhcnet_jax.report.page import Block, Number, Section, Table, counted
+from bhcnet_jax.statistics import bootstrap, comparison, metrics
+
+
+class Difference(NamedTuple):
+    """A recipe minus another one on the same images: accuracy and AUC, and McNemar's test of the accuracies.
+
+    only_first, only_second: images that only the other one, or only the recipe, has right.
+    """
+
+    accuracy: Number
+    auc: Number
+    only_first: int
+    only_second: int
+    p: float
+
+
+def difference(first: Recipe, second: Recipe) -> Difference:
+    """second - first. McNemar's test, which knows one answer per image, is of probabilities averaged over seeds."""
+    pooled, other = first.pooled, second.pooled
+    measures = {name: bootstrap.METRICS[name] for name in ('accuracy', 'auc')}
+    of_pair = (pooled.labels, pooled.probabilities, other.probabilities, measures, first.groups, DRAWS)
+    found, n = bootstrap.difference(*of_pair), len(pooled.labels)
+    test = comparison.mcnemar(pooled.labels, first.mean_probability, second.mean_probability)
+    numbers = (
+        Number(found[name].mean, found[name].low, found[name].high, n, style)
+        for name, style in (('accuracy', 'points'), ('auc', 'signed'))
+    )
+    return Difference(*numbers, *test)
+
+
+def comparisons(evidence: Evidence, reference: Recipe) -> Section:
+    """Section 6: every recipe on the reference's folds minus the reference, then those one setting away."""
+    others = [each for each in evidence.recipes if each is not reference and each.shares_folds(reference)]
+    title = 'Comparisons and ablations'
+    if not others:
+        return Section(title, ['Missing: a second recipe on the same folds. Train one, or the '
+                               f'baselines: `{reference.baseline_command}`'])  # fmt: skip
+    found = {each.recipe_id: difference(reference, each) for each in others}
+    adjusted = comparison.holm([each.p for each in found.values()])
+    rows = [
+        [other.label, KINDS[other.kind], each.accuracy, each.auc, str(each.only_second), str(each.only_first),
+         Number(each.p, style='p', n=each.accuracy.n), Number(p, style='p', n=each.accuracy.n)]
+        for other, each, p in zip(others, found.values(), adjusted, strict=True)
+    ]  # fmt: skip
+    heads = ('recipe', 'kind', 'accuracy difference', 'AUC difference', 'only it is right', 'only the reference is',
+             'McNemar mid-p', f'after Holm, {len(rows)} tests')  # fmt: skip
+    note = (
+        "Differences are of both recipes on the same bootstrap draws. McNemar's test is of the probabilities averaged "
+        'over seeds at the threshold 0.5; it takes images as independent, which look-alikes are not quite.'
+    )
+    left = len(evidence.recipes) - len(others) - 1
+    more = [f'{counted(left, "recipe")} with other folds are left out.'] if left else []
+    table = Table('comparisons', f'Each recipe minus the reference, {reference.label}', heads, rows, note)
+    ablations = _ablations(evidence.mark, reference, others, found)
+    return Section(title, [table, *more, *ablations, *_validation(reference, others)])
+
+
+def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[str, Difference]) -> list[Block]:
+    near = {}
+    for other in others:
+        keys = settings.differing(reference.settings, other.settings) if reference.settings and other.settings else []
+        if len(keys) == 1:
+            key = keys[0]
+            near[f'{key}: {settings.shown(other.settings.get(key, "-"))}'] = found[other.recipe_id].accuracy
+    if not near:
+        return ['Missing: recipes that differ from the reference in one setting. `python -m bhcnet_jax.main '
+                "--config=balanced --config.split.scheme=kfold --sweep='split.fold=0:10 model.dropout=0,0.5'`"]
+    caption = (
+        f'Recipes that differ from {reference.label} in one setting: difference in accuracy with its 95 % interval, '
+        f'n = {len(reference.pooled.labels)} images, {counted(len(reference.pooled.seeds), "seed")} of the reference'
+    )
+    rows = [[name, number] for name, number in near.items()]
+    return [
+        plots.dots('ablations', caption, mark, near, 'accuracy difference, percentage points'),
+        Table('ablation-differences', caption, ('setting', 'accuracy difference'), rows),
+    ]
+
+
+def _validation(reference: Recipe, others: list[Recipe]) -> list[Block]:
+    """What validation parts say of the recipes that have them, best first; nothing if there is none but the reference.
+
+    Losses are compared in trainings of the same seed and fold, which have the same validation part.
+    """
+    parts = {each.label: each.trials[each.trials.n_val > 0] for each in (reference, *others)}
+    parts = {label: trials.set_index(['seed', 'fold']) for label, trials in parts.items() if len(trials)}
+    of_reference = parts.get(reference.label)
+    if of_reference is None or len(parts) == 1:
+        return []
+    rows = []
+    for label, trials in parts.items():
+        n = int(trials.n_val.sum())
+        hits = float((trials.val_accuracy * trials.n_val).sum())
+        loss = float((trials.val_loss * trials.n_val).sum() / n)
+        change = (trials.val_loss - of_reference.val_loss).dropna()
+        accuracy = Number(hits / n, *map(float, metrics.wilson(hits, n)), n)
+        lower = '-' if label == reference.label else f'{(change < 0).sum()} of {len(change)}'
+        rows.append([label, accuracy, Number(loss, n=n, style='plain'),
+                     Number(float(change.mean()), n=len(change), style='signed', noun='training'), lower])  # fmt: skip
+    heads = ('recipe', 'accuracy', 'log-loss (nats)', 'log-loss minus the reference', 'trainings with a lower loss')
+    caption = 'Scores on validation images, which are inside the training folds: a choice of recipe may look at these'
+    note = (
+        'Sorted by log-loss. n counts an image once for each validation part that it is in, and so do the intervals '
+        '(Wilson), which are therefore too narrow.'
+    )
+    return [Table('validation', caption, heads, sorted(rows, key=lambda row: row[2].value), note)]
+
+
+def most_neighbours(recipes: Sequence[Recipe]) -> Recipe:
+    """The recipe that most others are one setting away from, on the same folds; the first network of several."""
+    networks = [each for each in recipes if each.kind == 'network'] or list(recipes)
+
+    def neighbours(one: Recipe) -> int:
+        known = [each for each in networks if each.settings and one.settings and one.shares_folds(each)]
+        return sum(len(settings.differing(one.settings, each.settings)) == 1 for each in known)
+
+    return max(networks, key=neighbours)

@@ -1,0 +1,76 @@
+"""The images that the best network misreads, if the images are at hand."""
+
+import base64
+import io
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets.input_pipeline import ImageSet
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.report.evidence import Evidence, Recipe
+from bhcnet_jax.report.page import Block, Gallery, Section
+
+MOST = 12  # images per gallery
+SIDE = 128  # pixels
+COMMAND = 'HEAD_CT_DIR=... python -m bhcnet_jax.report WORKDIR...'
+
+
+def load(evidence: Evidence) -> ImageSet | str:
+    """The images that the trials are of, or why they are not there."""
+    dataset = next((each.config['config']['dataset'] for each in evidence.run_dirs if each.config), {})
+    name = {'PHANTOM': 'phantom'}.get(evidence.dataset, evidence.dataset)
+    try:
+        found = input_pipeline.load(ConfigDict({'name': name, 'dir': dataset.get('dir', ''), 'image_size': SIDE}))
+    except (UserError, OSError) as error:
+        return f'The images are not at hand: {" ".join(str(error).split())}'
+    if found.fingerprint != evidence.fingerprint:
+        return (
+            f'The images at hand have the fingerprint {found.fingerprint[:12]}, the trials are of '
+            f'{evidence.fingerprint[:12]}.'
+        )
+    return found
+
+
+def gallery(evidence: Evidence, images: ImageSet | str) -> Section:
+    """Missed hemorrhages and false alarms, the most certain first."""
+    title, best = 'Misread images', evidence.best('network') or evidence.recipes[0]
+    lists = _wrong(best)
+    told = [f'{name} of {best.label}: {_listed(best, places)}' for name, places in lists.items()]
+    if isinstance(images, str):
+        return Section(title, [f'Images are left out: {images} To have them: `{COMMAND}`', *told])
+    blocks: list[Block] = []
+    for (name, places), line in zip(lists.items(), told, strict=True):
+        shown = places[:MOST]
+        blocks.append(line)
+        if len(shown):
+            of = f'{name}, {len(shown)} of {len(places)}; probability of hemorrhage, mean over seeds'
+            blocks.append(Gallery(of, [_picture(best, place, images) for place in shown]))
+    return Section(title, blocks)
+
+
+def _wrong(recipe: Recipe) -> dict[str, np.ndarray]:
+    """Places in the pooled images by the probability averaged over seeds, the most certain mistakes first."""
+    labels, probability = recipe.pooled.labels, recipe.mean_probability
+    order = np.argsort(probability, kind='stable')
+    return {
+        'Missed hemorrhages': order[labels[order] & (probability[order] < 0.5)],
+        'False alarms': order[~labels[order] & (probability[order] >= 0.5)][::-1],
+    }
+
+
+def _listed(recipe: Recipe, places: np.ndarray) -> str:
+    of = np.sum(recipe.pooled.labels == recipe.pooled.labels[places[0]]) if len(places) else 0
+    names = ', '.join(map(str, recipe.pooled.image_ids[places]))
+    return f'{len(places)} of {of}: {names}.' if len(places) else 'none.'
+
+
+def _picture(recipe: Recipe, place: int, images: ImageSet) -> tuple[str, str]:
+    image_id = str(recipe.pooled.image_ids[place])
+    written = io.BytesIO()
+    Image.fromarray(images.images[images.ids.index(image_id)]).save(written, 'PNG', optimize=True)
+    mark = 'PHANTOM ' if images.synthetic else ''
+    address = f'data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}'
+    return address, f'{mark}{image_id}, P = {recipe.mean_probability[place]:.2f}'

@@ -1,0 +1,40 @@
+"""Where every number is from, and how to make it again."""
+
+import pathlib
+
+import pandas as pd
+
+from bhcnet_jax.report.evidence import Evidence, RunDir
+from bhcnet_jax.report.page import Code, Number, Section, Table
+from bhcnet_jax.report.sections.audits import _whole
+
+
+def reruns(evidence: Evidence) -> Section:
+    """Section 10."""
+    heads = ('run directory', 'trials', 'code', 'hardware', 'training time', 'data')
+    rows, commands = [], []
+    for each in evidence.run_dirs:
+        done = evidence.trials[evidence.trials.status == 'DONE']
+        rows.append(_rerun(each, done[[pathlib.Path(file).parent == each.path for file in done.file]]))
+        found = dict.fromkeys(start['command'] for start in each.starts if start.get('command'))
+        commands += list(found) or [f'# {each.path}: no env.json with its command']
+    note = 'Training time is the sum over finished trials, without compilation.'
+    told = 'These commands, on the same data and code, train what is missing and end with the same rows; then:'
+    again = f'python -m bhcnet_jax.report {" ".join(str(each.path) for each in evidence.run_dirs)}'
+    seen = [Code('\n'.join(commands)), told, Code(again)]
+    return Section('How to rerun every number', [Table('runs', 'Where the numbers are from', heads, rows, note), *seen])
+
+
+def _rerun(run: RunDir, done: pd.DataFrame) -> list[str | Number]:
+    return [
+        str(run.path),
+        _whole(len(done)),
+        _distinct(done.code) or _distinct(pd.Series([start.get('code') for start in run.starts])),
+        _distinct(done.hardware) or 'not recorded',
+        f'{done.train_seconds.sum():.0f} s' if done.train_seconds.notna().any() else 'not recorded',
+        _distinct(done.data_fingerprint.str[:12]),
+    ]
+
+
+def _distinct(values: pd.Series) -> str:
+    return '; '.join(map(str, values.dropna().unique()))

@@ -1,0 +1,248 @@
+"""Trains a batch of trials through their phases, with their checkpoints and their rows in the database."""
+
+import contextlib
+import pathlib
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from bhcnet_jax.datasets.input_pipeline import ImageSet
+from bhcnet_jax.display.progress import Progress
+from bhcnet_jax.display.tensorboard import Events
+from bhcnet_jax.plan import phases, trial
+from bhcnet_jax.plan.trial import Trial
+from bhcnet_jax.records.database import Results
+from bhcnet_jax.run import checkpoints
+from bhcnet_jax.run.places import Place
+from bhcnet_jax.statistics import metrics
+from bhcnet_jax.training import optim
+from bhcnet_jax.training.engine import Engine, EpochResult
+
+CURVES = tuple(f'{part}_{name}' for part in ('train', 'test', 'val') for name in ('loss', 'accuracy'))
+
+
+class _AllDiverged(Exception):
+    """No lane of the batch is worth another epoch."""
+
+
+class Stopped(Exception):
+    """Training ended early on request with everything saved; `signum` is the signal that asked for it."""
+
+    def __init__(self, signum: int, where: str):
+        super().__init__(where)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one of the same kind has its usual effect.
+
+    A signal that the parent had ignored (a background job of a script) stays ignored.
+    """
+    requests = []
+
+    def request(signum: int, frame: Any) -> None:
+        requests.append(signum)
+        signal.signal(signum, usual[signum])
+        name = signal.Signals(signum).name
+        print(f'\n{name}: finishing this epoch, then saving. Once more to stop at once.', flush=True)
+
+    heeded = [signum for signum in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(signum) != signal.SIG_IGN]
+    usual = {signum: signal.signal(signum, request) for signum in heeded}
+    try:
+        yield requests
+    finally:
+        for signum, handler in usual.items():
+            signal.signal(signum, handler)
+
+
+class LaneBatch:
+    """Trials of one signature on their way through the phases, and where their results go.
+
+    Trees have a leading axis [lanes], one lane for each trial. A lane whose loss is not finite any more is DIVERGED
+    in the database and is not recorded from then on; the others go on.
+
+    Args:
+      trials: of equal batch_key, equally far.
+      image_set: what they train on.
+      engine: for their signature, with room for as many lanes.
+      path: the run directory.
+      results: its database.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        image_set: ImageSet,
+        engine: Engine,
+        path: pathlib.Path,
+        results: Results,
+    ):
+        self._trials = trials
+        self._config = trials[0].config
+        self._results = results
+        self.image_set = image_set
+        self.engine = engine
+        self.path = path
+        self._phases = trials[0].phases  # the same in all lanes, but for their sources
+        self._dataset = image_set.label
+        self.alive = {each.trial_id for each in trials}  # ids of those that have not diverged
+
+    def train(
+        self,
+        until: int,
+        places: Mapping[str, Place],
+        progress: Progress,
+        requests: list[int],
+        with_tensorboard: bool,
+    ) -> Any:
+        """Trains from the newest checkpoints on. Returns the weights reached, numpy [lanes, ...].
+
+        until: epochs, of all phases together, after which to stop with a checkpoint. places: see `in_flight.find`.
+        requests: signals that ask to stop, see `stop_requests`; raises Stopped at the end of the epoch. Returns None as
+        soon as all lanes have diverged.
+        """
+        ids, names = [each.trial_id for each in self._trials], [phase.name for phase in self._phases]
+        lanes = trial.stack(self._trials, 0)
+        tree = {'state': self.engine.init(lanes), 'class_weights': lanes.class_weights}
+        self.directory = places.enter(self.path, ids, names, places, like=tree)
+        self._progress, self._requests = progress, requests
+        with contextlib.ExitStack() as stack:
+            self._writers = {}
+            if with_tensorboard:
+                events = self.path / 'tensorboard'
+                self._writers = {
+                    trial_id: stack.enter_context(Events(events / trial_id[:12], self._dataset)) for trial_id in ids
+                }
+            with contextlib.suppress(_AllDiverged):
+                return self._train(tree, until)['state'].average['params']
+        return None
+
+    def _train(self, fresh: dict[str, Any], until: int) -> dict[str, Any]:
+        """fresh: what the first phase starts from, and every checkpoint is like. Returns the tree reached."""
+        current, done, tree = self._newest(like=fresh)
+        for phase in self._phases[current:]:
+            if phase.index > current:
+                computed = trial.stack(self._trials, phase.index).class_weights
+                done, tree = 0, phases.begin(self._config, phase.name, computed, tree)
+            left = until - sum(earlier.epochs for earlier in self._phases[: phase.index])
+            if min(left, phase.epochs) > done:
+                tree = self._run_epochs(phase, done, min(left, phase.epochs), tree)
+            if left <= phase.epochs:
+                break
+        return tree
+
+    def _newest(self, like: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
+        """The newest checkpoint that can be read: number of its phase, epochs done in it, tree."""
+        for phase in reversed(self._phases):
+            if (self.directory / phase.name).exists():
+                with self._checkpoints(phase) as saved:
+                    found = saved.restore(like)
+                if found:
+                    return phase.index, *found
+        return 0, 0, like
+
+    def _checkpoints(self, phase: phases.Phase) -> contextlib.closing[checkpoints.Checkpoints]:
+        metadata = {'dataset': self._dataset, 'phase': phase.name}
+        return contextlib.closing(checkpoints.Checkpoints(self.directory / phase.name, metadata))
+
+    def _run_epochs(self, phase: phases.Phase, done: int, end: int, tree: dict[str, Any]) -> dict[str, Any]:
+        """Trains the epochs from `done` to `end` of a phase. Returns the tree as it is on disk afterwards."""
+        count = len(self._trials)
+        lanes = trial.stack(self._trials, phase.index).replace(class_weights=tree['class_weights'])
+        rates = [
+            optim.learning_rates(each.config.optimizer, phase.epochs, lanes.learning_rates.shape[1])
+            for each in self._trials
+        ]
+        states = self.engine.to_devices(tree['state'])
+        with self._checkpoints(phase) as saved:
+            for epoch in range(done, end):
+                lanes = lanes.replace(
+                    epoch=np.full(count, epoch, np.int32), learning_rates=np.stack([rate[epoch] for rate in rates])
+                )
+                start = time.perf_counter()
+                states, result = self.engine.epoch(states, lanes)
+                self._record(phase, epoch + 1, result, time.perf_counter() - start)
+                stop = self._requests and epoch + 1 < phase.epochs
+                if (epoch + 1) % self._config.engine.checkpoint_every == 0 or epoch + 1 == end or stop:
+                    state = self.engine.to_host(states, count)
+                    saved.save(epoch + 1, {'state': state, 'class_weights': lanes.class_weights})
+                if self._requests:
+                    raise Stopped(self._requests[0], f'{phase.name} epoch {epoch + 1} of {phase.epochs}')
+            # Read back though it was just written: what the next phase gets is what is on disk.
+            return saved.restore(like=tree)[1]
+
+    def _record(self, phase: phases.Phase, epoch: int, result: EpochResult, seconds: float) -> None:
+        """Commits an epoch of all lanes that are alive, then shows it. epoch: 1-based."""
+        rows, predictions = [], []
+        for lane, this in enumerate(self._trials):
+            sums, logits = [float(part[lane]) for part in result.sums], result.logits[lane]
+            logits = logits[: len(this.split.test) + len(this.split.val)]  # the rest fills up
+            if this.trial_id not in self.alive:
+                continue
+            if not (np.isfinite(sums[0]) and np.isfinite(logits).all()):
+                self._results.diverge(this.trial_id, phase.name, epoch)
+                self.alive.remove(this.trial_id)
+                done = sum(earlier.epochs for earlier in self._phases[: phase.index]) + epoch - 1
+                self._progress.end_trial('DIVERGED', epochs_left=this.identity.epochs - done)
+                continue
+            rows.append({
+                'trial_id': this.trial_id,
+                'dataset': self._dataset,
+                'phase': phase.name,
+                'epoch': epoch,
+                'train_loss': sums[0] / sums[2],
+                'train_accuracy': sums[1] / sums[2],
+                'seconds': seconds / len(self._trials),
+                'images': int(sums[2]),
+                **self._scores(this, logits),
+            })  # fmt: skip
+            predictions += self._predictions(this, logits[: len(this.split.test)])
+        self._results.record_epoch(rows, predictions)
+        if not rows:
+            raise _AllDiverged
+        self._show(phase, epoch, rows, seconds)
+
+    def _scores(self, this: Trial, logits: np.ndarray) -> dict[str, float | None]:
+        """logits: of the test and the validation part, float [T]."""
+        test, val = np.split(logits.astype(np.float64), [len(this.split.test)])
+        test_labels, val_labels = self.image_set.labels[this.split.test], self.image_set.labels[this.split.val]
+        counts = metrics.counts(test_labels, expit(test))
+        return {
+            'test_loss': _loss(test_labels, test),
+            'test_accuracy': (counts.tp + counts.tn) / len(test),
+            **counts._asdict(),
+            'val_loss': _loss(val_labels, val) if len(val) else None,
+            'val_accuracy': float(np.mean((expit(val) >= 0.5) == val_labels)) if len(val) else None,
+        }
+
+    def _predictions(self, this: Trial, logits: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {
+                'trial_id': this.trial_id,
+                'image_id': self.image_set.ids[image],
+                'label': int(self.image_set.labels[image]),
+                'probability': float(expit(np.float64(logit))),
+                'dataset': self._dataset,
+            }
+            for image, logit in zip(this.split.test, logits, strict=True)
+        ]
+
+    def _show(self, phase: phases.Phase, epoch: int, rows: list[dict[str, Any]], seconds: float) -> None:
+        epochs_before = sum(earlier.epochs for earlier in self._phases[: phase.index])
+        for row in rows if self._writers else ():
+            curves = {name: row[name] for name in CURVES if row[name] is not None}
+            self._writers[row['trial_id']].add_scalars(curves, epochs_before + epoch)
+            self._writers[row['trial_id']].flush()
+        loss, accuracy = (float(np.mean([row[name] for row in rows])) for name in ('train_loss', 'train_accuracy'))
+        images = len(self._trials) * self._config.augment.samples
+        self._progress.update(phase.name, epoch, loss, accuracy, images / seconds, len(rows))
+
+
+def _loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Mean binary cross-entropy, nats."""
+    return float(np.mean(np.logaddexp(0, logits) - labels * logits))

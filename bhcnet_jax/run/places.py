@@ -1,0 +1,151 @@
+"""Where in a run directory the weights of trials lie, and how they are put together into other batches.
+
+A batch has a directory with BATCH, the ids of its trials lane by lane and the names of its phases, and for each phase
+begun a directory of checkpoints of all its lanes, stacked (see `checkpoint.py`). A trial may be in several batches; its
+place is where it has come furthest. Trials that lie together go on where they are. Others (neighbours were pruned,
+there are fewer devices or there is less memory) are first copied into the directory of a new batch, and directories
+that are nobody's place are deleted.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bhcnet_jax import files
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.run import checkpoints
+
+BATCH = 'batch.json'
+
+
+class Place(NamedTuple):
+    """A lane of a stacked checkpoint: after `epoch` epochs of phase number `phase`."""
+
+    phase: int
+    epoch: int
+    phase_name: str
+    directory: pathlib.Path
+    lane: int
+
+
+class UnreadableError(Exception):
+    """A checkpoint could not be read and was moved aside; its trials have another place now."""
+
+
+def find(path: pathlib.Path) -> dict[str, Place]:
+    """The place of every trial that has a checkpoint in a run directory, by trial id."""
+    places = {}
+    for file in sorted((path / 'checkpoints').glob(f'*/{BATCH}')):
+        batch = _read(file)
+        newest = _newest(file.parent, batch['phases'])
+        if newest:
+            for lane, trial_id in enumerate(batch['trials']):
+                place = Place(*newest, file.parent, lane)
+                if trial_id and (trial_id not in places or place[:2] > places[trial_id][:2]):
+                    places[trial_id] = place
+    return places
+
+
+def _newest(directory: pathlib.Path, phase_names: Sequence[str]) -> tuple[int, int, str] | None:
+    """Number of the last phase that has a checkpoint, its epochs done, and its name."""
+    for phase in reversed(range(len(phase_names))):
+        with contextlib.suppress(FileNotFoundError):
+            inside = (directory / phase_names[phase]).iterdir()
+            done = [int(entry.name) for entry in inside if entry.name.isdecimal() and entry.is_dir()]
+            if done:
+                return phase, max(done), phase_names[phase]
+    return None
+
+
+def enter(
+    path: pathlib.Path,
+    trial_ids: Sequence[str],
+    phase_names: Sequence[str],
+    places: Mapping[str, Place],
+    like: Any,
+) -> pathlib.Path:
+    """The directory in which a batch goes on, with the lanes of its trials in their order; made if need be.
+
+    places: see `find`; all trials must have come equally far. like: a tree of arrays [lanes, ...] as the batch trains.
+    UnreadableError if a checkpoint that is needed is damaged: look for places again.
+    """
+    mine = {'trials': list(trial_ids), 'phases': list(phase_names)}
+    where = [places.get(trial_id) for trial_id in trial_ids]
+    if where[0] is not None:
+        shared = {place.directory for place in where}
+        if len(shared) == 1 and _read(where[0].directory / BATCH) == mine:
+            return where[0].directory
+    tree = None if where[0] is None else _collect(where, like)
+    directory = _new_directory(path, trial_ids)
+    files.write_json(directory / BATCH, mine)
+    if tree is not None:
+        with contextlib.closing(checkpoints.Checkpoints(directory / where[0].phase_name)) as saved:
+            saved.save(where[0].epoch, tree)
+    return directory
+
+
+def _new_directory(path: pathlib.Path, trial_ids: Sequence[str]) -> pathlib.Path:
+    name = hashlib.sha256(' '.join(trial_ids).encode()).hexdigest()[:12]
+    for again in itertools.count():
+        directory = path / 'checkpoints' / (f'{name}-{again}' if again else name)
+        with contextlib.suppress(FileExistsError):  # the same trials have been together before
+            directory.mkdir(parents=True)
+            return directory
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        batch = json.loads(file.read_text())
+        return {'trials': list(batch['trials']), 'phases': list(batch['phases'])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{file} cannot be read ({error!r}). Delete its directory: its unfinished trials then start anew.'
+        ) from error
+
+
+def _collect(places: Sequence[Place], like: Any) -> Any:
+    """The lanes at these places, stacked."""
+    lanes = {}
+    for directory in {place.directory for place in places}:
+        here = [place for place in places if place.directory == directory]
+        count = len(_read(directory / BATCH)['trials'])
+        stack = jax.tree.map(lambda leaf, count=count: np.zeros((count, *leaf.shape[1:]), leaf.dtype), like)
+        with contextlib.closing(checkpoints.Checkpoints(directory / here[0].phase_name)) as saved:
+            found = saved.restore(stack, at=here[0].epoch)
+        if found is None:
+            raise UnreadableError
+        for place in here:
+            lanes[place] = jax.tree.map(lambda leaf, lane=place.lane: leaf[lane], found[1])
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(lanes[place] for place in places))
+
+
+def forget(path: pathlib.Path, trial_ids: Collection[str]) -> None:
+    """Makes sure that nothing goes on from what these trials have trained."""
+    gone = set(trial_ids)
+    for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
+        batch = _read(file)
+        if gone & set(batch['trials']):
+            kept = [None if trial_id in gone else trial_id for trial_id in batch['trials']]
+            files.write_json(file, {**batch, 'trials': kept})
+
+
+def tidy(path: pathlib.Path, needed: Collection[str]) -> None:
+    """Deletes the directories that are the place of no needed trial."""
+    in_use = {place.directory for trial_id, place in find(path).items() if trial_id in needed}
+    for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
+        if file.parent not in in_use:
+            drop(file.parent)
+
+
+def drop(directory: pathlib.Path) -> None:
+    """Deletes a batch's checkpoints; its rows must be final before."""
+    (directory / BATCH).unlink()  # first, so that a deletion cut short leaves no batch to go on with
+    shutil.rmtree(directory)

@@ -1,0 +1,333 @@
+"""Trains the trials of a study: which go together, how far, and what happens when something goes wrong.
+
+All trials that go on train up to a rung of `pruning.py` (without pruning there is one, the end), in batches of equal
+signature, phases and progress. A batch that does not fit into memory is cut in halves; one that raises is trained again
+one trial at a time, so that only those that raise alone are FAILED.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from bhcnet_jax import files, machine
+from bhcnet_jax.display import progress, summary
+from bhcnet_jax.display.progress import Progress
+from bhcnet_jax.display.tensorboard import SweepEvents
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.plan import trial
+from bhcnet_jax.plan.study import Study
+from bhcnet_jax.plan.trial import Identity, Trial
+from bhcnet_jax.records.database import Results, score_columns
+from bhcnet_jax.records.schema import SUMMARIZED
+from bhcnet_jax.run import lane_batch, places, pruning
+from bhcnet_jax.run.lane_batch import LaneBatch
+from bhcnet_jax.training.engine import Engine, is_out_of_memory
+from bhcnet_jax.training.lanes import choose_lanes
+
+ENDED = ('DONE', 'FAILED', 'DIVERGED')  # PRUNED is not: the rest of the trial can be trained
+
+
+class _FirstFailure(Exception):
+    """A trial failed, and the user asked to stop at that."""
+
+
+class Scheduler:
+    """Trains what is missing of some trials, in one process, with its results in one run directory.
+
+    Args:
+      study: what the trials belong to.
+      wanted: its trials that this process is to have trained at the end.
+      path: the run directory.
+      results: its database.
+      rule: when to prune.
+      fail_fast: stop at the first trial that fails or diverges.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        wanted: Sequence[Identity],
+        path: pathlib.Path,
+        results: Results,
+        rule: pruning.Pruning,
+        fail_fast: bool = False,
+    ):
+        self._study, self._wanted, self._path, self._results = study, wanted, path, results
+        self._rule, self._fail_fast = rule, fail_fast
+        self._keeps_weights = study.config.engine.keep_weights == 'final'
+        self._engines = _Engines(study, path)
+
+    def run(self) -> None:
+        """Trains. Raises batch.Stopped on SIGTERM or SIGINT at the end of an epoch; the errors of `train.run`."""
+        self._look()
+        racing = [each for each in self._wanted if self._results.status(each.trial_id) not in ('FAILED', 'DIVERGED')]
+        with (
+            lane_batch.stop_requests() as self._requests,
+            self._show() as self._progress,
+            self._events() as self._summary,
+            contextlib.suppress(_FirstFailure),
+        ):
+            for rung in self._rule.rungs:
+                self._train(racing, rung)
+                racing = self._prune(racing, rung)
+            self._train(racing, sys.maxsize)
+        self._look()
+
+    def _look(self) -> None:
+        """Finds out where the trials are, and deletes weights that nobody needs."""
+        statuses = self._results.statuses()
+        over = () if self._keeps_weights else (*ENDED, 'PRUNED')
+        needed = {trial_id for trial_id, status in statuses.items() if status not in over}
+        places.tidy(self._path, needed)
+        self._places = places.find(self._path)
+        self._ancestors = {}
+        if 'DONE' in statuses.values():
+            self._inherit(statuses)
+
+    def _inherit(self, statuses: Mapping[str, str]) -> None:
+        """Has trials begin where a finished one ended that is the same but for their last phase."""
+        for each in self._wanted:
+            if statuses.get(each.trial_id) in (None, 'PENDING', 'RUNNING') and each.trial_id not in self._places:
+                ancestor = self._study.ancestor(each)
+                if statuses.get(ancestor) == 'DONE' and ancestor in self._places:
+                    self._ancestors[each.trial_id] = ancestor
+                    self._places[each.trial_id] = self._places[ancestor]
+
+    def _show(self) -> Progress:
+        """The progress display of all wanted trials, with what earlier processes have done of them."""
+        ended = self._results.ended()
+        has_val = bool(self._study.config.split.val_folds)
+        shown = Progress(
+            sum(each.epochs for each in self._wanted),
+            self._study.config.augment.samples,
+            sum(self._done(each) for each in self._wanted),
+            # A line per epoch would be too much to read from thousands of trials.
+            seconds_between_lines=60 if len(self._wanted) > 1 else 0,
+            total_trials=len(self._wanted),
+            score_name='validation accuracy' if has_val else 'test accuracy',
+        )
+        for each in self._wanted:
+            if each.trial_id in ended:
+                status, score = ended[each.trial_id]
+                left = each.epochs - self._done(each)
+                shown.end_trial(status, progress.label(each.point), score, left)
+        return shown
+
+    @contextlib.contextmanager
+    def _events(self) -> Iterator[SweepEvents | None]:
+        """The summary of a sweep for TensorBoard; a single trial has its own curves there instead."""
+        if len(self._wanted) == 1:
+            yield None
+            return
+        swept = {each.trial_id: each.point for each in self._wanted}
+        label = self._study.image_set.label
+        with SweepEvents(self._path / 'tensorboard' / 'sweep', label, swept) as events:
+            for trial_id, scores in self._results.scores().items():
+                if trial_id in swept:
+                    events.add_trial(trial_id, scores)
+            yield events
+
+    def _done(self, this: Identity) -> int:
+        """Epochs of a trial that are in a checkpoint."""
+        place = self._places.get(this.trial_id)
+        return sum(this.phase_epochs[: place.phase]) + place.epoch if place else 0
+
+    def _prune(self, racing: Sequence[Identity], rung: int) -> list[Identity]:
+        """Ranks the trials at a rung. Returns those that stay in the race, with those that end before it."""
+        at = {each.trial_id: pruning.where(each, rung) for each in racing}
+        statuses, losses = self._results.statuses(), {}
+        for phase, epoch in sorted({where for where in at.values() if where}):
+            found = self._results.val_losses(phase, epoch)
+            losses |= {trial_id: found[trial_id] for trial_id, where in at.items() if where == (phase, epoch)
+                       and trial_id in found and statuses[trial_id] not in ('FAILED', 'DIVERGED')}  # fmt: skip
+        lost = losses.keys() - pruning.survivors(losses, self._rule.keep)
+        pruned = [each for each in racing if each.trial_id in lost and statuses[each.trial_id] != 'DONE']
+        self._results.prune(each.trial_id for each in pruned)
+        for each in pruned:
+            self._progress.end_trial('PRUNED', epochs_left=each.epochs - max(rung, self._done(each)))
+        return [each for each in racing if each.trial_id not in lost]
+
+    def _train(self, racing: Sequence[Identity], until: int) -> None:
+        """Trains to `until` epochs of all phases together, or to the end of a shorter trial."""
+        self._look()
+        statuses = self._results.statuses()
+        # Made for all that race, trained or not, so that a resumed sweep computes with the same engines.
+        counts = Counter(each.signature for each in racing)
+        left = [each for each in racing if statuses.get(each.trial_id) not in ENDED]
+        # One that is at its end and not DONE was killed in between.
+        left = [each for each in left if self._done(each) < until or each.epochs <= until]
+        self._train_batches(left, until, counts)
+
+    def _train_batches(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
+        """Trains trials in batches of those that are equally far, the furthest first."""
+        groups = {}
+        for each in trials:
+            place = self._places.get(each.trial_id)
+            groups.setdefault((place[:2] if place else (-1, 0), each.signature, each.batch_key), []).append(each)
+        for (_, signature, _), group in sorted(groups.items(), key=lambda item: item[0][0], reverse=True):
+            while group:
+                engine = self._engines.get(group[0], counts[signature])
+                together, group = group[: engine.capacity], group[engine.capacity :]
+                self._train_batch(together, until, counts, engine)
+
+    def _train_batch(
+        self, together: Sequence[Identity], until: int, counts: Mapping[str, int], engine: Engine
+    ) -> None:
+        """Trains one batch; if that fails, its trials in other batches."""
+        if self._requests:
+            raise lane_batch.Stopped(self._requests[0], f'{self._progress.done} epochs')
+        trials = self._plan(together, engine)
+        try:
+            if trials:
+                images = self._study.images(trials[0].config.dataset)
+                this = LaneBatch(trials, images, engine, self._path, self._results)
+                params = this.train(until, self._places, self._progress, self._requests, len(self._wanted) == 1)
+                self._finish(this, trials, params, until)
+        except (lane_batch.Stopped, UserError, OSError):
+            raise  # no fault of these trials
+        except Exception as error:
+            self._mend(error, [each.identity for each in trials], until, counts)
+        if self._fail_fast and any(self._results.status(each.trial_id) in ('FAILED', 'DIVERGED') for each in together):
+            raise _FirstFailure
+
+    def _plan(self, together: Sequence[Identity], engine: Engine) -> list[Trial]:
+        """Enters trials as RUNNING in this process. Returns those that these images allow; the others are FAILED."""
+        self._results.begin(_row(each, self._study, engine) for each in together)
+        trials = []
+        for each in together:
+            if each.trial_id in self._ancestors:
+                self._results.inherit(each.trial_id, self._ancestors[each.trial_id])
+            try:
+                trials.append(self._study.plan(each))
+            except UserError as error:
+                self._fail(each, str(error))
+        return trials
+
+    def _finish(self, this: LaneBatch, trials: Sequence[Trial], params: Any, until: int) -> None:
+        """Scores the trials of a batch that has come to their end."""
+        if trials[0].identity.epochs > until:
+            return
+        scores = {each.trial_id: _score(each, self._results) for each in trials if each.trial_id in this.alive}
+        if len(self._wanted) == 1 and scores:
+            # Drawn before the trial is called done: a run killed in between draws again.
+            weights = jax.tree.map(lambda leaf: leaf[0], params)
+            summary.draw(trials[0], this.image_set, weights, self._results, self._path / 'figures')
+        self._results.finish_many(scores)
+        for each in trials:
+            if each.trial_id in scores:
+                found = scores[each.trial_id]
+                score = found['accuracy'] if found['val_accuracy'] is None else found['val_accuracy']
+                self._progress.end_trial('DONE', progress.label(each.identity.point), score)
+                if self._summary:
+                    self._summary.add_trial(each.trial_id, {name: found[name] for name in SUMMARIZED})
+        if self._summary:
+            self._summary.flush()
+        if not self._keeps_weights:
+            places.drop(this.directory)
+
+    def _mend(self, error: Exception, together: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
+        """Trains what a batch that raised has left undone, as far as that is possible."""
+        self._places = places.find(self._path)
+        left = [each for each in together if self._results.status(each.trial_id) == 'RUNNING']
+        too_large = is_out_of_memory(error) and self._engines.halve(together[0].signature)
+        if too_large or isinstance(error, places.UnreadableError):
+            self._train_batches(left, until, counts)
+        elif len(left) > 1:
+            for each in left:
+                self._train_batches([each], until, counts)
+        elif left:
+            self._fail(left[0], ''.join(traceback.format_exception(error)))
+        else:  # their rows are final, so it was none of theirs
+            raise error
+
+    def _fail(self, this: Identity, error: str) -> None:
+        self._results.fail(this.trial_id, error)
+        self._progress.end_trial('FAILED', epochs_left=this.epochs - self._done(this))
+
+
+class _Engines:
+    """An engine for every signature, made and compiled when it is first needed."""
+
+    def __init__(self, study: Study, path: pathlib.Path):
+        self._study = study
+        self._file = path / 'lanes.json'  # of each signature: what was chosen, so that a resumed sweep computes alike
+        self._chosen = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._made: dict[tuple[str, int], Engine] = {}
+
+    def get(self, this: Identity, count: int) -> Engine:
+        """The engine for trials like this one, of which there are `count`. UserError: it cannot be made."""
+        # No more lanes than there are trials for: those that pruning leaves shall not train beside padding.
+        devices = 1 if self._study.config.engine.spread == 'batch' else jax.device_count()
+        lanes = min(self._lanes(this, count), -(-count // devices))
+        if (this.signature, lanes) not in self._made:
+            planned = self._study.plan(this)
+            images = self._study.images(planned.config.dataset)
+            try:
+                engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            seconds = engine.compile(trial.stack([planned], 0))
+            print(f'Compiled in {seconds:.1f} s for {machine.hardware()}', flush=True)
+            self._made[this.signature, lanes] = engine
+        return self._made[this.signature, lanes]
+
+    def _lanes(self, this: Identity, count: int) -> int:
+        """How many lanes a device trains at most: as chosen earlier on such devices, else chosen now."""
+        asked, found = self._study.config.engine.lanes, self._chosen.get(this.signature)
+        made_for = {'asked': asked, 'hardware': machine.hardware()}
+        if found is None or any(found[key] != value for key, value in made_for.items()):
+            planned = self._study.plan(this)
+            images = self._study.images(planned.config.dataset)
+            lane = trial.stack([planned], 0)
+            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count)
+            self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})
+        return self._chosen[this.signature]['lanes']
+
+    def _choose(self, signature: str, choice: dict[str, Any]) -> None:
+        self._chosen[signature] = choice
+        files.write_json(self._file, self._chosen)
+
+    def halve(self, signature: str) -> bool:
+        """Lets go of the engines of a signature and has the next ones use half as many lanes; False: it was one."""
+        lanes = self._chosen[signature]['lanes'] // 2
+        if not lanes:
+            return False
+        self._choose(signature, {**self._chosen[signature], 'lanes': lanes})
+        self._made = {key: engine for key, engine in self._made.items() if key[0] != signature}
+        print(f'Out of memory: going on with {lanes} trials at a time on each device', flush=True)
+        return True
+
+
+def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
+    """What is known of a trial before it is trained."""
+    config = study.config_of(this)
+    return {
+        'trial_id': this.trial_id,
+        'recipe': config.recipe,
+        'model': config.model.name,
+        'phase': this.phase_names[-1],
+        'epochs': this.phase_epochs[-1],
+        'phases': '+'.join(this.phase_names),
+        'recipe_id': this.recipe_id,
+        'engine': f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {config.engine.spread}',
+        **study.columns_of(config),
+    }
+
+
+def _score(this: Trial, results: Results) -> dict[str, Any]:
+    """A trained trial's scores, from its predictions and epochs in the database."""
+    predictions, epochs = results.read('predictions', this.trial_id), results.read('epochs', this.trial_id)
+    has_val = len(this.split.val) > 0
+    return {
+        **score_columns(predictions.label.to_numpy(), predictions.probability.to_numpy()),
+        **{name: float(epochs[name].iloc[-1]) if has_val else None for name in ('val_loss', 'val_accuracy')},
+        'train_seconds': float(epochs.seconds.sum()),
+        'images_per_second': float(epochs.images.sum() / epochs.seconds.sum()),
+    }

@@ -1,0 +1,118 @@
+"""One call from a config to a finished run directory: data -> trials -> batches -> results and report."""
+
+import contextlib
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from bhcnet_jax.datasets.input_pipeline import ImageSet
+from bhcnet_jax.display import summary
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.plan import sweep, trial
+from bhcnet_jax.plan.study import Study
+from bhcnet_jax.plan.trial import Identity
+from bhcnet_jax.records import merge
+from bhcnet_jax.records.database import Results
+from bhcnet_jax.run import estimate, places, pruning, run_dir, scheduler
+from bhcnet_jax.run.scheduler import ENDED
+from bhcnet_jax.training import engine
+
+
+class Options(NamedTuple):
+    """How to run what a config says; none of it changes a result.
+
+    workdir: the run directory; '': runs/<config.recipe>-<data set>. command: what the user typed, for env.json.
+    sweep: axes, see `sweep.parse`; '': config.sweep. shard: 'i/n', the share of the trials to train; '': all.
+    prune: see `pruning.parse`; '': every trial is trained to its end.
+    rerun: train again what has 'failed' or 'diverged', 'all', or trials whose id begins so; '': only what is missing.
+    dry_run: print what would be trained, with estimate also what it would cost, and stop.
+    fail_fast: stop at the first trial that fails or diverges.
+    """
+
+    workdir: str = ''
+    command: str = ''
+    sweep: str = ''
+    shard: str = ''
+    prune: str = ''
+    rerun: str = ''
+    dry_run: bool = False
+    estimate: bool = True
+    fail_fast: bool = False
+
+
+def run(config: ConfigDict, options: Options) -> bool:
+    """Trains what a config says, or what of it is missing where earlier calls have been at work.
+
+    A config without a sweep is one trial. config: see `configs/base.py`. Returns whether all trials ended well.
+
+    Raises:
+      UserError: each with one line for the user.
+      batch.Stopped: on SIGTERM or SIGINT, at the end of an epoch.
+    """
+    shard = sweep.parse_shard(options.shard or '1/1')
+    rule = pruning.parse(options.prune)
+    config = config.copy_and_resolve_references()
+    trial.check(config)
+    alone = not (options.sweep or config.sweep or config.trials)
+    config.engine.spread = engine.choose_spread(config, alone)
+    study = Study(config, options.sweep)
+    wanted = study.trials(shard)
+    pruning.check(rule, wanted, config.split.val_folds)
+    path = _path(config, study.image_set, options)
+    if options.dry_run:  # which only looks, so that it can do so while another process trains
+        statuses = merge.look(path)
+        again = _to_rerun(wanted, options, statuses)
+        missing = _describe(study, wanted, statuses, again)
+        if options.estimate and missing:
+            print(estimate.text(study, missing), flush=True)
+        return True
+    with (
+        run_dir.claim(path, config, study.image_set, study.swept),
+        contextlib.closing(Results(path / 'results.sqlite')) as database,
+    ):
+        statuses = database.statuses()
+        again = _to_rerun(wanted, options, statuses)
+        missing = _describe(study, wanted, statuses, again)
+        places.forget(path, again)  # before their rows, so that none goes on from what is forgotten
+        database.forget(again)
+        run_dir.record_start(path, options.command)
+        single = study.plan(wanted[0]) if len(wanted) == 1 else None
+        run_dir.record_data(path, study.image_set, study.grouping, single)
+        if missing:
+            scheduler.Scheduler(study, wanted, path, database, rule, options.fail_fast).run()
+        database.export(path)
+        summary.print_end(wanted, single, study.image_set, database, path)
+        statuses = database.statuses()
+    return all(statuses.get(each.trial_id) in ('DONE', 'PRUNED') for each in wanted)
+
+
+def _describe(
+    study: Study, wanted: Sequence[Identity], statuses: Mapping[str, str], again: Collection[str]
+) -> list[Identity]:
+    """Prints what is there and what is not. again: ids of trials to be trained again. Returns the missing trials."""
+    kept = {trial_id: status for trial_id, status in statuses.items() if trial_id not in again}
+    missing = [each for each in wanted if kept.get(each.trial_id) not in ENDED]
+    summary.describe(study, wanted, missing, kept)
+    return missing
+
+
+def _path(config: ConfigDict, image_set: ImageSet, options: Options) -> pathlib.Path:
+    """The run directory; every shard has one of its own inside it, so that no two processes write to one file."""
+    path = pathlib.Path(options.workdir or f'runs/{config.recipe}-{image_set.label}')
+    return path / f'shard-{options.shard.replace("/", "-of-")}' if options.shard else path
+
+
+def _to_rerun(wanted: Sequence[Identity], options: Options, statuses: Mapping[str, str]) -> set[str]:
+    """Ids of the wanted trials that are to be trained again."""
+    rerun = options.rerun
+    ids = {each.trial_id for each in wanted if each.trial_id in statuses}
+    if rerun in ('', 'all'):
+        return ids if rerun else set()
+    if rerun in ('failed', 'diverged'):
+        return {trial_id for trial_id in ids if statuses[trial_id] == rerun.upper()}
+    chosen = {trial_id for trial_id in ids if trial_id.startswith(rerun)}
+    if not chosen and not options.shard:  # it may be in another shard
+        raise UserError(f'--rerun={rerun}: no trial here has an id that begins so; expected failed, diverged or all.')
+    return chosen

@@ -1,0 +1,157 @@
+"""What launch/benchmark.py compares is comparable, and what it counts is right."""
+
+import importlib
+import importlib.util
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from bhcnet_jax.configs import base
+from bhcnet_jax.training import augment
+
+TINY = {'model.filters': (2, 3, 4), 'batch_size': 8, 'augment.samples': 16}
+STRENGTHS = base.get_config().augment.affine.to_dict()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def launch_folder():
+    """The benchmark's modules are in no package."""
+    sys.path.insert(0, folder := str(pathlib.Path(__file__).parents[2] / 'launch'))
+    yield
+    sys.path.remove(folder)
+
+
+@pytest.fixture
+def contest():
+    return importlib.import_module('contest')
+
+
+@pytest.fixture(scope='module')
+def task(tmp_path_factory):
+    """Folder of a tiny task, as measure_cpu lays it out."""
+    folder = tmp_path_factory.mktemp('task')
+    image_set = importlib.import_module('benchmark').random_images(40, 16)
+    importlib.import_module('contest').prepare(folder / 'try', image_set.images, image_set.labels, **TINY)
+    return folder
+
+
+def needs(package):
+    return pytest.mark.skipif(
+        importlib.util.find_spec(package) is None, reason=f"{package} is missing: pip install 'bhcnet_jax[bench]'"
+    )
+
+
+class Reference(nn.Module):
+    """The paper's CNN as anybody would write it in Flax."""
+
+    @nn.compact
+    def __call__(self, x):
+        for features in (32, 64, 128):
+            x = nn.relu(nn.Conv(features, (3, 3))(x))
+            if features < 128:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(1)(x.mean((1, 2)))[:, 0]
+
+
+def test_the_operations_counted_by_hand_are_those_that_xla_counts(contest):
+    def loss(params, images):
+        return optax.sigmoid_binary_cross_entropy(Reference().apply(params, images), jnp.ones(2)).mean()
+
+    images = jnp.zeros((2, 128, 128, 1))
+    params = jax.eval_shape(Reference().init, jax.random.key(0), images)
+    counted = jax.jit(jax.grad(loss)).lower(params, images).cost_analysis()['flops'] / len(images)
+    # XLA leaves out the taps on the zeros around the images, and counts ReLU, pooling and biases.
+    assert contest.training_flops((32, 64, 128), 128) == pytest.approx(counted, rel=0.03)
+
+
+@needs('torch')
+def test_pytorch_takes_the_same_first_steps(contest, task):
+    (mine,) = contest.first_losses({'bhcnet_jax, float32': contest.project_entry()}, task).values()
+    variant = json.dumps(contest.torch_entries('float32')[0].variant)
+    read = importlib.import_module('contender').read_task(str(task / 'try'), variant)
+    theirs = importlib.import_module('rival_torch').Torch(read).first_losses()
+    assert len(set(mine)) == len(mine) == contest.CHECKED
+    np.testing.assert_allclose(theirs, mine, rtol=1e-5)
+
+
+@needs('torch')
+def test_pytorch_augments_alike():
+    import torch
+
+    rival = importlib.import_module('rival_torch')
+    torch.manual_seed(0)
+    drawn = rival.draw_affine(STRENGTHS, 8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 1, 32, 32), dtype=np.uint8)
+    theirs = rival.warp(torch.from_numpy(images), rival.affine_matrices(**drawn))[:, 0]
+    arguments = {name: jnp.asarray(value.numpy()) for name, value in drawn.items()}
+    mine = jax.vmap(augment.affine)(images[:, 0].astype(np.float32) / 255, **arguments)
+    assert drawn['flip'].any() and not drawn['flip'].all()
+    np.testing.assert_allclose(theirs, mine, atol=1e-4)
+
+
+def test_what_bounds_a_part_is_told_from_its_operations_and_bytes(contest, monkeypatch):
+    accelerator = importlib.import_module('accelerator')
+    monkeypatch.setattr(accelerator, 'CALLS', 1)
+    monkeypatch.setattr(accelerator, '_peak', lambda *_: 1.0)
+    monkeypatch.setattr(accelerator, '_bandwidth', lambda *_: 0.2)
+    image_set = importlib.import_module('benchmark').random_images(8, 16)
+    parts = accelerator.measure_bounds(image_set, 'bfloat16', 2, 1)['parts']
+    assert {part['bound by'] for part in parts.values()} == {'memory', 'arithmetic'}
+    for part in parts.values():
+        arithmetic, memory = part['flops'], part['bytes'] / 0.2
+        assert part['bound by'] == ('memory' if memory > arithmetic else 'arithmetic')
+        assert part['least seconds'] == pytest.approx(max(arithmetic, memory))
+    # Two lanes of two images; what is elementwise adds to the products.
+    products = 4 * contest.training_flops((32, 64, 128), 16)
+    assert products < sum(parts[f'block {number}']['flops'] for number in (1, 2, 3)) < 1.25 * products
+
+
+def test_other_losses_are_refused_in_one_line(contest):
+    losses = {'bhcnet_jax, float32': [0.7, 0.6], 'PyTorch, float32': [0.7, 0.6001]}
+    with pytest.raises(contest.ContestError, match=r'^PyTorch, float32: the loss of step 2 is 0\.6001000'):
+        contest.check_losses(losses)
+    contest.check_losses({**losses, 'PyTorch, float32': [0.7, 0.60001]})
+    with pytest.raises(contest.ContestError, match='step 1 is nan'):
+        contest.check_losses({**losses, 'PyTorch, float32': [float('nan'), 0.6]})
+
+
+def test_a_contender_that_dies_is_named_with_its_reason(contest, task):
+    entry = contest.project_entry(dtype='float7')
+    with (
+        contest.Contestant(entry, task / 'try', task / 'cache') as contestant,
+        pytest.raises(contest.ContestError, match=r"^contender_project.py.*float7.*'train': TypeError"),
+    ):
+        contestant.ask('train')
+
+
+def test_a_missing_rival_is_answered_with_how_to_install_it(contest):
+    with pytest.raises(contest.ContestError, match=r"^no_such_rival is not .* pip install 'bhcnet_jax\[bench\]'$"):
+        contest.require('json', 'no_such_rival')
+
+
+def test_everybody_has_a_turn_in_every_round_and_each_is_first_once(contest):
+    turns = list(contest.in_turn('abc', 3))
+    assert [''.join(turns[at : at + 3]) for at in (0, 3, 6)] == ['abc', 'bca', 'cab']
+
+
+def test_the_figure_shows_every_contender(tmp_path):
+    rates = {'median': 150.0, 'min': 140.0, 'max': 160.0}
+    table = {
+        'bhcnet_jax, float32': {'images_per_second': rates, 'variant': {'dtype': 'float32'}},
+        'PyTorch, float32': {'images_per_second': rates, 'variant': {'compile': False, 'channels_last': True}},
+        'Keras, float32': {'images_per_second': rates, 'variant': {'backend': 'jax', 'jit_compile': 'auto'}},
+    }
+    path = tmp_path / 'cpu.svg'
+    measured = {'contenders': table, 'hardware': '1 x cpu'}
+    importlib.import_module('figures').contenders(measured, str(path))
+    text = path.read_text()
+    title = "Training the paper's CNN: 1 x cpu"
+    for words in (title, 'bhcnet_jax, float32', 'eager, channels_last', 'on jax, jit_compile=auto'):
+        assert f'<!-- {words} -->' in text  # matplotlib's note of a text that it drew as paths

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from bhcnet_jax.configs import base
+from bhcnet_jax.plan import phases
+from bhcnet_jax.training.steps import TrainState
+from lanes import small_config
+
+
+def paper_plan(**overrides):
+    """The paper's numbers: 200 images, 90 + 90 of them for training."""
+    config = base.get_config()
+    config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in overrides.items()})
+    labels = (np.arange(200) % 2).astype(np.int32)
+    return phases.plan(config, labels, np.arange(180)), labels
+
+
+def test_phase_one_makes_1000_images_from_90_and_90():
+    (balanced, _), labels = paper_plan()
+    assert balanced.counts == (90, 90)
+    assert (balanced.sources.shape, balanced.sources.dtype) == ((1000,), np.int32)
+    times = np.bincount(balanced.sources, minlength=200)
+    assert set(times[:180]) == {5, 6}
+    assert not times[180:].any()  # no test image
+    assert labels[balanced.sources].sum() == 500
+
+
+def test_phase_two_makes_1000_images_from_243_with_63_hemorrhages_drawn_again():
+    (_, imbalanced), labels = paper_plan()
+    assert imbalanced.counts == (90, 153)
+    times = np.bincount(imbalanced.sources, minlength=200)
+    assert not times[180:].any()
+    hemorrhages = times[:180][labels[:180] == 1]
+    assert labels[imbalanced.sources].sum() == round(1000 * 153 / 243)
+    # 630 images from a pool of 153: an image in it once is used 4 or 5 times, one in it twice 8 to 10 times.
+    assert np.sum(hemorrhages >= 8) == 63
+    assert np.sum(hemorrhages <= 5) == 27
+    assert set(times[:180][labels[:180] == 0]) <= {4, 5}
+
+
+def test_a_smaller_class_is_drawn_again_to_balance():
+    labels = np.array([0] * 9 + [1] * 3)
+    plan = phases.plan(small_config(phases=('balanced',), augment__samples=18), labels, np.arange(12))
+    assert plan[0].counts == (9, 9)
+    np.testing.assert_array_equal(np.bincount(plan[0].sources), [1] * 9 + [3] * 3)
+
+
+def test_two_seeds_draw_other_hemorrhages_again():
+    sources = [paper_plan(seed=seed)[0][1].sources for seed in (0, 1, 0)]
+    assert not np.array_equal(np.bincount(sources[0]), np.bincount(sources[1]))
+    np.testing.assert_array_equal(sources[0], sources[2])
+
+
+def test_fewer_positives_than_there_are_is_refused():
+    with pytest.raises(ValueError, match=r'imbalanced.positives is 80, but the training part has 90 hemorrhages'):
+        paper_plan(imbalanced__positives=80)
+
+
+def test_class_weights_make_both_classes_weigh_the_same():
+    np.testing.assert_allclose(phases.class_weights((90, 90)), [1, 1])
+    weights = phases.class_weights((90, 153))
+    np.testing.assert_allclose(weights, [243 / 180, 243 / 306])
+    assert weights[0] * 90 == pytest.approx(weights[1] * 153)
+
+
+@pytest.mark.parametrize('weights', ['carried', 'computed'])
+@pytest.mark.parametrize('optimizer', ['carried', 'fresh'])
+def test_what_a_phase_hands_over(weights, optimizer):
+    config = small_config(imbalanced__class_weights=weights, imbalanced__optimizer_state=optimizer)
+    state = TrainState(
+        params={'kernel': np.array([[2.0]])},
+        opt_state={'count': np.array([7]), 'mu': np.array([[0.5]])},
+        batch_stats={'mean': np.array([[3.0]])},
+        average={'params': {'kernel': np.array([[4.0]])}},
+    )
+    before = {'state': state, 'class_weights': np.array([[1.0, 1.0]])}
+    begun = phases.begin(config, 'imbalanced', np.array([[1.35, 0.79]]), before)
+    np.testing.assert_array_equal(begun['state'].params['kernel'], [[2.0]])
+    np.testing.assert_array_equal(begun['state'].batch_stats['mean'], [[3.0]])
+    np.testing.assert_array_equal(begun['state'].average['params']['kernel'], [[4.0]])
+    np.testing.assert_array_equal(begun['state'].opt_state['count'], [7 if optimizer == 'carried' else 0])
+    np.testing.assert_array_equal(begun['state'].opt_state['mu'], [[0.5 if optimizer == 'carried' else 0]])
+    np.testing.assert_array_equal(begun['class_weights'], [[1.0, 1.0] if weights == 'carried' else [1.35, 0.79]])
+
+
+def test_the_papers_reading_is_the_default():
+    section = base.get_config().imbalanced
+    assert (section.positives, section.class_weights, section.optimizer_state) == (153, 'carried', 'fresh')

@@ -1,0 +1,140 @@
+import collections
+import contextlib
+import logging
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from bhcnet_jax.run.checkpoints import Checkpoints
+
+
+def tree(value, size=5):
+    return {
+        'state': {'kernel': np.full((2, size), value, np.float32), 'count': np.full(2, value, np.int32)},
+        'class_weights': np.array([[1, value], [2, value]], np.float32),
+    }
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints after epochs 1 to 3."""
+    checkpoints = Checkpoints(tmp_path / 'balanced')
+    for epoch in (1, 2, 3):
+        checkpoints.save(epoch, tree(epoch))
+    checkpoints.close()
+    return tmp_path / 'balanced'
+
+
+def restore(directory, like=None):
+    checkpoints = Checkpoints(directory)
+    try:
+        return checkpoints.restore(like or tree(0))
+    finally:
+        checkpoints.close()
+
+
+def test_the_newest_checkpoint_comes_back_bit_for_bit_as_numpy(saved):
+    epochs_done, found = restore(saved)
+    assert epochs_done == 3
+    for part, expected in ((found['state']['kernel'], tree(3)['state']['kernel']),
+                           (found['class_weights'], tree(3)['class_weights'])):  # fmt: skip
+        assert type(part) is np.ndarray
+        np.testing.assert_array_equal(part, expected)
+        assert part.dtype == expected.dtype
+
+
+TOO_LARGE = """
+import contextlib, errno, pathlib, resource, sys
+import numpy as np
+from bhcnet_jax.checkpoint import Checkpoints
+with contextlib.closing(Checkpoints(pathlib.Path(sys.argv[1]))) as checkpoints:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        checkpoints.save(4, {'kernel': np.random.default_rng(0).random(20_000)})
+    except OSError as error:
+        print(error.errno == errno.EFBIG)
+"""
+
+
+def test_a_checkpoint_that_the_system_does_not_let_be_written_is_an_oserror_and_leaves_the_last_one(saved):
+    # In a process of its own, since threads of orbax raise for a while.
+    child = subprocess.run(
+        [sys.executable, '-c', TOO_LARGE, saved], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert child.stdout == 'True\n', child.stderr
+    assert restore(saved)[0] == 3
+
+
+def test_a_checkpoint_larger_than_what_is_free_is_not_begun(saved, monkeypatch):
+    checkpoints = Checkpoints(saved)
+    monkeypatch.setattr('shutil.disk_usage', lambda _: collections.namedtuple('Usage', 'total free')(10**9, 10**6))
+    with contextlib.closing(checkpoints), pytest.raises(OSError, match='No space left on device'):
+        checkpoints.save(4, tree(4))
+    assert sorted(path.name for path in saved.iterdir() if path.name.startswith('4')) == []
+
+
+def test_only_the_last_two_stay_on_disk(saved):
+    assert sorted(path.name for path in saved.iterdir() if path.name.isdigit()) == ['2', '3']
+
+
+def test_an_empty_directory_has_no_checkpoint(tmp_path):
+    assert restore(tmp_path / 'new') is None
+
+
+@pytest.mark.parametrize('stray', ['directory', 'file', 'other name'])
+def test_a_stray_entry_does_not_hijack_a_restore(saved, stray, caplog):
+    if stray == 'directory':
+        (saved / '99').mkdir()
+    elif stray == 'file':
+        (saved / '99').write_text('not a checkpoint')
+    else:
+        (saved / 'notes').mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert restore(saved)[0] == 3
+    assert ('cannot be read' in caplog.text) == (stray == 'directory')
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_its_number_is_free_again(saved, caplog):
+    for path in (saved / '3').rglob('*'):
+        if path.is_file():
+            path.write_bytes(b'damaged')
+    with caplog.at_level(logging.WARNING):
+        assert restore(saved)[0] == 2
+    assert '3 cannot be read' in caplog.text
+    checkpoints = Checkpoints(saved)
+    checkpoints.save(3, tree(33))
+    assert checkpoints.restore(tree(0))[1]['state']['count'][0] == 33
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_other_shapes_is_not_taken(saved, caplog):
+    assert restore(saved, like=tree(0, size=6)) is None
+    assert 'cannot be read' in caplog.text
+
+
+def test_a_process_killed_while_saving_leaves_whole_checkpoints_only(tmp_path):
+    # The child dies inside its third save, when orbax renames the finished temporary directory.
+    script = """
+        import os, pathlib, signal, sys
+        import numpy as np
+        from bhcnet_jax.checkpoint import Checkpoints
+
+        def die(event, arguments):
+            if event == 'os.rename' and str(arguments[1]).endswith('/3'):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
+        sys.addaudithook(die)
+        for epoch in (1, 2, 3):
+            checkpoints.save(epoch, {'kernel': np.full((1, 4), epoch, np.float32)})
+    """
+    child = subprocess.run([sys.executable, '-c', textwrap.dedent(script), str(tmp_path / 'kill')], check=False)
+    assert child.returncode == -9
+    checkpoints = Checkpoints(tmp_path / 'kill')
+    epochs_done, found = checkpoints.restore({'kernel': np.zeros((1, 4), np.float32)})
+    assert epochs_done == 2
+    assert found['kernel'][0, 0] == 2
+    checkpoints.close()
