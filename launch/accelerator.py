@@ -21,6 +21,7 @@ from bhcnet_jax.models import convolution, layers
 from bhcnet_jax.plan import splits, trial
 from bhcnet_jax.training import augment, optim, steps
 from bhcnet_jax.training.engine import Engine
+from bhcnet_jax.training.lanes import stack
 
 LANES = (1, 8, 32)  # trials that train together
 BOUND_LANES = 8  # of the parts that are measured by themselves
@@ -57,7 +58,7 @@ def _one_lane(image_set: ImageSet, dtype: str, count: int) -> tuple[ConfigDict, 
     config.model.dtype, config.augment.samples = dtype, count
     config.dataset.image_size = image_set.images.shape[1]
     split = splits.split(image_set.labels, np.arange(len(image_set.labels)), 'holdout', 10, 0, 0)
-    lane = trial.stack([trial.make(config, image_set.labels, split, '')], 0)
+    lane = stack([trial.make(config, image_set.labels, split, '')], 0)
     rates = optim.learning_rates(config.optimizer, config.balanced.epochs, steps.steps_per_epoch(config))
     return config, lane.replace(learning_rates=rates[None, 0])
 

@@ -52,6 +52,7 @@ from bhcnet_jax.plan.study import Study
 from bhcnet_jax.records.database import Results
 from bhcnet_jax.training import optim
 from bhcnet_jax.training.engine import Engine, choose_spread
+from bhcnet_jax.training.lanes import stack
 
 SUITES = ('training', 'cpu', 'gpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
 
@@ -89,7 +90,7 @@ def measure_training(config_name: str, epochs: int) -> dict[str, Any]:
     split = splits.split(image_set.labels, np.arange(200), 'holdout', 10, 0, 0)
     trials = [trial.make(config, image_set.labels, split, '')]
     engine = Engine(config, image_set.images, image_set.labels)
-    lanes = trial.stack(trials, 0)
+    lanes = stack(trials, 0)
     rates = optim.learning_rates(config.optimizer, epochs, lanes.learning_rates.shape[1])
     compile_seconds = engine.compile(lanes)
     states = engine.to_devices(engine.init(lanes))

@@ -16,6 +16,7 @@ from bhcnet_jax.machine import make_every_core_a_device
 from bhcnet_jax.plan import splits, trial
 from bhcnet_jax.training import optim, steps
 from bhcnet_jax.training.engine import Engine, choose_spread
+from bhcnet_jax.training.lanes import stack
 
 
 class Project:
@@ -35,7 +36,7 @@ class Project:
         trials = []
         for config.seed in range(lanes):
             trials.append(trial.make(config.copy_and_resolve_references(), task.labels, split, ''))
-        self._lanes = trial.stack(trials, 0)
+        self._lanes = stack(trials, 0)
         self._engine = Engine(config, task.images, task.labels, lanes, lanes=lanes)
         self._rates = optim.learning_rates(config.optimizer, config.balanced.epochs, steps.steps_per_epoch(config))
         self._states, self._epoch = None, 0

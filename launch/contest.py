@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from bhcnet_jax.configs import balanced
 from bhcnet_jax.plan import splits, trial
 from bhcnet_jax.training import steps
+from bhcnet_jax.training.lanes import stack
 
 FOLDER = pathlib.Path(__file__).parent
 CHECKED = 10  # first steps whose losses are compared
@@ -147,7 +148,7 @@ def prepare(folder: pathlib.Path, images: np.ndarray, labels: np.ndarray, **keys
     config.update_from_flattened_dict({'dataset.image_size': images.shape[1], **keys})
     split = splits.split(labels, np.arange(len(labels)), 'holdout', 10, 0, 0)
     planned = trial.make(config, labels, split, '')
-    state = jax.jit(steps.make_init(config))(jax.tree.map(lambda leaf: leaf[0], trial.stack([planned], 0)))
+    state = jax.jit(steps.make_init(config))(jax.tree.map(lambda leaf: leaf[0], stack([planned], 0)))
     generator = np.random.default_rng(0)
     write_task(
         folder, config.to_dict(), images=images, labels=labels, sources=planned.phases[0].sources, test=split.test,

@@ -6,7 +6,7 @@ import json
 import marshal
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +16,6 @@ from bhcnet_jax import models
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases
 from bhcnet_jax.plan.splits import Split
-from bhcnet_jax.training import steps
 
 DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
 SCHEMES = ('holdout', 'kfold')
@@ -168,38 +167,6 @@ def set_point(tree: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, An
             inner = inner[section]
         inner[name] = value
     return tree
-
-
-def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
-    """What trials of one signature bring to a phase, numpy [lanes, ...]: at its first epoch, at learning rate 0.
-
-    The class weights are those of the phase's own images.
-    """
-    configs, count = [each.config for each in trials], len(trials)
-    planned = [each.phases[phase_index] for each in trials]
-    strengths_of = [strengths(each) for each in configs]
-    return steps.Lane(
-        seed=np.array([each.seed for each in configs], np.int32),
-        phase=np.full(count, phase_index, np.int32),
-        epoch=np.zeros(count, np.int32),
-        sources=np.stack([phase.sources for phase in planned]),
-        class_weights=np.stack([phases.class_weights(phase.counts) for phase in planned]),
-        learning_rates=np.zeros((count, steps.steps_per_epoch(configs[0])), np.float32),
-        weight_decay=np.array([each.optimizer.weight_decay for each in configs], np.float32),
-        ema=np.array([each.optimizer.ema for each in configs], np.float32),
-        label_smoothing=np.array([each.optimizer.label_smoothing for each in configs], np.float32),
-        dropout=np.array([each.model.dropout for each in configs], np.float32),
-        strengths={
-            name: np.array([each[name] for each in strengths_of], np.float32) for name in strengths_of[0]
-        },
-        scored=np.stack([_scored(each.split) for each in trials]),
-    )
-
-
-def _scored(split: Split) -> np.ndarray:
-    """The images that a trial is scored on, test part first; filled up with the first of them. int32 [T]."""
-    scored = np.concatenate([split.test, split.val])
-    return np.append(scored, np.repeat(scored[:1], scored_count(split) - len(scored)))
 
 
 def _remembered(function: Callable[[Any], T]) -> Callable[[Any], T]:

@@ -38,14 +38,17 @@ def precision_recall(recipe: Recipe) -> Curve:
 
 
 def net_benefit(recipe: Recipe) -> Curve:
-    """See `metrics.decision_curve`."""
+    """Net benefit over thresholds t, in true positives per image (Vickers and Elkin, Medical Decision Making 26, 2006).
+
+    tp / N - fp / N * t / (1 - t): a threshold t says that a missed positive weighs (1 - t) / t false alarms.
+    """
     return _curve(recipe, THRESHOLDS, _net_benefit_at)
 
 
 def reliability(recipe: Recipe) -> tuple[Curve, np.ndarray]:
-    """How often a hemorrhage is there where a probability is in a bin, see `metrics.reliability`; and n: [K].
+    """The share of positives among images whose probability is in a bin; and n, images per bin, the mean over seeds.
 
-    n: images per bin, the mean over seeds.
+    K = BINS bins of equal width; bin k is (k/K, (k+1)/K], the first with 0.
     """
     probabilities = recipe.pooled.probabilities
     edges = np.linspace(0, 1, BINS + 1)[1:-1]
@@ -111,7 +114,10 @@ def _observed_in(number: int, labels: np.ndarray, probabilities: np.ndarray, wei
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`metrics.expected_calibration_error` as a metric of bootstrap.py."""
+    """Mean of |observed - predicted| over bins, weighted by their images (Naeini, Cooper, Hauskrecht, 2015). -> [B].
+
+    It is biased upwards where bins hold few images: even of a perfectly calibrated model it is far from 0 with 20.
+    """
     bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], probabilities)
     gaps = [np.abs(weights @ ((bins == each) * (labels - probabilities)).T) for each in range(BINS)]  # [B, S] each
     return np.mean(sum(gaps), axis=1) / weights.sum(axis=1)

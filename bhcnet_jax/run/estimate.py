@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from bhcnet_jax.display.progress import clock
-from bhcnet_jax.plan import trial
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity
 from bhcnet_jax.training import optim, steps
 from bhcnet_jax.training.engine import Engine
+from bhcnet_jax.training.lanes import stack
 
 MEASURED = 3  # signatures; each has to be compiled
 STEPS = 8  # of the epoch that is timed
@@ -55,7 +55,7 @@ def _measure(study: Study, this: Identity, count: int) -> Cost:
     images = study.images(planned.config.dataset)
     asked = planned.config.engine.lanes
     engine = Engine(planned.config, images.images, images.labels, count, lanes=1 if asked == 'auto' else int(asked))
-    lanes = trial.stack([planned] * min(count, engine.capacity), 0)
+    lanes = stack([planned] * min(count, engine.capacity), 0)
     rates = optim.learning_rates(planned.config.optimizer, 1, steps.steps_per_epoch(planned.config))
     lanes = lanes.replace(learning_rates=np.repeat(rates, len(lanes.seed), axis=0))
     compile_seconds = engine.compile(lanes)

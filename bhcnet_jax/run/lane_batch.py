@@ -13,14 +13,15 @@ from scipy.special import expit
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display.progress import Progress
 from bhcnet_jax.display.tensorboard import Events
-from bhcnet_jax.plan import phases, trial
+from bhcnet_jax.plan import phases
 from bhcnet_jax.plan.trial import Trial
 from bhcnet_jax.records.database import Results
-from bhcnet_jax.run import checkpoints
+from bhcnet_jax.run import checkpoints, places
 from bhcnet_jax.run.places import Place
 from bhcnet_jax.statistics import metrics
 from bhcnet_jax.training import optim
 from bhcnet_jax.training.engine import Engine, EpochResult
+from bhcnet_jax.training.lanes import stack
 
 CURVES = tuple(f'{part}_{name}' for part in ('train', 'test', 'val') for name in ('loss', 'accuracy'))
 
@@ -95,28 +96,28 @@ class LaneBatch:
     def train(
         self,
         until: int,
-        places: Mapping[str, Place],
+        known: Mapping[str, Place],
         progress: Progress,
         requests: list[int],
         with_tensorboard: bool,
     ) -> Any:
         """Trains from the newest checkpoints on. Returns the weights reached, numpy [lanes, ...].
 
-        until: epochs, of all phases together, after which to stop with a checkpoint. places: see `in_flight.find`.
+        until: epochs, of all phases together, after which to stop with a checkpoint. known: see `places.find`.
         requests: signals that ask to stop, see `stop_requests`; raises Stopped at the end of the epoch. Returns None as
         soon as all lanes have diverged.
         """
         ids, names = [each.trial_id for each in self._trials], [phase.name for phase in self._phases]
-        lanes = trial.stack(self._trials, 0)
+        lanes = stack(self._trials, 0)
         tree = {'state': self.engine.init(lanes), 'class_weights': lanes.class_weights}
-        self.directory = places.enter(self.path, ids, names, places, like=tree)
+        self.directory = places.enter(self.path, ids, names, known, like=tree)
         self._progress, self._requests = progress, requests
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as opened:
             self._writers = {}
             if with_tensorboard:
                 events = self.path / 'tensorboard'
                 self._writers = {
-                    trial_id: stack.enter_context(Events(events / trial_id[:12], self._dataset)) for trial_id in ids
+                    trial_id: opened.enter_context(Events(events / trial_id[:12], self._dataset)) for trial_id in ids
                 }
             with contextlib.suppress(_AllDiverged):
                 return self._train(tree, until)['state'].average['params']
@@ -127,7 +128,7 @@ class LaneBatch:
         current, done, tree = self._newest(like=fresh)
         for phase in self._phases[current:]:
             if phase.index > current:
-                computed = trial.stack(self._trials, phase.index).class_weights
+                computed = stack(self._trials, phase.index).class_weights
                 done, tree = 0, phases.begin(self._config, phase.name, computed, tree)
             left = until - sum(earlier.epochs for earlier in self._phases[: phase.index])
             if min(left, phase.epochs) > done:
@@ -153,7 +154,7 @@ class LaneBatch:
     def _run_epochs(self, phase: phases.Phase, done: int, end: int, tree: dict[str, Any]) -> dict[str, Any]:
         """Trains the epochs from `done` to `end` of a phase. Returns the tree as it is on disk afterwards."""
         count = len(self._trials)
-        lanes = trial.stack(self._trials, phase.index).replace(class_weights=tree['class_weights'])
+        lanes = stack(self._trials, phase.index).replace(class_weights=tree['class_weights'])
         rates = [
             optim.learning_rates(each.config.optimizer, phase.epochs, lanes.learning_rates.shape[1])
             for each in self._trials

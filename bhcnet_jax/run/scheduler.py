@@ -21,7 +21,6 @@ from bhcnet_jax.display import progress, summary
 from bhcnet_jax.display.progress import Progress
 from bhcnet_jax.display.tensorboard import SweepEvents
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import trial
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
 from bhcnet_jax.records.database import Results, score_columns
@@ -29,7 +28,7 @@ from bhcnet_jax.records.schema import SUMMARIZED
 from bhcnet_jax.run import lane_batch, places, pruning
 from bhcnet_jax.run.lane_batch import LaneBatch
 from bhcnet_jax.training.engine import Engine, is_out_of_memory
-from bhcnet_jax.training.lanes import choose_lanes
+from bhcnet_jax.training.lanes import choose_lanes, stack
 
 ENDED = ('DONE', 'FAILED', 'DIVERGED')  # PRUNED is not: the rest of the trial can be trained
 
@@ -273,7 +272,7 @@ class _Engines:
                 engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes)
             except ValueError as error:
                 raise UserError(str(error)) from error
-            seconds = engine.compile(trial.stack([planned], 0))
+            seconds = engine.compile(stack([planned], 0))
             print(f'Compiled in {seconds:.1f} s for {machine.hardware()}', flush=True)
             self._made[this.signature, lanes] = engine
         return self._made[this.signature, lanes]
@@ -285,7 +284,7 @@ class _Engines:
         if found is None or any(found[key] != value for key, value in made_for.items()):
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
-            lane = trial.stack([planned], 0)
+            lane = stack([planned], 0)
             lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count)
             self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})
         return self._chosen[this.signature]['lanes']

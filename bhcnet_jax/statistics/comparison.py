@@ -3,7 +3,7 @@
 S seeds, N images, K comparisons. Intervals of differences are in `bootstrap.py`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,45 +87,6 @@ def pivot(scored: pd.DataFrame) -> Pooled:
     return Pooled(np.asarray(seeds), np.asarray(image_ids), labels, probabilities)
 
 
-def pool(scored: pd.DataFrame, image_ids: Iterable[str] | None = None) -> Pooled:
-    """Out-of-fold predictions of a whole cross-validation, each image scored once per seed.
-
-    `bootstrap.bootstrap` of them has the interval over images and, apart from it, the spread over seeds. An AUC of
-    pooled folds compares probabilities of different models, which need not be equally calibrated.
-    scored: as in `pivot`. image_ids: of all images; those in `scored` unless given. ValueError: no predictions, an
-    image that is predicted twice or never for a seed, is none of image_ids or has two labels.
-    """
-    if not len(scored):
-        raise ValueError('No predictions to pool: expected those of one or more seeds.')
-    twice = scored[scored.duplicated(['seed', 'image_id'])]
-    if len(twice):
-        row = twice.iloc[0]
-        raise ValueError(
-            f'Image {row.image_id} is predicted twice for seed {row.seed}, and so are {len(twice) - 1} more: expected '
-            'one prediction per image and seed. Pool one recipe, on one split.'
-        )
-    labels = scored.groupby('image_id').label.nunique()
-    if (labels > 1).any():
-        raise ValueError(f'Image {labels.idxmax()} has two labels: expected one. Pool predictions of one data set.')
-    pooled = pivot(scored)
-    _refuse_gaps(pooled, pooled.image_ids if image_ids is None else list(image_ids))
-    return pooled
-
-
-def _refuse_gaps(pooled: Pooled, image_ids: Sequence[str]) -> None:
-    given = pd.DataFrame(pooled.probabilities, pooled.seeds, pooled.image_ids)
-    strange = set(given.columns) - set(image_ids)
-    if strange:
-        raise ValueError(f'Image {min(strange)} is predicted but is none of the {len(image_ids)} images of the set.')
-    missing = given.reindex(columns=image_ids).isna().to_numpy()
-    if missing.any():
-        seed, image = np.argwhere(missing)[0]
-        raise ValueError(
-            f'Image {image_ids[image]} is never predicted for seed {pooled.seeds[seed]}, and {missing.sum() - 1} more '
-            'are missing: expected every image once per seed. Train the missing folds.'
-        )
-
-
 class Protocol(NamedTuple):
     """The paper's protocol, one split and one training, done many times.
 
@@ -162,15 +123,3 @@ def protocol(trials: pd.DataFrame, figure: float = 1.0) -> Protocol:
     low, high = metrics.wilson(reached, len(hits))
     quantiles = np.quantile(hits / n_test, QUANTILES)
     return Protocol(len(hits), n_test, quantiles, reached, reached / len(hits), float(low), float(high))
-
-
-def chance(accuracy: np.ndarray, n: int = 20) -> np.ndarray:
-    """The chance that a classifier of this true accuracy has 0, 1, ... n of n images right: the binomial distribution.
-
-    It takes images as independent and equally hard.
-    accuracy: float [...] in [0, 1] -> [..., n + 1]. ValueError: outside of it.
-    """
-    accuracy = np.asarray(accuracy, np.float64)
-    if not ((accuracy >= 0) & (accuracy <= 1)).all():
-        raise ValueError(f'Accuracy {accuracy.tolist()}: expected values in [0, 1].')
-    return stats.binom.pmf(np.arange(n + 1), n, accuracy[..., None])

@@ -1,6 +1,6 @@
-"""From labels and probabilities to counts, metrics and their 95 % intervals, calibration and net benefit.
+"""From labels and probabilities to counts, metrics and their 95 % intervals, and calibration.
 
-N images, K bins, T thresholds. Positive is hemorrhage, 1. An image is called positive where its probability reaches the
+N images. Positive is hemorrhage, 1. An image is called positive where its probability reaches the
 threshold. Intervals by resampling are in `bootstrap.py`, comparisons of recipes in `comparison.py`.
 
 Training counts hits after every epoch, but needs the statistics libraries only at its end. They take two seconds to
@@ -160,82 +160,6 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
         return nothing
     rows = np.column_stack([fitted.params, fitted.conf_int()]).tolist()
     return Calibration(*map(tuple, rows))
-
-
-class Reliability(NamedTuple):
-    """Points of a reliability diagram, a bin each: [K], nan where a bin is empty.
-
-    Attributes:
-      n: images in the bin.
-      predicted: their mean probability.
-      observed: the share of them with a hemorrhage.
-      low, high: its 95 % interval (Wilson).
-    """
-
-    n: np.ndarray
-    predicted: np.ndarray
-    observed: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Reliability:
-    """How often a hemorrhage is there where a probability says so, in K = `bins` bins of equal width.
-
-    Bin k is (k/K, (k+1)/K], the first with 0. Arguments and errors as in `counts`. With 20 images most bins hold one
-    or none and their shares are noise: look at n.
-    """
-    labels, probabilities = check(labels, probabilities)
-    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)
-    n = np.bincount(bin_of, minlength=bins)
-    hits = np.bincount(bin_of, labels, minlength=bins)
-    with np.errstate(invalid='ignore'):
-        predicted, observed = np.bincount(bin_of, probabilities, minlength=bins) / n, hits / n
-    low, high = np.full((2, bins), np.nan)
-    low[n > 0], high[n > 0] = proportion_interval(hits[n > 0], n[n > 0])
-    return Reliability(n, predicted, observed, low, high)
-
-
-def expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, bins: int = 10
-) -> tuple[float, np.ndarray]:
-    """Mean of |observed - predicted| over the bins of `reliability`, weighted by n (Naeini, Cooper, Hauskrecht, 2015).
-
-    -> the error in [0, 1], and n per bin, int [K]. Errors as in `counts`. It is biased upwards where bins hold few
-    images: even of a perfectly calibrated model it is far from 0 with 20 images. Compare it at equal N only.
-    """
-    points = reliability(labels, probabilities, bins)
-    gaps = np.nan_to_num(np.abs(points.observed - points.predicted))
-    return float(np.sum(points.n * gaps) / points.n.sum()), points.n
-
-
-class DecisionCurve(NamedTuple):
-    """Net benefit at each threshold, in true positives per image: [T]. Calling no image positive has 0."""
-
-    thresholds: np.ndarray
-    model: np.ndarray
-    treat_all: np.ndarray
-    treat_none: np.ndarray
-
-
-def decision_curve(
-    labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray | None = None
-) -> DecisionCurve:
-    """Net benefit over thresholds (Vickers and Elkin, Medical Decision Making 26, 2006).
-
-    tp / N - fp / N * t / (1 - t): a threshold t says that a missed hemorrhage weighs (1 - t) / t false alarms.
-    thresholds: float [T] in (0, 1); 0.01 to 0.99 unless given. Arguments and errors as in `counts`; ValueError also for
-    a threshold outside. The net benefit depends on the share of hemorrhages, which is 1/2 here and not in a clinic.
-    """
-    labels, probabilities = check(labels, probabilities)
-    thresholds = np.linspace(0.01, 0.99, 99) if thresholds is None else np.asarray(thresholds, np.float64)
-    if not ((thresholds > 0) & (thresholds < 1)).all():
-        raise ValueError(f'Thresholds from {thresholds.min():g} to {thresholds.max():g}: expected values in (0, 1).')
-    called = probabilities >= thresholds[:, None]  # [T, N]
-    odds = thresholds / (1 - thresholds)
-    share = labels.mean()
-    model = (called & labels).mean(axis=1) - (called & ~labels).mean(axis=1) * odds
-    return DecisionCurve(thresholds, model, share - (1 - share) * odds, np.zeros_like(thresholds))
 
 
 def _proportions(found: Counts) -> dict[str, tuple[int, int]]:

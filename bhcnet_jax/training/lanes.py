@@ -1,17 +1,52 @@
-"""How many lanes a device trains together, from a short measurement."""
+"""What trials bring to the lanes of an engine, and how many lanes a device trains together."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bhcnet_jax.plan import phases, trial
+from bhcnet_jax.plan.splits import Split
+from bhcnet_jax.plan.trial import Trial
 from bhcnet_jax.training import steps
 from bhcnet_jax.training.engine import Engine, is_out_of_memory
 
 MEASURED_IMAGES = 4096  # of the epoch that `measure_lanes` times
 WORTHWHILE = 1.05  # growth of images/s below which more lanes are not worth their memory
+
+
+def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
+    """What trials of one signature bring to a phase, numpy [lanes, ...]: at its first epoch, at learning rate 0.
+
+    The class weights are those of the phase's own images.
+    """
+    configs, count = [each.config for each in trials], len(trials)
+    planned = [each.phases[phase_index] for each in trials]
+    strengths_of = [trial.strengths(each) for each in configs]
+    return steps.Lane(
+        seed=np.array([each.seed for each in configs], np.int32),
+        phase=np.full(count, phase_index, np.int32),
+        epoch=np.zeros(count, np.int32),
+        sources=np.stack([phase.sources for phase in planned]),
+        class_weights=np.stack([phases.class_weights(phase.counts) for phase in planned]),
+        learning_rates=np.zeros((count, steps.steps_per_epoch(configs[0])), np.float32),
+        weight_decay=np.array([each.optimizer.weight_decay for each in configs], np.float32),
+        ema=np.array([each.optimizer.ema for each in configs], np.float32),
+        label_smoothing=np.array([each.optimizer.label_smoothing for each in configs], np.float32),
+        dropout=np.array([each.model.dropout for each in configs], np.float32),
+        strengths={
+            name: np.array([each[name] for each in strengths_of], np.float32) for name in strengths_of[0]
+        },
+        scored=np.stack([_scored(each.split) for each in trials]),
+    )
+
+
+def _scored(split: Split) -> np.ndarray:
+    """The images that a trial is scored on, test part first; filled up with the first of them. int32 [T]."""
+    scored = np.concatenate([split.test, split.val])
+    return np.append(scored, np.repeat(scored[:1], trial.scored_count(split) - len(scored)))
 
 
 def choose_lanes(

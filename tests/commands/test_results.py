@@ -12,7 +12,6 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from bhcnet_jax import results
-from bhcnet_jax.display import leaderboard
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.records import merge, recipes
 from bhcnet_jax.records.database import Results
@@ -197,7 +196,7 @@ def test_the_bootstrap_is_exact_also_with_ties_and_missing_images(monkeypatch):
     labels, probabilities = scores(seeds=3, images=47)
     probabilities = probabilities.round(1)
     probabilities[1, :12] = np.nan
-    monkeypatch.setattr(leaderboard, 'DRAWS', 150)
+    monkeypatch.setattr(recipes, 'DRAWS', 150)
     monkeypatch.setattr(bootstrap, '_PART_SIZE', 50)  # several parts
     weights = bootstrap._resample(47, 150, 0)
     drawn = {'sensitivity': [], 'auc': []}

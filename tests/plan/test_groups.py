@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bhcnet_jax.datasets import input_pipeline
-from bhcnet_jax.plan import groups, splits
+from bhcnet_jax.plan import groups
 
 # Seen by eye in the real set: one slice twice, in another size, window or crop.
 REAL_COPIES = [(4, 57), (5, 22), (5, 58), (9, 65), (10, 66), (11, 61), (12, 30), (22, 58), (73, 95)]
@@ -121,7 +121,7 @@ def test_a_block_boundary_hides_no_pair(monkeypatch):
     images = _heads(30)
     images[[17, 29]] = _smaller(images[0]), _smaller(images[8])
     whole = groups.find_groups(_image_set(images))
-    monkeypatch.setattr(splits, 'BLOCK', 7)
+    monkeypatch.setattr(groups, 'BLOCK', 7)
     blocks = groups.find_groups(_image_set(images))
     assert _reasons(blocks) == _reasons(whole) == {(0, 17): 'near', (8, 29): 'near'}
 

@@ -3,6 +3,7 @@ import pytest
 
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import splits, trial
+from bhcnet_jax.training.lanes import stack
 from lanes import small_config
 
 LABELS = (np.arange(40) % 2).astype(np.int32)
@@ -114,7 +115,7 @@ def test_an_impossible_value_is_refused_with_what_is_allowed(overrides, message)
 
 def test_lanes_carry_each_trials_own_values():
     trials = [make(seed=3), make(seed=5, optimizer__weight_decay=0.1, model__dropout=0.2, augment__affine__zoom=0.3)]
-    lanes = trial.stack(trials, 1)
+    lanes = stack(trials, 1)
     np.testing.assert_array_equal(lanes.seed, [3, 5])
     np.testing.assert_allclose(lanes.weight_decay, [0, 0.1])
     np.testing.assert_allclose(lanes.dropout, [0.5, 0.2])
@@ -127,7 +128,7 @@ def test_lanes_carry_each_trials_own_values():
 
 def test_the_validation_part_is_scored_after_the_test_part():
     this = make(split__val_folds=4)
-    scored = trial.stack([this], 0).scored[0]
+    scored = stack([this], 0).scored[0]
     assert len(scored) == trial.scored_count(this.split)
     both = np.concatenate([this.split.test, this.split.val])
     np.testing.assert_array_equal(scored[: len(both)], both)

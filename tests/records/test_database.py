@@ -1,3 +1,5 @@
+"""The results database: what it keeps, migrates and refuses, and many of them read as one."""
+
 import contextlib
 import os
 import signal
@@ -322,16 +324,16 @@ def test_merging_takes_every_database_of_directories_and_shards_once(tmp_path):
 
 
 @pytest.mark.parametrize('first', ['done', 'other'])
-@pytest.mark.parametrize('other', ['enter', 'begin', 'fail', 'diverge'])
+@pytest.mark.parametrize('other', ['begin', 'prune', 'fail', 'diverge'])
 def test_a_finished_row_wins_whatever_the_other_database_says(tmp_path, first, other):
     finished(tmp_path / ('a' if first == 'done' else 'b') / 'results.sqlite')
     directory = tmp_path / ('b' if first == 'done' else 'a')
     directory.mkdir()
     database = Results(directory / 'results.sqlite')
-    database.enter([trial('abc')])
+    database.begin([trial('abc')])
     {
-        'enter': lambda: None,
-        'begin': lambda: database.begin([trial('abc')]),
+        'begin': lambda: None,
+        'prune': lambda: database.prune(['abc']),
         'fail': lambda: database.fail('abc', 'boom'),
         'diverge': lambda: database.diverge('abc', 'balanced', 1),
     }[other]()

@@ -1,7 +1,6 @@
 """Comparisons, pooled folds and the paper's protocol against statsmodels, scipy and enumeration."""
 
 import itertools
-import math
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from bhcnet_jax.statistics import bootstrap, comparison, metrics
+from bhcnet_jax.statistics import comparison
 
 
 def test_mid_p_is_that_of_the_published_example():
@@ -71,43 +70,13 @@ def predictions(seeds=(3, 5), images=12, folds=3):
 
 def test_folds_are_pooled_by_image_and_seed():
     scored, labels, probabilities = predictions()
-    pooled = comparison.pool(scored)
+    pooled = comparison.pivot(scored)
     assert list(pooled.seeds) == [3, 5]
     assert list(pooled.image_ids) == [f'{image:03}' for image in range(12)]
     np.testing.assert_array_equal(pooled.labels, labels == 1)
     np.testing.assert_array_equal(pooled.probabilities, probabilities)
-    found = bootstrap.bootstrap(pooled.labels, pooled.probabilities, draws=10)['auc']
-    assert found.mean == pytest.approx(np.mean([metrics.evaluate(labels, each)['auc'] for each in probabilities]))
-
-
-def test_an_image_that_is_predicted_twice_is_refused():
-    scored, _, _ = predictions()
-    with pytest.raises(ValueError, match='Image 004 is predicted twice for seed 5, and so are 0 more') as caught:
-        comparison.pool(pd.concat([scored, scored[(scored.seed == 5) & (scored.image_id == '004')]]))
-    assert '\n' not in str(caught.value)
-
-
-def test_an_image_that_is_never_predicted_is_refused():
-    scored, _, _ = predictions()
-    gap = scored[(scored.seed == 3) | (scored.image_id != '007')]
-    with pytest.raises(ValueError, match='Image 007 is never predicted for seed 5, and 0 more are missing') as caught:
-        comparison.pool(gap)
-    assert '\n' not in str(caught.value)
-    fold_missing = scored[scored.image_id.isin([f'{image:03}' for image in range(12) if image % 3])]
-    comparison.pool(fold_missing)  # nothing tells that there are more images
-    with pytest.raises(ValueError, match='Image 000 is never predicted for seed 3, and 7 more are missing'):
-        comparison.pool(fold_missing, [f'{image:03}' for image in range(12)])
-
-
-def test_predictions_of_other_images_are_refused():
-    scored, _, _ = predictions()
-    with pytest.raises(ValueError, match='Image 010 is predicted but is none of the 10 images'):
-        comparison.pool(scored, [f'{image:03}' for image in range(10)])
-    contradicting = scored.assign(label=np.where((scored.seed == 5) & (scored.image_id == '002'), 1, scored.label))
-    with pytest.raises(ValueError, match='Image 002 has two labels'):
-        comparison.pool(contradicting)
-    with pytest.raises(ValueError, match='No predictions to pool'):
-        comparison.pool(scored[:0])
+    gap = comparison.pivot(scored[(scored.seed == 3) | (scored.image_id != '007')]).probabilities
+    assert np.argwhere(np.isnan(gap)).tolist() == [[1, 7]]
 
 
 def trainings(hits, n_test=20):
@@ -138,16 +107,3 @@ def test_the_protocol_refuses_what_it_cannot_compare():
     for rows in (trainings([]), unfinished):
         with pytest.raises(ValueError, match='expected one or more that are DONE'):
             comparison.protocol(rows)
-
-
-def test_the_chance_of_k_right_is_binomial():
-    found = comparison.chance([0.5, 0.8, 1.0])
-    assert found.shape == (3, 21)
-    for row, accuracy in zip(found, (0.5, 0.8, 1.0), strict=True):
-        expected = [math.comb(20, k) * accuracy**k * (1 - accuracy) ** (20 - k) for k in range(21)]
-        np.testing.assert_allclose(row, expected, atol=1e-15)
-    assert comparison.chance(0.9)[20] == pytest.approx(0.9**20)
-    assert comparison.chance(0.5, 3) == pytest.approx([1 / 8, 3 / 8, 3 / 8, 1 / 8])
-    for wrong in (1.2, np.nan):
-        with pytest.raises(ValueError, match='expected values in'):
-            comparison.chance(wrong)

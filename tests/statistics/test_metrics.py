@@ -8,7 +8,6 @@ import pytest
 import sklearn.metrics
 import statsmodels.api as sm
 from scipy import special, stats
-from sklearn.calibration import calibration_curve
 from statsmodels.stats.proportion import proportion_confint
 
 from bhcnet_jax.statistics import metrics
@@ -182,7 +181,7 @@ def test_delong_of_one_class_is_nan():
     ],
 )
 def test_bad_predictions_end_in_one_line(labels, probabilities, message):
-    functions = (metrics.counts, metrics.evaluate, metrics.calibration, metrics.reliability, metrics.decision_curve)
+    functions = (metrics.counts, metrics.evaluate, metrics.calibration)
     for function in functions:
         with pytest.raises(ValueError, match=message) as caught:
             function(labels, probabilities)
@@ -259,72 +258,3 @@ def test_calibration_takes_saturated_probabilities():
         probabilities = np.where(rng.random(22) < 0.1, 1 - labels, labels).astype(np.float32)
         found = metrics.calibration(labels, probabilities)
         assert np.isfinite(found).all() or np.isnan(found).all()
-
-
-@pytest.mark.parametrize('seed', range(10))
-def test_reliability_points_are_those_of_scikit_learn(seed):
-    labels, probabilities = _predictions(seed, digits=1 + seed % 3)  # on the edges of the bins too
-    labels, probabilities = np.r_[labels, 0, 1], np.r_[probabilities, 0, 1]
-    observed, predicted = calibration_curve(labels, probabilities, n_bins=10)
-    found = metrics.reliability(labels, probabilities)
-    filled = found.n > 0
-    np.testing.assert_allclose(found.observed[filled], observed)
-    np.testing.assert_allclose(found.predicted[filled], predicted)
-    assert found.n.sum() == len(labels) and len(found.n) == 10
-    assert all(np.isnan(column[~filled]).all() for column in found[1:])
-
-
-def test_a_reliability_point_has_its_wilson_interval():
-    found = metrics.reliability([1, 1, 0, 1, 0], [0.91, 0.93, 0.95, 0.97, 0.05])
-    assert list(found.n) == [1, 0, 0, 0, 0, 0, 0, 0, 0, 4]
-    assert (found.low[9], found.high[9]) == pytest.approx(stats.binomtest(3, 4).proportion_ci(0.95, 'wilson'))
-
-
-@pytest.mark.parametrize('seed', range(10))
-def test_the_expected_calibration_error_is_its_definition(seed):
-    labels, probabilities = _predictions(seed)
-    error, n = metrics.expected_calibration_error(labels, probabilities)
-    expected = 0
-    for k in range(10):
-        inside = (probabilities > k / 10) & (probabilities <= (k + 1) / 10) | ((probabilities == 0) & (k == 0))
-        if inside.any():
-            expected += inside.mean() * abs(labels[inside].mean() - probabilities[inside].mean())
-        assert n[k] == inside.sum()
-    assert error == pytest.approx(expected)
-
-
-def test_certain_and_right_predictions_have_no_calibration_error():
-    assert metrics.expected_calibration_error([0, 1, 1], [0, 1, 1])[0] == 0
-    assert metrics.expected_calibration_error([1, 0, 0], [0, 1, 1])[0] == 1
-
-
-def test_few_images_have_a_calibration_error_even_when_calibrated():
-    """What the docstring warns of."""
-    means = [np.mean([metrics.expected_calibration_error(*_calibrated(images, seed))[0] for seed in range(30)])
-             for images in (20, 200, 20_000)]  # fmt: skip
-    assert means[0] > 0.12 > means[1] > 0.02 > means[2]
-
-
-@pytest.mark.parametrize('seed', range(5))
-def test_net_benefit_is_its_definition(seed):
-    labels, probabilities = _predictions(seed, digits=1)
-    found = metrics.decision_curve(labels, probabilities, [0.1, 0.5, 0.9])
-    for row, threshold in enumerate((0.1, 0.5, 0.9)):
-        weight = threshold / (1 - threshold)
-        for calls, curve in ((probabilities, found.model), (np.ones(len(labels)), found.treat_all)):
-            counts = metrics.counts(labels, calls, threshold)
-            assert curve[row] == pytest.approx((counts.tp - weight * counts.fp) / len(labels))
-    assert not found.treat_none.any()
-
-
-def test_a_perfect_model_has_the_prevalence_as_net_benefit():
-    found = metrics.decision_curve([0, 0, 0, 1], [0, 0, 0, 1])
-    assert len(found.thresholds) == 99
-    np.testing.assert_allclose(found.model, 0.25)
-    assert found.treat_all[24] == pytest.approx(0)  # at a threshold of the prevalence
-
-
-def test_a_threshold_outside_is_refused():
-    for wrong in ([0.5, 1.0], [0.0], [np.nan]):
-        with pytest.raises(ValueError, match=r'expected values in \(0, 1\)'):
-            metrics.decision_curve([0, 1], [0.1, 0.9], wrong)
