@@ -9,9 +9,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'bhcnet_jax'
-# From above to below: a room imports from its own and from those below it. Commands stand above all rooms.
-ROOMS = ('report', 'run', 'display', 'training', 'plan', 'datasets', 'records', 'models', 'statistics', 'paper')
 # From above to below: a room imports from itself and from those below it. Commands stand above all rooms.
+ROOMS = ('report', 'run', 'display', 'training', 'plan', 'datasets', 'records', 'models', 'statistics', 'paper')
+SHARED = ('command_line', 'machine', 'files', 'errors', 'configs', '')  # below all rooms; '': the package's version
 
 
 def module_name(file):
