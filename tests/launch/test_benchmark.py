@@ -1,4 +1,4 @@
-"""What launch/benchmark.py compares is comparable, and what it counts is right."""
+"""What launch/bench/benchmark.py compares is comparable, and what it counts is right."""
 
 import importlib
 import importlib.util
@@ -23,7 +23,7 @@ STRENGTHS = base.get_config().augment.affine.to_dict()
 @pytest.fixture(scope='module', autouse=True)
 def launch_folder():
     """The benchmark's modules are in no package."""
-    sys.path.insert(0, folder := str(pathlib.Path(__file__).parents[2] / 'launch'))
+    sys.path.insert(0, folder := str(pathlib.Path(__file__).parents[2] / 'launch' / 'bench'))
     yield
     sys.path.remove(folder)
 

@@ -1,14 +1,14 @@
 """Measures this project on this machine; prints JSON on standard output. Figures are in docs/benchmarks.md.
 
-    python launch/benchmark.py --config=balanced --epochs=5     one training: images/s, compile seconds, memory
-    python launch/benchmark.py --suite=cpu                      one training against PyTorch and Keras
-    python launch/benchmark.py --suite=gpu                      images/s by lanes and dtype, what bounds each part
-    python launch/benchmark.py --suite=sweep                    a sweep in one process, 8, 2 side by side, PyTorch
-    python launch/benchmark.py --suite=startup                  imports, first step, preparation of the images
-    python launch/benchmark.py --suite=augment                  share of augmentation, an affine change against PyTorch
-    python launch/benchmark.py --suite=growth                   images/s by image size, batch size and lanes
-    python launch/benchmark.py --suite=prune                    a sweep of 64 trials, whole and pruned
-    python launch/benchmark.py --suite=records                  database, expansion of a sweep, cost beside the epochs
+    python launch/bench/benchmark.py --config=balanced --epochs=5  one training: images/s, compile seconds, memory
+    python launch/bench/benchmark.py --suite=cpu                   one training against PyTorch and Keras
+    python launch/bench/benchmark.py --suite=gpu                   images/s by lanes and dtype, what bounds each part
+    python launch/bench/benchmark.py --suite=sweep                 a sweep in one process, 8, 2 side by side, PyTorch
+    python launch/bench/benchmark.py --suite=startup               imports, first step, preparation of the images
+    python launch/bench/benchmark.py --suite=augment               share of augmentation; an affine change in PyTorch
+    python launch/bench/benchmark.py --suite=growth                images/s by image size, batch size and lanes
+    python launch/bench/benchmark.py --suite=prune                 a sweep of 64 trials, whole and pruned
+    python launch/bench/benchmark.py --suite=records               database, expansion of a sweep, time beside epochs
 
 Whole trainings run as real processes on images drawn for the purpose; a single training is measured on random ones,
 since its time does not depend on what they show. PyTorch and Keras come with pip install 'bhcnet_jax[bench]'.
@@ -193,7 +193,7 @@ def _main(workdir: pathlib.Path, *flags: str) -> list[str]:
 
 
 def _launch(workdir: pathlib.Path, *flags: str) -> list[str]:
-    script = pathlib.Path(__file__).with_name('sweep.py')
+    script = pathlib.Path(__file__).parents[1] / 'sweep.py'
     return [sys.executable, str(script), '--engine=local', f'--workdir={workdir}', *flags]
 
 
