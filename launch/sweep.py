@@ -7,7 +7,7 @@
 
 A shard is a process `python -m bhcnet_jax.main ... --shard=i/n`, and trains its own share of the trials in
 <workdir>/shard-i-of-n. Flags that are not known here are handed on to it. The same command goes on with what
-is missing. launch/README.md says how to use this, and what to do when something fails.
+is missing. docs/cluster.md says how to use this, and what to do when something fails.
 """
 
 import argparse
