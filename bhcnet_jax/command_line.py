@@ -1,4 +1,4 @@
-"""What the programs of a config have in common: --config, --workdir, --sweep, and mistakes answered in one line."""
+"""What the commands share: --config, --workdir, --sweep, and mistakes answered in one line."""
 
 import pathlib
 import re
@@ -18,7 +18,7 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/<recipe>-<data set>.')
-SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys, as in 'seed=0:10 split.fold=0:10'; see bhcnet_jax/sweep.py.")
+SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys: 'seed=0:10 split.fold=0:10'; see bhcnet_jax/plan/sweep.py.")
 
 
 def _available() -> list[str]:
@@ -53,7 +53,7 @@ def _culprit(argv: list[str], message: str) -> str:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; what is wrong with them is said in one line."""
+    """Parses the flags; a mistake in them ends the process with one line."""
     argv = list(argv)
     for place, argument in enumerate(argv):
         name, equals, value = argument.partition('=')

@@ -18,25 +18,25 @@ from bhcnet_jax.errors import UserError
 flags.adopt_module_key_flags(command_line)  # so that --help lists them
 _SHARD = flags.DEFINE_string('shard', '', 'i/n: train the i-th of n disjoint shares of the trials.')
 _PRUNE = flags.DEFINE_string(
-    'prune', '', "Stop what does worse on validation images, as in 'rungs=4,8,16 keep=1/3'; see bhcnet_jax/pruning.py."
+    'prune', '', "Stop trials early that validate worse: 'rungs=4,8,16 keep=1/3'; see bhcnet_jax/run/pruning.py."
 )
-_RERUN = flags.DEFINE_string('rerun', '', 'Train again what has failed, diverged, all, or trials whose id begins so.')
+_RERUN = flags.DEFINE_string('rerun', '', 'Train again: failed, diverged, all, or the beginning of a trial id.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained, and stop.')
 _ESTIMATE = flags.DEFINE_bool('estimate', True, 'With --dry_run: measure how long it would take and how much memory.')
 _FAIL_FAST = flags.DEFINE_bool('fail_fast', False, 'Stop at the first trial that fails or diverges.')
 _DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Several processes train together; all have the same command. Slurm tells them the rest.'
+    'distributed', False, 'Train in several processes, started with the same command. Slurm tells them the rest.'
 )
 _COORDINATOR = flags.DEFINE_string('coordinator', '', 'host:port of process 0, with --distributed but without Slurm.')
-_PROCESSES = flags.DEFINE_integer('processes', 0, 'How many processes train together.', lower_bound=0)
-_PROCESS = flags.DEFINE_integer('process', -1, 'Which of them this one is, from 0 on.')
+_PROCESSES = flags.DEFINE_integer('processes', 0, 'The number of processes that train together.', lower_bound=0)
+_PROCESS = flags.DEFINE_integer('process', -1, 'The number of this process, from 0.')
 
 
 def _keep_compiled_programs() -> None:
-    """Has JAX keep what it compiles in the user's cache directory, so that the next process does not compile it again.
+    """Makes JAX keep compiled programs in the user's cache directory, for the next process.
 
-    JAX_COMPILATION_CACHE_DIR, which JAX reads itself, names another folder, or none if empty. What is in the folder is
-    run as it is, so nobody else may write there.
+    JAX_COMPILATION_CACHE_DIR, which JAX reads itself, names another folder, or none if empty. JAX runs what is in the
+    folder, so nobody else may write there.
     """
     import jax
 

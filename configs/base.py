@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.recipe = 'base'  # label in tables and of the default run directory; not part of a trial's identity
-    c.sweep = ''  # axes of a sweep, in the words of --sweep (bhcnet_jax/sweep.py); --sweep takes its place
+    c.sweep = ''  # axes of a sweep, as of --sweep (bhcnet_jax/plan/sweep.py), which takes its place
     # Points of a sweep one by one, each a dict like {'seed': 1, 'balanced.epochs': 4}; axes multiply them.
     c.trials = ()
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
@@ -31,8 +31,8 @@ def dataset() -> ConfigDict:
     c.name = 'auto'  # head_ct, folder (any labelled folder), phantom (synthetic); auto: head_ct, else phantom
     c.dir = ''  # where the images are; '': $HEAD_CT_DIR, then the manual folder of tensorflow_datasets
     c.image_size = 128  # pixels, height and width after resizing; paper IV.B
-    # Whether images lose what tells the classes apart without any anatomy: all are cropped to the head, reduced to the
-    # resolution of the smallest head and given a flat histogram.
+    # Whether to remove what tells the classes apart without any anatomy: every image is cropped to the head, reduced to
+    # the resolution of the smallest head and given a flat histogram.
     c.equalise = False
     return c
 
@@ -54,7 +54,7 @@ def balanced() -> ConfigDict:
     c.epochs = 24  # the best of table 1; an epoch is augment.samples images
     # 'computed': n / (2 n_class) of this phase's images; 1 and 1 where the classes are of one size.
     c.class_weights = 'computed'
-    c.optimizer_state = 'fresh'  # what 'imbalanced' says of it; matters only where this phase is not the first
+    c.optimizer_state = 'fresh'  # as in 'imbalanced'; matters only if this phase is not the first
     return c
 
 
@@ -126,8 +126,8 @@ def optimizer() -> ConfigDict:
 def engine() -> ConfigDict:
     c = ConfigDict()
     c.lanes = 'auto'  # trials that each device trains together, as text; auto: 1 on a CPU, measured on a GPU
-    # What devices share: lanes (trials), or batch (of each trial; gradients are added). auto: lanes, but on a CPU,
-    # where every core is a device, the batch of a trial by itself.
+    # What devices share: lanes (trials), or batch (of each trial; gradients are added). auto: lanes; on a CPU,
+    # where every core is a device, batch if there is one trial only.
     c.spread = 'auto'
     c.checkpoint_every = 1  # epochs between checkpoints
     c.keep_weights = 'final'  # final: checkpoints of finished trials stay; none: they go, for large sweeps

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 BEST = 3  # recipes that are shown
-_NO_RECIPE = ('seed', 'split.fold')  # swept keys that are the same recipe's
+_NO_RECIPE = ('seed', 'split.fold')  # swept keys that do not change the recipe
 
 
 class Progress:
@@ -42,13 +42,12 @@ class Progress:
         total_trials: int = 1,
         score_name: str = 'test accuracy',
     ) -> None:
-        """total_epochs: of all phases of all trials together. done_epochs: of those, by earlier processes.
+        """total_epochs: of all phases of all trials. done_epochs: those that earlier processes trained.
 
-        images_per_epoch: training images of one trial. console: standard output unless given. seconds_between_lines:
-        without a terminal, epochs that end sooner after the last line are not printed, but for the last one.
-        total_trials: more than one make it a sweep; those that earlier processes ended are told by `end_trial` at the
-        start. score_name: what `end_trial` gets. A caller who learns only later what an earlier process has done adds
-        it to `done`.
+        images_per_epoch: training images of one trial. console: None for standard output. seconds_between_lines: the
+        least time between two lines without a terminal; the last epoch always has a line. total_trials: more than one
+        make it a sweep. Call `end_trial` at the start for each trial that an earlier process ended. score_name: of the
+        scores that `end_trial` gets. A caller who learns later what an earlier process did adds it to `done`.
         """
         self.total = total_epochs
         self.images_per_epoch = images_per_epoch
@@ -107,7 +106,7 @@ class Progress:
             self._seconds += seconds
             self._trained += lanes
             return self._seconds / self._trained
-        # The first epoch's own time may have a compilation in it, the reported rate has not.
+        # The first epoch's own time may include a compilation, the reported rate does not.
         return self.images_per_epoch / images_per_second if images_per_second > 0 else seconds / lanes
 
     def end_trial(self, status: str, recipe: str = '', score: float | None = None, epochs_left: int = 0) -> None:
@@ -188,7 +187,7 @@ def _line(text: str) -> Text:
 
 
 def label(swept: Mapping[str, Any]) -> str:
-    """How a sweep calls a recipe: its swept values but for seed and fold, 'model.dropout=0.5 batch_size=8'."""
+    """A recipe's name in a sweep: its swept values without seed and fold, 'model.dropout=0.5 batch_size=8'."""
     return ' '.join(f'{key}={value}' for key, value in swept.items() if key not in _NO_RECIPE) or 'the recipe'
 
 

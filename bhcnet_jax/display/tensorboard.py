@@ -2,8 +2,8 @@
 
     tensorboard --logdir=RUN_DIRECTORY/tensorboard
 
-tensorboardX's `SummaryWriter` writes in a thread of its own: where the disk is full, that thread dies and the next
-events wait for it forever. Here its parts are used without the thread, so that a full disk is an OSError at once.
+tensorboardX's `SummaryWriter` writes in a thread of its own. On a full disk that thread dies, and the next events wait
+for it forever. This module uses the parts of tensorboardX without the thread, so a full disk is an OSError at once.
 """
 
 import math
@@ -27,7 +27,7 @@ MAX_SESSIONS = 500  # trials in HPARAMS: TensorBoard wants a folder with a file 
 class Events:
     """A new event file in a directory, which is made if missing; use as a context manager.
 
-    dataset: the name that the file bears, PHANTOM for synthetic images. OSError if it cannot be written.
+    dataset: the name in the file, PHANTOM for synthetic images. OSError if it cannot be written.
     """
 
     def __init__(self, directory: pathlib.Path, dataset: str):
@@ -63,9 +63,9 @@ class Events:
 class SweepEvents(Events):
     """The summary of a sweep: a point for each finished trial, and what each of the first MAX_SESSIONS had set.
 
-    It is made anew from the trials that are DONE whenever a process starts, so that it is complete and has every trial
-    once, whatever was killed when. Scalars: each score, and its mean so far below mean_so_far/; step n is the n-th
-    finished trial. HPARAMS: a session for each trial, its swept values and its scores.
+    Every process that starts makes it anew from the DONE trials. So it is complete and has every trial once, whatever
+    was killed. Scalars: each score, and its mean so far under mean_so_far/; step n is the n-th finished trial. HPARAMS:
+    a session for each trial, with its swept values and its scores.
     """
 
     def __init__(self, directory: pathlib.Path, dataset: str, swept: Mapping[str, Mapping[str, Any]]):

@@ -2,7 +2,7 @@
 
 Every number is the string that the paper prints, errors included, in per cent where it is a metric, because its digits
 ('90.90' against '90.9') say how it was rounded. The text available to us has no page numbers, so a number's place is
-its table and row, or its section. `paper_audit.audit` finds what cannot be right; `remark` says it of one row.
+its table and row, or its section. `audit.audit` finds what cannot be right; `remark` says it of one row.
 """
 
 import dataclasses

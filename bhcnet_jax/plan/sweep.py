@@ -98,7 +98,7 @@ def parse(text: str, config: ConfigDict) -> tuple[Axis, ...]:
 
 
 def points(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
-    """What each trial sets, by key: the axes' product, the last changing fastest; without axes {} once."""
+    """What each trial sets, by key: the axes' product, the last changing fastest; without axes one {}."""
     keys = [key for axis in axes for key in axis.keys]
     for rows in itertools.product(*(axis.values for axis in axes)):
         yield dict(zip(keys, itertools.chain.from_iterable(rows), strict=True))
@@ -141,7 +141,7 @@ def _check_point(point: Mapping[str, Any], leaves: dict[str, Any]) -> dict[str, 
 
 @contextlib.contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Puts the place before what is wrong there."""
+    """Puts the place before the message of a UserError."""
     try:
         yield
     except UserError as error:
@@ -158,7 +158,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """The pieces of text between separators (a single character) that are in no brackets and no quotes."""
+    """The pieces of text between separators (a single character) outside brackets and quotes."""
     pieces, opened = [''], []
     for found in re.finditer(r'"[^"]*"|\'[^\']*\'|.', text):
         token = found[0]
@@ -272,7 +272,7 @@ def _numbers(key: str, name: str, text: str) -> list[int | float]:
     smallest = 1 if seed else 2
     if not smallest <= length <= MAX_VALUES:
         raise UserError(f'{call} has n={length}; expected {smallest} to {MAX_VALUES:,}.')
-    if seed:  # a word is a share of 2**64 of the way from low to high
+    if seed:  # a word w lies w / 2**64 of the way from low to high
         places, whole = np.random.PCG64([seed[0], *key.encode()]).random_raw(length).tolist(), 2**64
     else:
         places, whole = range(length), length - 1

@@ -132,7 +132,7 @@ class Results:
         self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {_added("excluded")}')
 
     def inherit(self, trial_id: str, ancestor: str) -> None:
-        """Gives a trial the epochs of another one that it goes on from, and adds SETTINGS of that one to its own."""
+        """Copies the epochs of the trial that this one goes on from, and appends that trial's SETTINGS."""
         columns = ', '.join(name for name in EPOCH_COLUMNS if name != 'trial_id')
         with self._transaction():
             self._database.execute(
@@ -156,7 +156,7 @@ class Results:
                 self._set(row['trial_id'], 'RUNNING', state)
 
     def record_epoch(self, epochs: Iterable[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]) -> None:
-        """Commits one epoch of every lane, and the predictions that it ended with in place of earlier ones."""
+        """Commits one epoch of every lane; its predictions replace earlier ones."""
         epochs = list(epochs)
         with self._transaction():
             self._insert('epochs', epochs)
@@ -202,7 +202,7 @@ class Results:
         )
 
     def _set(self, trial_id: str, status: str, values: Mapping[str, Any]) -> None:
-        """A new status; what the old one left in STATE_COLUMNS goes."""
+        """Sets a status and values, and clears the rest of STATE_COLUMNS."""
         values = {**dict.fromkeys(STATE_COLUMNS), **values, 'status': status, 'trial_id': trial_id}
         assignments = ', '.join(f'{name} = :{name}' for name in values)
         changed = self._database.execute(f'UPDATE trials SET {assignments} WHERE trial_id = :trial_id', values)
@@ -217,7 +217,7 @@ class Results:
                 self._database.executemany(f'DELETE FROM {table} WHERE trial_id = ?', ids)
 
     def _insert(self, table: str, rows: Iterable[Mapping[str, Any]], if_there: str = '') -> None:
-        """Rows of equal columns follow each other. if_there: done to one of that key; '': it is brought up to date."""
+        """Inserts rows. if_there: SQL for a row whose key is there already; '': its columns are overwritten."""
         for names, alike in itertools.groupby(rows, key=tuple):
             places = ', '.join(f':{name}' for name in names)
             # Not OR REPLACE: that deletes the row and enters another at the end of the table.
@@ -229,7 +229,7 @@ class Results:
             )
 
     def read(self, table: str, trial_id: str) -> pd.DataFrame:
-        """One trial's rows of 'trials', 'epochs' or 'predictions', in the order they were first entered in."""
+        """One trial's rows of 'trials', 'epochs' or 'predictions', in the order in which they were first entered."""
         return pd.read_sql_query(
             f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', self._database, params=[trial_id]
         )
@@ -249,7 +249,7 @@ class Results:
 
 
 def _added(source: str) -> str:
-    """SQL assignments that add the SETTINGS of a source to those of a row of trials, unless it has them already."""
+    """SQL assignments that append the SETTINGS of a source to those of a row of trials, unless they are there."""
     pairs = [(f'trials.{name}', f'{source}.{name}') for name in SETTINGS]
     values = [f"iif(instr({mine}, {theirs}) = 0, {mine} || '; ' || {theirs}, {mine})" for mine, theirs in pairs]
     return ', '.join(f'{name} = {value}' for name, value in zip(SETTINGS, values, strict=True))

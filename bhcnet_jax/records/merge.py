@@ -1,4 +1,4 @@
-"""Reads any number of results databases as one, also while their processes train; nothing is written to one."""
+"""Reads any number of results databases as one, also while processes train; writes to none."""
 
 import contextlib
 import os
@@ -33,8 +33,9 @@ _STARTED = time.time()
 def is_abandoned(host: str | None, pid: int | None, heartbeat: float | None) -> bool:
     """Whether the process that trained a RUNNING trial is gone, so that the trial is to be picked up again.
 
-    On this host: no process has its id, or only this one, which got it from an earlier one (containers count from
-    1). On another host: no heartbeat for STALE_SECONDS. host None: no process ever said that it trains it.
+    On this host it is gone if no process has its id, or if this process has the id but started later (in containers
+    ids begin at 1 again). On another host it is gone after STALE_SECONDS without a heartbeat. host None: no process
+    ever said that it trains the trial.
     """
     if host is None:
         return True
@@ -68,9 +69,9 @@ class Merged(NamedTuple):
 def merge(directories: Iterable[pathlib.Path]) -> Merged:
     """Reads every *.sqlite of run directories and of the shards in them (shard-*/), whose processes may go on training.
 
-    Nothing is ever written to one. Of two rows of one trial that whose status comes first in STATUSES counts, then that
-    read first; two that are DONE and disagree on a prediction give a warning. UserError: a directory without a
-    database, a damaged one, one of a newer schema or that another process holds for longer than WAIT_SECONDS.
+    Nothing is written. If a trial occurs twice, the earlier status in STATUSES wins, then the row read first; two DONE
+    rows that disagree on a prediction give a warning. UserError: a directory without a database, or a database that is
+    damaged, of a newer schema, or held by another process for longer than WAIT_SECONDS.
     """
     parts = [_read(path) for path in _find(directories)]
     starts = np.cumsum([0] + [len(trials) for trials, _ in parts])
@@ -93,7 +94,7 @@ def merge(directories: Iterable[pathlib.Path]) -> Merged:
 
 
 def look(directory: pathlib.Path) -> dict[str, str]:
-    """trial_id -> status in a run directory and the shards in it, which may not be there yet; errors as of `merge`."""
+    """trial_id -> status in a run directory and its shards; empty if there is none yet. Errors as of `merge`."""
     statuses: dict[str, str] = {}
     for path in _files(directory):
         with reading(path) as database:
@@ -175,7 +176,7 @@ def _open_read_only(path: pathlib.Path, stack: contextlib.ExitStack) -> sqlite3.
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
             raise
-    # Its process died in a commit. What that left has to be rolled back first, and it is: in a copy.
+    # A process died in a commit. Its journal has to be rolled back first; a copy leaves the file as it is.
     copy = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / 'copy.sqlite'
     shutil.copy(path, copy)
     shutil.copy(f'{path}-journal', f'{copy}-journal')

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from bhcnet_jax.errors import UserError
 
 SCHEMA_VERSION = 2
-# What turns a database of an older schema into one of the next: {version: its SQL statements}. Opening applies all
-# that are missing in one transaction. A change of the columns below raises SCHEMA_VERSION and adds an entry. A new
-# database is made from the columns themselves.
+# From each older schema to the next: {version: SQL statements}. Opening a database applies those that are missing, in
+# one transaction. Whoever changes the columns below raises SCHEMA_VERSION and adds an entry. A new database is made
+# from the columns themselves.
 MIGRATIONS = {
     1: (
         'ALTER TABLE trials ADD COLUMN n_val INTEGER',
@@ -24,14 +24,14 @@ MIGRATIONS = {
         'ALTER TABLE epochs ADD COLUMN val_accuracy REAL',
     ),
 }
-STATUSES = ('DONE', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')  # of two rows of one trial the earlier counts
+STATUSES = ('DONE', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')  # if a trial occurs twice, the earlier wins
 COUNTS = ('tp', 'tn', 'fp', 'fn')
 PROPORTIONS = ('accuracy', 'precision', 'sensitivity', 'specificity')  # those with an interval
 SCORES = (*PROPORTIONS, 'f1', 'auc', 'log_loss', 'brier')
 SUMMARIZED = (*SCORES, 'val_loss', 'val_accuracy')  # what a sweep's summary shows of a trial
-WAIT_SECONDS = 60  # for another process to let go of the file: a reader, or a writer that is committing
+WAIT_SECONDS = 60  # until another process, a reader or a committing writer, lets go of the file
 SETTINGS = ('code', 'hardware', 'engine')  # under which a trial was trained; equal settings give equal bits
-STATE_COLUMNS = {  # empty in a finished trial's row, so that it does not tell who was interrupted when
+STATE_COLUMNS = {  # empty in the row of a finished trial, which must not depend on interruptions
     'host': 'TEXT',  # of the process that trains it, while RUNNING
     'pid': 'INTEGER',
     'heartbeat': 'REAL',  # when that process last gave a sign of life, Unix seconds

@@ -1,7 +1,7 @@
 """Intervals over images by the bootstrap: of the metrics of one recipe, and of the differences between two.
 
-S seeds, N images, P of them with a hemorrhage, Q without, G groups of images, B bootstrap draws. Metrics are functions
-of weights, how often each image is in each draw, so that all draws are computed at once.
+S seeds, N images, P of them with a hemorrhage, Q without, G groups of images, B bootstrap draws. A metric is a
+function of weights, how often each image is in each draw, so all draws are computed at once.
 """
 
 import functools
@@ -56,8 +56,8 @@ def _over_defined(values: np.ndarray) -> np.ndarray:
 def _auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The share of pairs in the right order, ties counted as half (Mann and Whitney, 1947).
 
-    A pair's part in a draw is the product of its images' weights, and its mean over seeds is the same in all draws, so
-    that seeds cost nothing in the bootstrap.
+    A pair counts in a draw with the product of its images' weights. Its order, averaged over seeds, is the same in all
+    draws, so seeds cost nothing in the bootstrap.
     """
     positive, negative = probabilities[:, labels], probabilities[:, ~labels]  # [S, P], [S, Q]
     of_positive, of_negative = weights[:, labels], weights[:, ~labels]
@@ -81,7 +81,7 @@ def _brier(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -
     return _share((probabilities - labels) ** 2, np.ones_like(labels), weights)
 
 
-METRICS: Mapping[str, Metric] = {  # as `metrics.evaluate` has them
+METRICS: Mapping[str, Metric] = {  # those of `metrics.evaluate`
     'accuracy': _accuracy,
     'precision': _precision,
     'sensitivity': _sensitivity,
@@ -98,9 +98,9 @@ class Estimate(NamedTuple):
 
     Attributes:
       mean: over seeds.
-      low, high: 95 % interval over images; nan where the draws say nothing: all of the same value, or undefined.
+      low, high: 95 % interval over images; nan if all draws have the same value, or none is defined.
       spread: standard deviation over seeds; nan for one seed, and of a difference.
-      undefined: draws that were left out since a class was missing in them, say.
+      undefined: draws that were left out, such as those without one of the classes.
     """
 
     mean: float
@@ -121,13 +121,13 @@ def bootstrap(
     """Metrics with their intervals over images and their spread over seeds.
 
     A metric is computed for every seed on all its images together, then averaged over seeds. Intervals are those of the
-    percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): as many groups as
-    there are are drawn with replacement, with all their images (the cluster bootstrap: Davison and Hinkley, Bootstrap
-    Methods and their Application, 1997, section 3.8) and all seeds of an image together, since seeds are wrong on the
-    same images. Near 0 and 100 % the interval is too narrow: an image unlike those drawn from is not in it.
+    percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). G groups are drawn
+    with replacement, each with all its images (the cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their
+    Application, 1997, section 3.8). An image brings all its seeds, since seeds are wrong on the same images. Near 0 and
+    100 % the interval is too narrow: no draw has an image unlike those that are there.
 
     labels: [N], 0 or 1. probabilities: float [N] or [S, N] in [0, 1], nan for an image that a seed has not scored.
-    measures: name -> Metric. groups: [N], equal for images of one patient; every image its own unless given. Needs
+    measures: name -> Metric. groups: [N], equal for images of one patient; None: every image is its own group. Needs
     8 * draws * N bytes. ValueError: as in `metrics.counts`, groups of another length than labels.
     """
     labels, probabilities = _check(labels, probabilities)
@@ -152,7 +152,7 @@ def difference(
     """Metrics of the second recipe minus those of the first on the same images: the paired bootstrap.
 
     Both recipes are scored on the same draws, so that images that are hard for both do not widen the interval.
-    first, second: float [N] or [S, N], of as many seeds as each has; otherwise as in `bootstrap`.
+    first, second: float [N] or [S, N]; each may have its own S. Otherwise as in `bootstrap`.
     """
     labels, first = _check(labels, first)
     _, second = _check(labels, second)
@@ -188,7 +188,7 @@ def _weights(count: int, groups: Sequence[Hashable] | None, draws: int, seed: in
 
 @functools.lru_cache(maxsize=1)
 def _resample(count: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `count` things is in each draw of as many with replacement. -> float64 [B, count]."""
+    """How often each of `count` items is in each draw of `count` with replacement. -> float64 [B, count]."""
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
     drawn.flags.writeable = False  # since callers share it
@@ -204,7 +204,7 @@ class _Part(NamedTuple):
 
 
 def _parts(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> list[_Part]:
-    """A part per pattern of scored images, without nan; where all folds are done that is one."""
+    """A part for each pattern of scored images, without nan; one part if all folds are done."""
     patterns, pattern_of = np.unique(~np.isnan(probabilities), axis=0, return_inverse=True)
     pattern_of = pattern_of.reshape(-1)
     if patterns.all():

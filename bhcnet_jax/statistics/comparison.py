@@ -27,7 +27,7 @@ class McNemar(NamedTuple):
 def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> McNemar:
     """McNemar's test of equal accuracy of two recipes on the same images, at the threshold 0.5.
 
-    first, second: float [N] in [0, 1]; arguments and errors as in `metrics.counts`. It takes images as independent.
+    first, second: float [N] in [0, 1]; the rest as in `metrics.counts`. The test takes images as independent.
     """
     labels, first = metrics.check(labels, first)
     _, second = metrics.check(labels, second)
@@ -39,8 +39,8 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> McNema
 def mid_p(only_first: int, only_second: int) -> float:
     """Mid-p value of McNemar's test (Fagerland, Lydersen, Laake, BMC Medical Research Methodology 13:91, 2013).
 
-    Of n images that only one recipe has right, each is either's with probability 1/2: the chance of a split more uneven
-    than the one found, and half that of one as uneven. 1 where n is 0. ValueError: a negative count.
+    Of n images only one recipe is right, by the null hypothesis either with probability 1/2. p is the chance of a split
+    more uneven than the one found, plus half the chance of one equally uneven; 1 if n is 0. ValueError: counts below 0.
     """
     if min(only_first, only_second) < 0:
         raise ValueError(f'Counts {only_first} and {only_second}: expected numbers of images.')
@@ -54,7 +54,7 @@ def mid_p(only_first: int, only_second: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p values of several comparisons, adjusted so that 5 % is the chance of any false one (Holm, 1979). [K] -> [K].
+    """p values of K comparisons, adjusted: below 0.05, the chance of any false one is 5 % (Holm, 1979). [K] -> [K].
 
     ValueError: none, or one that is not in [0, 1].
     """
@@ -76,7 +76,7 @@ class Pooled(NamedTuple):
 def pivot(scored: pd.DataFrame) -> Pooled:
     """From a row per prediction to a table; nan where a seed has not scored an image.
 
-    scored: of one recipe; columns seed, image_id, label, probability. Of two rows of an image and seed the last counts.
+    scored: of one recipe; columns seed, image_id, label, probability. The last row of an image and seed counts.
     """
     image, image_ids = pd.factorize(scored.image_id, sort=True)
     seed, seeds = pd.factorize(scored.seed)
@@ -94,7 +94,7 @@ class Protocol(NamedTuple):
       trainings, n_test: how many, and on how many test images each was scored.
       quantiles: of the accuracy, at QUANTILES: [7].
       reached: trainings whose accuracy is at least the figure.
-      share, low, high: the share of them, with its 95 % interval (Wilson), which takes trainings as independent.
+      share, low, high: reached / trainings with its 95 % interval (Wilson), which takes trainings as independent.
     """
 
     trainings: int

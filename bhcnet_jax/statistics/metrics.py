@@ -4,7 +4,7 @@ N images. Positive is hemorrhage, 1. An image is called positive where its proba
 threshold. Intervals by resampling are in `bootstrap.py`, comparisons of recipes in `comparison.py`.
 
 Training counts hits after every epoch, but needs the statistics libraries only at its end. They take two seconds to
-import, so the functions import them (and scipy imports its parts where they are first named).
+import, so each function imports what it needs (and scipy its parts when they are first used).
 """
 
 from typing import NamedTuple
@@ -104,7 +104,7 @@ def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]
 
     labels: [N], 0 or 1; scores: float [N], any finite values. -> (auc, low, high). The interval is (nan, nan)
     where a class has fewer than two images and where the estimated variance is 0, as at an AUC of 0 or 1: it
-    says nothing there. nan altogether where a class is missing. ValueError: as in `counts`, without a range.
+    says nothing there. All three are nan if a class is missing. ValueError: as in `counts`, without a range.
     """
     labels, scores = check(labels, scores, (-np.inf, np.inf))
     positive, negative = scores[labels], scores[~labels]
