@@ -96,7 +96,7 @@ def test_a_line_keeps_its_first_parts_and_never_breaks_one():
 
 SCRIPT = """
 import time
-from bhcnet_jax.report.progress import Progress
+from bhcnet_jax.display.progress import Progress
 with Progress(36, 1000) as progress:
     progress.done += 12
     progress.update('balanced', 13, 0.6543, 0.612, 100.0)
@@ -241,7 +241,7 @@ def test_a_recipe_is_called_by_what_is_swept_but_for_seed_and_fold():
 
 SWEEP = """
 import time
-from bhcnet_jax.report.progress import Progress
+from bhcnet_jax.display.progress import Progress
 with Progress(1920, 1000, total_trials=80, score_name='validation accuracy') as progress:
     for epoch in range(1, 4):
         time.sleep(0.1)
