@@ -26,7 +26,7 @@ BUILDERS = {
     'head_ct': head_ct_dataset_builder.Builder,
     'folder': folder_dataset_builder.Builder,
 }
-THUMBNAIL_SIZE = 128  # pixels; the size at which look-alikes were studied, see plan/groups.py
+THUMBNAIL_SIZE = 128  # pixels; the size at which look-alikes were studied, see splits.py
 MANUAL = 'the manual folder of tensorflow_datasets'
 PHANTOM_NOTICE = """
 **********************************************************************
@@ -183,7 +183,7 @@ def _phantom() -> tuple[type[tfds.core.DatasetBuilder], tfds.core.BuilderConfig]
 def _find(dataset: ConfigDict) -> tuple[source.Files | None, str]:
     """The files of the first set found; or None and, in words, where it looked and what is there.
 
-    If the user named a place and it holds something else, that is an error: no other set may replace it.
+    A place that the user named and that holds something else is an error: no other set may step in for it.
     """
     places = _places(dataset)
     looked = ['$HEAD_CT_DIR (not set)'] if list(places) == [MANUAL] else []

@@ -32,7 +32,7 @@ def split(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold:
 
     holdout: the test part holds 1/folds of each class, drawn at random; large groups are drawn less often.
     kfold: the test parts of the folds are disjoint and cover all images. Both are as close to 1/folds of each
-    class as the groups allow; where no image is a group of its own, they may miss the optimum by an image.
+    class as the groups allow; without single images the optimum may be missed by an image.
 
     Args:
       labels: int [N], 0 or 1.
@@ -69,7 +69,7 @@ def split(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold:
 def hold_out_validation(whole: Split, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Split:
     """Takes 1/folds of each class out of the training part as validation part; no group is in both.
 
-    Whatever chooses between trainings (pruning, the best epoch) looks at this part, so the test part stays unseen.
+    What chooses between trainings (pruning, the best epoch) looks at this part, so that the test part stays unseen.
     Arguments as of `split`, ValueError likewise.
     """
     inner = split(labels[whole.train], groups[whole.train], 'holdout', folds, 0, seed)

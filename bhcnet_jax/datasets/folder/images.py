@@ -13,14 +13,14 @@ MAX_PIXELS = 2**25  # of one image, 5792 x 5792; as RGBA 128 MiB, of which grey 
 
 
 def check_image(data: bytes, name: str, image_format: str | None) -> None:
-    """Decodes an image once, as `to_grey` does. UserError that names it if that fails.
+    """Takes data through `to_grey` once. UserError, naming the image, where that fails.
 
     image_format: Pillow's name of the only format allowed; None: all.
     """
     formats = None if image_format is None else (image_format,)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata and of a limit of its own; the limit here is MAX_PIXELS.
+            # What Pillow finds odd in metadata, and its limit of pixels; the limit here is MAX_PIXELS.
             warnings.simplefilter('ignore')
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_header(image, name)
@@ -62,10 +62,10 @@ def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def equalise(grey: Image.Image, resolution: int) -> Image.Image:
-    """Removes a head's size in pixels, place, margin and grey levels.
+    """What is left of a head without its size in pixels, its place, its margin and its grey levels.
 
-    Crops to the head, reduces it to resolution x resolution pixels and equalises its histogram. What is left says which
-    pixel is brighter than which. grey: mode L.
+    Crops to the head, reduces it to resolution x resolution pixels and equalises its histogram, so that what is left
+    says which pixel is brighter than which. grey: mode L.
     """
     side = (resolution, resolution)
     head = grey.resize(side, Image.Resampling.BILINEAR, box=head_box(np.asarray(grey)))

@@ -97,7 +97,7 @@ class LabelledSet:
     fingerprint: str
 
     def examples(self) -> Iterator[dict[str, Any]]:
-        """image (the file's bytes, decoded once to check them), label, id, group. UserError names the file."""
+        """image (the file's bytes, after a trial decoding), label, id, group. UserError names the file."""
         for row in self.rows:
             data = self.files.read(row.path)
             check_image(data, f'{self.files.root}/{row.path}', self.layout.image_format)
@@ -113,7 +113,7 @@ def fingerprint(records: Iterable[tuple[str, int, str, str]]) -> str:
 
 
 def find(path: Path) -> Files:
-    """The files of a folder or a zip. If a folder has no labels.csv but a zip with one, that zip's files.
+    """The files of a folder or a zip; where a folder has no labels.csv but a zip with one, that zip's files.
 
     No files where path does not exist. UserError: unreadable, or several such zips.
     """
@@ -196,7 +196,7 @@ def _zip_files(path: Path) -> Files:
 
 
 def _paths_by_name(files: Files, folder: str, layout: Layout) -> dict[str, list[str]]:
-    """File name as in the csv -> its paths in files, for all files below the csv's folder."""
+    """From a file's name as the csv has it to its paths in files, for all files below the csv's folder."""
     paths: dict[str, list[str]] = {}
     for path in map(PurePosixPath, sorted(files.handles)):
         if path.is_relative_to(folder):
