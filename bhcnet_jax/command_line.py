@@ -18,7 +18,7 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/<recipe>-<data set>.')
-SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys, as in 'seed=0:10 split.fold=0:10'; see bhcnet_jax/sweep.py.")
+SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys, like 'seed=0:10 split.fold=0:10'; see plan/sweep.py.")
 
 
 def _available() -> list[str]:

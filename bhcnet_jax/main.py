@@ -18,7 +18,7 @@ from bhcnet_jax.errors import UserError
 flags.adopt_module_key_flags(command_line)  # so that --help lists them
 _SHARD = flags.DEFINE_string('shard', '', 'i/n: train the i-th of n disjoint shares of the trials.')
 _PRUNE = flags.DEFINE_string(
-    'prune', '', "Stop what does worse on validation images, as in 'rungs=4,8,16 keep=1/3'; see bhcnet_jax/pruning.py."
+    'prune', '', "Stop what does worse on validation images, as in 'rungs=4,8,16 keep=1/3'; see run/pruning.py."
 )
 _RERUN = flags.DEFINE_string('rerun', '', 'Train again what has failed, diverged, all, or trials whose id begins so.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained, and stop.')

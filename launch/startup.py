@@ -44,7 +44,7 @@ def measure_startup(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
         parts.append({
             'python': _python('', environment),
             'import bhcnet_jax.main': _python('import bhcnet_jax.main', environment),
-            'import bhcnet_jax.train': _python('import bhcnet_jax.train', environment),
+            'import bhcnet_jax.run.train': _python('import bhcnet_jax.run.train', environment),
             **_first_step(folder / f'{number}-cold', environment, 'cold'),
             **_first_step(folder / f'{number}-warm', environment, 'warm'),
             **{f'images, first time: {key}': value for key, value in first.items()},

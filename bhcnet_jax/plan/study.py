@@ -1,4 +1,4 @@
-"""What a config asks for: a data set, its splits, and the trials that the config's sweep spans on it."""
+"""A study: the data set, the splits and the trials that a config asks for."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -45,20 +45,20 @@ class Study:
         self.grouping = groups.find_groups(self.image_set)
 
     def images(self, dataset: ConfigDict) -> ImageSet:
-        """The images in the size, and equalised or not, that the section of a trial's config says."""
+        """The images at the size, and equalised or not, that the `dataset` section of a trial's config says."""
         kind = (dataset.image_size, dataset.equalise)
         if kind not in self._kinds:
             self._kinds[kind] = input_pipeline.load(dataset)
         return self._kinds[kind]
 
     def trials(self, shard: Shard) -> list[Identity]:
-        """The trials of a shard. UserError if one of the sweep's is impossible, or two are the same."""
+        """The trials of a shard. UserError if a trial of the sweep is impossible, or two are the same."""
         every = list(self._identities())
         different = len({each.trial_id for each in every})
         if different < len(every):
             raise UserError(
-                f'The sweep has {len(every)} points, but only {different} different trials: one of its axes is over a '
-                'key that these recipes do not use, such as a strength of another augmentation policy. Leave it out.'
+                f'The sweep has {len(every)} points, but only {different} different trials: one of its axes sets a key '
+                'that these recipes do not use, such as a strength of another augmentation policy. Leave it out.'
             )
         return [each for each in every if shard.takes(each.trial_id)]
 

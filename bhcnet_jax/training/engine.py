@@ -1,7 +1,7 @@
 """Trains a batch of lanes, epoch by epoch, as one compiled program; the only pmap in the project.
 
-Lanes are trials that train together. Spread 'lanes' gives each device lanes of its own; spread 'batch' gives every
-device a part of each batch of the same lanes and adds the gradients. On a CPU every core is a device.
+Lanes are trials that train together. Spread 'lanes' gives each device its own lanes. Spread 'batch' gives all devices
+the same lanes: each computes a part of every batch of images, and gradients are added. On a CPU every core is a device.
 Leading axes: D devices, L lanes per device.
 
 Several processes can be one program, with the devices of all. Process 0 leads: it alone has data, run directory and
@@ -43,7 +43,7 @@ class ProcessLost(ConnectionError):
 
 
 class EpochResult(NamedTuple):
-    """Of one epoch, for each lane: sums over training images and the logits of the scored images, on the host."""
+    """One epoch of each lane, on the host: sums over training images and the logits of the scored images."""
 
     sums: steps.Sums  # float32 [lanes] each
     logits: np.ndarray  # float32 [lanes, T]
@@ -58,7 +58,7 @@ class Engine:
       config: only what fixes shapes and code paths is read, and no engine setting.
       images: uint8 [N, H, W], copied to every device once.
       labels: int32 [N], 1 = hemorrhage.
-      trials: how many lanes are to be trained; no device is used that would only train padding.
+      trials: how many lanes are to be trained; a device that would only train padding is not used.
       lanes: L; `choose_lanes` says how many are best.
       spread: 'lanes' or 'batch', what the devices share; see `choose_spread`.
 
@@ -193,7 +193,7 @@ class Engine:
         return jax.tree.map(unstack, *parts)
 
     def to_devices(self, tree: Any) -> Any:
-        """States [lanes, ...] -> [D, L, ...], filled up with copies of the last lane; spread 'batch' repeats them.
+        """States [lanes, ...] -> [D, L, ...], padded with copies of the last lane; spread 'batch' repeats them.
 
         With several processes, one set of states is on the devices at a time.
         """
@@ -209,7 +209,7 @@ class Engine:
 
     def init(self, lanes: steps.Lane) -> steps.TrainState:
         """The states that the lanes start from, numpy [lanes, ...]."""
-        states = jax.device_get(self._init(self._fill_up(lanes)))  # filled up, so that it is compiled once
+        states = jax.device_get(self._init(self._fill_up(lanes)))  # padded, so that it is compiled once
         return jax.tree.map(lambda leaf: leaf[: len(lanes.seed)], states)
 
     @property
@@ -219,12 +219,12 @@ class Engine:
 
     @property
     def device_bytes(self) -> int:
-        """Memory that the compiled epoch takes on each device: its arguments and what it computes with."""
+        """Memory of the compiled epoch on each device: arguments, results and temporary values."""
         sizes = self._compiled.memory_analysis()
         return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes
 
     def compile(self, lanes: steps.Lane) -> float:
-        """Compiles the epoch, once for all epochs of all phases. Returns the seconds that took."""
+        """Compiles the epoch, once for all epochs of all phases. Returns the seconds taken."""
         states = self.to_devices(jax.tree.map(np.asarray, self.init(lanes)))
         parts = self._parts(lanes)
         start = time.perf_counter()

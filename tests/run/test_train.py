@@ -339,6 +339,15 @@ def test_an_axis_that_changes_nothing_is_refused(sweep_of):
         sweep_of('augment.distort.noise=0,0.1')  # of another policy than the one in use
 
 
+@pytest.mark.parametrize('axes', ['', 'seed=0:2'])
+def test_a_run_leaves_its_config_as_it_was(axes, labelled_folder, environment, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', environment['TFDS_DATA_DIR'])
+    config = tiny_config(labelled_folder)
+    before = config.to_dict()
+    train.run(config, Options(workdir=str(tmp_path / 'run'), sweep=axes, dry_run=True, estimate=False))
+    assert config.to_dict() == before
+
+
 def test_an_unknown_rerun_is_refused(sweep_of):
     with pytest.raises(UserError, match=r'--rerun=xyz: no trial here .* expected failed, diverged or all'):
         sweep_of('seed=0:2', rerun='xyz')

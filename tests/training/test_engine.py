@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bhcnet_jax.errors import UserError
 from bhcnet_jax.run.checkpoints import Checkpoints
 from bhcnet_jax.training import engine as engines
 from bhcnet_jax.training import lanes as widths
@@ -141,7 +142,7 @@ def test_every_core_is_a_device_unless_jax_is_told_otherwise(said, devices):
 
 
 def test_a_batch_that_cannot_be_cut_evenly_is_refused():
-    with pytest.raises(ValueError, match=r'batch_size is 7.*multiple of 2'):
+    with pytest.raises(UserError, match=r'batch_size is 7.*multiple of 2'):
         Engine(small_config(batch_size=7), *small_images(), spread='batch')
 
 
