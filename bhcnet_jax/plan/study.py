@@ -14,13 +14,13 @@ from bhcnet_jax.plan.splits import Split
 from bhcnet_jax.plan.sweep import Shard
 from bhcnet_jax.plan.trial import Identity, Trial
 
-REMEMBERED = 2048  # planned trials of a study; the arrays of one of the paper's take 8 KB
+REMEMBERED = 64  # planned trials; one has an index for each of its augmented images
 
 
 class Study:
-    """The trials of a config, known by their identities. Each is planned once, when its turn comes.
+    """The trials of a config, known by their identities. Each is planned when its turn comes, and then remembered.
 
-    The config is checked and resolved here, and cannot be written to from here on.
+    The config is checked and resolved here. From here on it cannot be written to.
 
     Args:
       config: see `configs/base.py`.
@@ -118,7 +118,10 @@ class Study:
         return trial.identify(settings, self._split(settings['split']), self.image_set.fingerprint).trial_id
 
     def plan(self, this: Identity) -> Trial:
-        """The trial of an identity, ready to be trained. UserError: these images do not allow it."""
+        """The trial of an identity, ready to be trained. The last REMEMBERED are planned once.
+
+        UserError: these images do not allow it.
+        """
         if this.trial_id not in self._planned:
             config = self.config_of(this)
             try:

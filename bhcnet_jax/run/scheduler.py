@@ -1,8 +1,8 @@
 """Trains the trials of a study: which train together, how far, and what happens when something goes wrong.
 
 From one rung of `pruning.py` to the next (without pruning: to the end), trials of equal signature, phases and progress
-train together as a `LaneBatch`. If it does not fit into memory, its trials go on in batches of half as many lanes. If
-it raises, they go on one at a time, so that only those that raise alone are FAILED.
+train together as a `LaneBatch`. If it does not fit into memory, its trials go on with half as many lanes on a device.
+If it raises, they go on one at a time, so that only those that raise alone are FAILED.
 """
 
 import contextlib
@@ -164,9 +164,9 @@ class Scheduler:
         left = [each for each in racing if statuses.get(each.trial_id) not in ENDED]
         # A trial at its end that is not DONE was killed before its row was written.
         left = [each for each in left if self._done(each) < until or each.epochs <= until]
-        self._train_batches(left, until, counts)
+        self._train_groups(left, until, counts)
 
-    def _train_batches(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
+    def _train_groups(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
         """Trains trials of equal progress together, those with the most progress first."""
         groups = {}
         for each in trials:
@@ -176,12 +176,12 @@ class Scheduler:
             while group:
                 engine = self._engines.get(group[0], counts[signature])
                 together, group = group[: engine.capacity], group[engine.capacity :]
-                self._train_batch(together, until, counts, engine)
+                self._train_together(together, until, counts, engine)
 
-    def _train_batch(
+    def _train_together(
         self, together: Sequence[Identity], until: int, counts: Mapping[str, int], engine: Engine
     ) -> None:
-        """Trains one batch. If that fails, trains its trials in other batches."""
+        """Trains trials together. If that fails, trains those that are left in other batches of lanes."""
         if self._requests:
             raise lane_batch.Stopped(self._requests[0], f'{self._progress.done} epochs')
         trials = self._plan(together, engine)
@@ -212,7 +212,7 @@ class Scheduler:
         return trials
 
     def _finish(self, this: LaneBatch, trials: Sequence[Trial], params: Any, until: int) -> None:
-        """Scores the trials of a batch, if they are at their end."""
+        """Scores the trials of a batch of lanes, if they are at their end."""
         if trials[0].identity.epochs > until:
             return
         scores = {each.trial_id: _score(each, self._results) for each in trials if each.trial_id in this.alive}
@@ -234,15 +234,15 @@ class Scheduler:
             places.drop(this.directory)
 
     def _mend(self, error: Exception, together: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
-        """Goes on after a batch raised: trains its unfinished trials in smaller batches, or fails the last one."""
+        """Goes on after lanes raised: trains those without a result in smaller batches, or fails the last one."""
         self._places = places.find(self._path)
         left = [each for each in together if self._results.status(each.trial_id) == 'RUNNING']
         too_large = is_out_of_memory(error) and self._engines.halve(together[0].signature)
         if too_large or isinstance(error, places.UnreadableError):
-            self._train_batches(left, until, counts)
+            self._train_groups(left, until, counts)
         elif len(left) > 1:
             for each in left:
-                self._train_batches([each], until, counts)
+                self._train_groups([each], until, counts)
         elif left:
             self._fail(left[0], ''.join(traceback.format_exception(error)))
         else:  # every row is final, so no trial raised it
@@ -270,9 +270,7 @@ class _Engines:
         if (this.signature, lanes) not in self._made:
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
-            engine = Engine(
-                planned.config, images.images, images.labels, count, lanes=lanes, spread=self._spread
-            )
+            engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes, spread=self._spread)
             seconds = engine.compile(stack([planned], 0))
             print(f'Compiled in {seconds:.1f} s for {machine.hardware()}', flush=True)
             self._made[this.signature, lanes] = engine

@@ -46,7 +46,7 @@ def test_a_trial_is_planned_with_its_own_values(study_of):
     assert study.config.seed == 0
 
 
-def test_a_trial_is_planned_once(study_of, monkeypatch):
+def test_a_trial_that_is_asked_for_again_is_not_planned_again(study_of, monkeypatch):
     plan, calls = trial.plan, []
     monkeypatch.setattr(trial, 'plan', lambda *arguments: calls.append(1) or plan(*arguments))
     study = study_of('seed=0:3')
@@ -56,7 +56,7 @@ def test_a_trial_is_planned_once(study_of, monkeypatch):
     assert all(one is other for one, other in zip(first, again, strict=True))
 
 
-def test_only_the_newest_plans_are_remembered(study_of, monkeypatch):
+def test_only_the_last_planned_trials_are_remembered(study_of, monkeypatch):
     monkeypatch.setattr('bhcnet_jax.plan.study.REMEMBERED', 2)
     study = study_of('seed=0:3')
     trials = study.trials(EVERY)

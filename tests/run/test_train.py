@@ -307,7 +307,7 @@ def test_a_diverging_trial_does_not_take_its_neighbour_with_it(sweep_of, monkeyp
     assert expected in list(rows.log_loss)
 
 
-def test_a_failing_batch_is_recorded_with_its_traceback_and_the_next_goes_on(sweep_of, monkeypatch):
+def test_failing_lanes_are_recorded_with_their_traceback_and_the_next_go_on(sweep_of, monkeypatch):
     begin = phases.begin
 
     def failing(config, *rest):
