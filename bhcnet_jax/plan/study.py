@@ -1,9 +1,9 @@
-"""What a config asks for: a data set, its splits, and the trials that the config's sweep spans on it."""
+"""A study: the data set, the splits and the trials that a config asks for."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from bhcnet_jax import machine
 from bhcnet_jax.datasets import input_pipeline
@@ -14,9 +14,13 @@ from bhcnet_jax.plan.splits import Split
 from bhcnet_jax.plan.sweep import Shard
 from bhcnet_jax.plan.trial import Identity, Trial
 
+REMEMBERED = 64  # planned trials; one has an index for each of its augmented images
+
 
 class Study:
-    """The trials of a config, known by their identities; each is planned only when its turn comes.
+    """The trials of a config, known by their identities. Each is planned when its turn comes, and then remembered.
+
+    The config is checked and resolved here. From here on it cannot be written to.
 
     Args:
       config: see `configs/base.py`.
@@ -28,40 +32,41 @@ class Study:
 
     def __init__(self, config: ConfigDict, axes: str = ''):
         trial.check(config)
-        self.config = config
         self._axes = sweep.parse(axes or config.sweep, config)
         self._listed = sweep.check_points(config.trials, config) if config.trials else ({},)
+        self._settings = {**config.to_dict(), 'trials': ()}  # a dict is read fifty times as fast
+        self.config = FrozenConfigDict(self._settings)
         self.swept = sorted({key for axis in self._axes for key in axis.keys} | set().union(*self._listed))
         sweep.refuse_overlap(self._axes, self._listed)
         self._kinds: dict[tuple[int, bool], ImageSet] = {}
         self._splits: dict[tuple[Any, ...], Split] = {}
+        self._planned: dict[str, Trial] = {}
         self.image_set = self.images(config.dataset)
         self.grouping = groups.find_groups(self.image_set)
 
     def images(self, dataset: ConfigDict) -> ImageSet:
-        """The images in the size, and equalised or not, that the section of a trial's config says."""
+        """The images at the size, and equalised or not, that the `dataset` section of a trial's config says."""
         kind = (dataset.image_size, dataset.equalise)
         if kind not in self._kinds:
             self._kinds[kind] = input_pipeline.load(dataset)
         return self._kinds[kind]
 
     def trials(self, shard: Shard) -> list[Identity]:
-        """The trials of a shard. UserError if one of the sweep's is impossible, or two are the same."""
+        """The trials of a shard. UserError if a trial of the sweep is impossible, or two are the same."""
         every = list(self._identities())
         different = len({each.trial_id for each in every})
         if different < len(every):
             raise UserError(
-                f'The sweep has {len(every)} points, but only {different} different trials: one of its axes is over a '
-                'key that these recipes do not use, such as a strength of another augmentation policy. Leave it out.'
+                f'The sweep has {len(every)} points, but only {different} different trials: one of its axes sets a key '
+                'that these recipes do not use, such as a strength of another augmentation policy. Leave it out.'
             )
         return [each for each in every if shard.takes(each.trial_id)]
 
     def _identities(self) -> Iterator[Identity]:
-        base = self.config.to_dict()
         for listed in self._listed:
             for axes_point in sweep.points(self._axes):
                 point = {**listed, **axes_point}
-                settings = trial.set_point(base, point)
+                settings = trial.set_point(self._settings, point)
                 trial.check(settings, changed=point)
                 yield trial.identify(settings, self._split(settings['split']), self.image_set.fingerprint, point)
 
@@ -79,18 +84,16 @@ class Study:
             self._splits[key] = split
         return self._splits[key]
 
-    def config_of(self, this: Identity) -> ConfigDict:
+    def config_of(self, this: Identity) -> FrozenConfigDict:
         """The config of one trial."""
-        config = self.config.copy_and_resolve_references()
-        config.update_from_flattened_dict(dict(this.point))
-        return config
+        return FrozenConfigDict(trial.set_point(self._settings, this.point))
 
     def split_of(self, config: ConfigDict) -> Split:
         """The split of one trial, from its config."""
         return self._split(config.split)
 
     def columns_of(self, config: ConfigDict) -> dict[str, Any]:
-        """What the row of a trial says of its data, its split and what it is trained by, from its config."""
+        """The columns of a trial's row on its data, split, code and hardware, from its config."""
         split = self.split_of(config)
         return {
             'dataset': self.image_set.label,
@@ -108,17 +111,24 @@ class Study:
         }
 
     def ancestor(self, this: Identity) -> str:
-        """Id of the trial that is the same but for its last phase; '' for a trial of one phase."""
+        """Id of the trial that lacks only the last phase of this one; '' for a trial of one phase."""
         if len(this.phase_names) == 1:
             return ''
-        config = self.config_of(this)
-        config.phases = config.phases[:-1]
-        return trial.identify(config, self.split_of(config), self.image_set.fingerprint).trial_id
+        settings = trial.set_point(self._settings, {**this.point, 'phases': this.phase_names[:-1]})
+        return trial.identify(settings, self._split(settings['split']), self.image_set.fingerprint).trial_id
 
     def plan(self, this: Identity) -> Trial:
-        """The trial of an identity, ready to be trained. UserError: these images do not allow it."""
-        config = self.config_of(this)
-        try:
-            return trial.plan(this, config, self.image_set.labels, self.split_of(config))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        """The trial of an identity, ready to be trained. The last REMEMBERED are planned once.
+
+        UserError: these images do not allow it.
+        """
+        if this.trial_id not in self._planned:
+            config = self.config_of(this)
+            try:
+                planned = trial.plan(this, config, self.image_set.labels, self.split_of(config))
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            if len(self._planned) >= REMEMBERED:
+                self._planned.pop(next(iter(self._planned)))  # the oldest
+            self._planned[this.trial_id] = planned
+        return self._planned[this.trial_id]

@@ -1,4 +1,4 @@
-"""Everything that touches orbax: checkpoints of all lanes of a phase, and falling back where one is unreadable."""
+"""Checkpoints of a batch of lanes. Everything that touches orbax is here."""
 
 import errno
 import os
@@ -12,21 +12,21 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-KEPT = 2  # checkpoints of a phase that stay on disk: the last one, and one to fall back to
-SPARE_BYTES = 2**20  # on the disk beside the arrays: orbax writes some thirty small files as well
+KEPT = 2  # checkpoints of a phase that stay on disk: the newest, and one to fall back to
+SPARE_BYTES = 2**20  # for some thirty small files that orbax writes beside the arrays
 
 
 class Checkpoints:
-    """The checkpoints of one phase of a batch of lanes, numbered by the epochs that are done.
+    """The checkpoints of one phase of a batch of lanes, numbered by the epochs done.
 
-    A checkpoint holds numpy arrays with a leading axis [lanes], without any trace of the devices that made them, so
-    that other devices can go on. It appears under its name only when it is complete.
+    A checkpoint holds numpy arrays with a leading axis [lanes]. It says nothing of the devices that made it, so that
+    others can go on. It has its name only once it is complete.
     """
 
     def __init__(self, directory: pathlib.Path, metadata: dict[str, Any] | None = None):
         """directory: made if missing. metadata: JSON-able, written beside the checkpoints."""
         directory.mkdir(parents=True, exist_ok=True)
-        alone = ocp.options.MultiprocessingOptions(active_processes={0})  # of several processes only the first writes
+        alone = ocp.options.MultiprocessingOptions(active_processes={0})  # only process 0 writes
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
             create=False,
@@ -39,40 +39,40 @@ class Checkpoints:
             directory.resolve(),
             options=options,
             metadata=metadata,
-            # Left to itself the manager guesses this from the newest directory, which may be a stray one.
+            # Without it the manager guesses from the newest directory, which may be a stray one.
             item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         )
 
     def save(self, epochs_done: int, tree: Any) -> None:
-        """Writes a tree of numpy arrays and returns when it is complete on disk. OSError if it cannot be written."""
+        """Writes a tree of numpy arrays; it is complete on disk on return. OSError if it cannot be written."""
         self._refuse_full_disk(tree)
         try:
             self._manager.save(epochs_done, args=ocp.args.StandardSave(tree))
-        except ValueError as error:  # what the system says comes through tensorstore as text
+        except ValueError as error:  # tensorstore passes the system's error on as text
             code = re.search(r"os_error_code='(\d+)'", str(error))
             if not code:
                 raise
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(self._manager.directory)) from error
 
     def _refuse_full_disk(self, tree: Any) -> None:
-        """Asked beforehand, since orbax prints hundreds of lines from its threads when the disk is full."""
+        """Raises OSError if the tree does not fit; on a full disk orbax's threads print hundreds of lines."""
         disk = shutil.disk_usage(self._manager.directory)
         needed = SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-        if disk.total and disk.free < needed:  # some network file systems call themselves 0 bytes large
+        if disk.total and disk.free < needed:  # some network file systems report a size of 0 bytes
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._manager.directory))
 
     def restore(self, like: Any, at: int | None = None) -> tuple[int, Any] | None:
-        """The newest readable checkpoint as (epochs done, tree of numpy arrays), or None where there is none.
+        """The newest readable checkpoint as (epochs done, tree of numpy arrays); None if there is none.
 
-        like: a tree of arrays of the same structure, shapes and dtypes. at: look at this number of epochs only.
-        A directory that is named like a checkpoint and cannot be read is moved aside, and the log says so.
+        like: a tree of arrays of the same structure, shapes and dtypes. at: only the checkpoint of so many epochs.
+        An unreadable directory with the name of a checkpoint is moved aside, and the log says so.
         """
         for epochs_done in sorted(self._manager.all_steps(), reverse=True):
             if at is not None and epochs_done != at:
                 continue
             try:
                 tree = self._manager.restore(epochs_done, args=ocp.args.StandardRestore(like))
-                _check_shapes(tree, like)  # orbax returns the shape on disk, whatever it is asked for
+                _check_shapes(tree, like)  # orbax returns the shapes on disk and does not compare them
             except (ValueError, TypeError, KeyError, OSError) as error:
                 self._move_aside(epochs_done, error)
             else:

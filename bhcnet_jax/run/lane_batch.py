@@ -1,4 +1,4 @@
-"""Trains a batch of trials through their phases, with their checkpoints and their rows in the database."""
+"""Trains a batch of lanes through its phases, with checkpoints and rows in the database."""
 
 import contextlib
 import pathlib
@@ -27,11 +27,11 @@ CURVES = tuple(f'{part}_{name}' for part in ('train', 'test', 'val') for name in
 
 
 class _AllDiverged(Exception):
-    """No lane of the batch is worth another epoch."""
+    """Every lane of the batch has diverged."""
 
 
 class Stopped(Exception):
-    """Training ended early on request with everything saved; `signum` is the signal that asked for it."""
+    """Training ended early on request, with everything saved. `signum` is the signal that asked for it."""
 
     def __init__(self, signum: int, where: str):
         super().__init__(where)
@@ -40,9 +40,9 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one of the same kind has its usual effect.
+    """Collects SIGINT and SIGTERM. The second signal of a kind has its usual effect.
 
-    A signal that the parent had ignored (a background job of a script) stays ignored.
+    A signal that the parent process ignored stays ignored, as in a background job of a script.
     """
     requests = []
 
@@ -62,15 +62,15 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 class LaneBatch:
-    """Trials of one signature on their way through the phases, and where their results go.
+    """Trials that train together, one lane each, from their newest checkpoint to an epoch of their phases.
 
-    Trees have a leading axis [lanes], one lane for each trial. A lane whose loss is not finite any more is DIVERGED
-    in the database and is not recorded from then on; the others go on.
+    Trees have a leading axis [lanes]. A lane whose loss is no longer finite is DIVERGED in the database and gets no
+    more rows; the others go on.
 
     Args:
-      trials: of equal batch_key, equally far.
+      trials: of equal batch_key and equal progress.
       image_set: what they train on.
-      engine: for their signature, with room for as many lanes.
+      engine: for their signature, with room for all of them.
       path: the run directory.
       results: its database.
     """
@@ -101,11 +101,10 @@ class LaneBatch:
         requests: list[int],
         with_tensorboard: bool,
     ) -> Any:
-        """Trains from the newest checkpoints on. Returns the weights reached, numpy [lanes, ...].
+        """Trains on from the newest checkpoint. Returns the weights, numpy [lanes, ...]; None if all lanes diverged.
 
-        until: epochs, of all phases together, after which to stop with a checkpoint. known: see `places.find`.
-        requests: signals that ask to stop, see `stop_requests`; raises Stopped at the end of the epoch. Returns None as
-        soon as all lanes have diverged.
+        until: epochs of all phases together, after which to stop with a checkpoint. known: see `places.find`. requests:
+        see `stop_requests`; raises Stopped at the end of an epoch if there is one.
         """
         ids, names = [each.trial_id for each in self._trials], [phase.name for phase in self._phases]
         lanes = stack(self._trials, 0)
@@ -124,7 +123,7 @@ class LaneBatch:
         return None
 
     def _train(self, fresh: dict[str, Any], until: int) -> dict[str, Any]:
-        """fresh: what the first phase starts from, and every checkpoint is like. Returns the tree reached."""
+        """Returns the tree after training. fresh: what the first phase starts from; every checkpoint has its shapes."""
         current, done, tree = self._newest(like=fresh)
         for phase in self._phases[current:]:
             if phase.index > current:
@@ -138,7 +137,7 @@ class LaneBatch:
         return tree
 
     def _newest(self, like: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
-        """The newest checkpoint that can be read: number of its phase, epochs done in it, tree."""
+        """The newest readable checkpoint: number of its phase, epochs done in it, tree."""
         for phase in reversed(self._phases):
             if (self.directory / phase.name).exists():
                 with self._checkpoints(phase) as saved:
@@ -152,7 +151,7 @@ class LaneBatch:
         return contextlib.closing(checkpoints.Checkpoints(self.directory / phase.name, metadata))
 
     def _run_epochs(self, phase: phases.Phase, done: int, end: int, tree: dict[str, Any]) -> dict[str, Any]:
-        """Trains the epochs from `done` to `end` of a phase. Returns the tree as it is on disk afterwards."""
+        """Trains the epochs from `done` to `end` of a phase. Returns the tree that is then on disk."""
         count = len(self._trials)
         lanes = stack(self._trials, phase.index).replace(class_weights=tree['class_weights'])
         rates = [
@@ -174,15 +173,15 @@ class LaneBatch:
                     saved.save(epoch + 1, {'state': state, 'class_weights': lanes.class_weights})
                 if self._requests:
                     raise Stopped(self._requests[0], f'{phase.name} epoch {epoch + 1} of {phase.epochs}')
-            # Read back though it was just written: what the next phase gets is what is on disk.
+            # Read back, so that the next phase starts from what is on disk, as after a kill.
             return saved.restore(like=tree)[1]
 
     def _record(self, phase: phases.Phase, epoch: int, result: EpochResult, seconds: float) -> None:
-        """Commits an epoch of all lanes that are alive, then shows it. epoch: 1-based."""
+        """Commits an epoch of all lanes that have not diverged, then shows it. epoch: 1-based."""
         rows, predictions = [], []
         for lane, this in enumerate(self._trials):
             sums, logits = [float(part[lane]) for part in result.sums], result.logits[lane]
-            logits = logits[: len(this.split.test) + len(this.split.val)]  # the rest fills up
+            logits = logits[: len(this.split.test) + len(this.split.val)]  # without the padding
             if this.trial_id not in self.alive:
                 continue
             if not (np.isfinite(sums[0]) and np.isfinite(logits).all()):
@@ -209,7 +208,7 @@ class LaneBatch:
         self._show(phase, epoch, rows, seconds)
 
     def _scores(self, this: Trial, logits: np.ndarray) -> dict[str, float | None]:
-        """logits: of the test and the validation part, float [T]."""
+        """The columns of an epoch on the test and the validation part. logits: float [test + val]."""
         test, val = np.split(logits.astype(np.float64), [len(this.split.test)])
         test_labels, val_labels = self.image_set.labels[this.split.test], self.image_set.labels[this.split.val]
         counts = metrics.counts(test_labels, expit(test))

@@ -1,10 +1,21 @@
-"""Where in a run directory the weights of trials lie, and how they are put together into other batches.
+"""How a trial's weights are found.
 
-A batch has a directory with BATCH, the ids of its trials lane by lane and the names of its phases, and for each phase
-begun a directory of checkpoints of all its lanes, stacked (see `checkpoint.py`). A trial may be in several batches; its
-place is where it has come furthest. Trials that lie together go on where they are. Others (neighbours were pruned,
-there are fewer devices or there is less memory) are first copied into the directory of a new batch, and directories
-that are nobody's place are deleted.
+Trials that train together share a directory of the run directory, `checkpoints/<digest of their ids>`:
+
+    batch.json              'trials': their ids, lane by lane (null: forgotten); 'phases': the names of their phases
+    <phase>/<epochs done>/  a checkpoint (see `checkpoints.py`): 'state', a `steps.TrainState`, and 'class_weights',
+                            each with a leading axis [lanes]
+
+A trial's id may be in several batch.json. In each of these directories its newest checkpoint is that of the last phase
+begun with the most epochs done. The furthest of them all is the trial's place; its lane is the index of its id. `find`
+returns the places of all trials.
+
+A batch of lanes goes on in its directory. If its lanes change, because neighbours were pruned, memory was short or
+there are other devices, `enter` first copies them from their places into a new directory. `tidy` deletes the
+directories that are the place of no trial that is needed.
+
+Lanes of different phases could train together, since the program is the same. They do not: regrouping would stay, for
+the reasons above, and each lane would need its own epochs, its own end and its own number in a checkpoint.
 """
 
 import contextlib
@@ -37,7 +48,7 @@ class Place(NamedTuple):
 
 
 class UnreadableError(Exception):
-    """A checkpoint could not be read and was moved aside; its trials have another place now."""
+    """A checkpoint could not be read and was moved aside. Its trials have another place now."""
 
 
 def find(path: pathlib.Path) -> dict[str, Place]:
@@ -55,7 +66,7 @@ def find(path: pathlib.Path) -> dict[str, Place]:
 
 
 def _newest(directory: pathlib.Path, phase_names: Sequence[str]) -> tuple[int, int, str] | None:
-    """Number of the last phase that has a checkpoint, its epochs done, and its name."""
+    """The last phase that has a checkpoint: its number, the most epochs done in it, and its name."""
     for phase in reversed(range(len(phase_names))):
         with contextlib.suppress(FileNotFoundError):
             inside = (directory / phase_names[phase]).iterdir()
@@ -72,10 +83,10 @@ def enter(
     places: Mapping[str, Place],
     like: Any,
 ) -> pathlib.Path:
-    """The directory in which a batch goes on, with the lanes of its trials in their order; made if need be.
+    """The directory in which a batch of lanes goes on; made if these trials, in this order, have none yet.
 
-    places: see `find`; all trials must have come equally far. like: a tree of arrays [lanes, ...] as the batch trains.
-    UnreadableError if a checkpoint that is needed is damaged: look for places again.
+    places: see `find`; all trials must be equally far. like: a tree of arrays [lanes, ...] as the batch trains.
+    UnreadableError if a checkpoint is damaged: call `find` again.
     """
     mine = {'trials': list(trial_ids), 'phases': list(phase_names)}
     where = [places.get(trial_id) for trial_id in trial_ids]
@@ -96,7 +107,7 @@ def _new_directory(path: pathlib.Path, trial_ids: Sequence[str]) -> pathlib.Path
     name = hashlib.sha256(' '.join(trial_ids).encode()).hexdigest()[:12]
     for again in itertools.count():
         directory = path / 'checkpoints' / (f'{name}-{again}' if again else name)
-        with contextlib.suppress(FileExistsError):  # the same trials have been together before
+        with contextlib.suppress(FileExistsError):  # the same trials trained together before
             directory.mkdir(parents=True)
             return directory
 
@@ -107,7 +118,7 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
         return {'trials': list(batch['trials']), 'phases': list(batch['phases'])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'{file} cannot be read ({error!r}). Delete its directory: its unfinished trials then start anew.'
+            f'{file} cannot be read ({error!r}). Delete its directory; its unfinished trials then start anew.'
         ) from error
 
 
@@ -128,7 +139,7 @@ def _collect(places: Sequence[Place], like: Any) -> Any:
 
 
 def forget(path: pathlib.Path, trial_ids: Collection[str]) -> None:
-    """Makes sure that nothing goes on from what these trials have trained."""
+    """Takes these trials out of every batch.json, so that no trial goes on from their weights."""
     gone = set(trial_ids)
     for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
         batch = _read(file)
@@ -138,7 +149,7 @@ def forget(path: pathlib.Path, trial_ids: Collection[str]) -> None:
 
 
 def tidy(path: pathlib.Path, needed: Collection[str]) -> None:
-    """Deletes the directories that are the place of no needed trial."""
+    """Deletes the directories that are the place of no trial in `needed`."""
     in_use = {place.directory for trial_id, place in find(path).items() if trial_id in needed}
     for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
         if file.parent not in in_use:
@@ -146,6 +157,6 @@ def tidy(path: pathlib.Path, needed: Collection[str]) -> None:
 
 
 def drop(directory: pathlib.Path) -> None:
-    """Deletes a batch's checkpoints; its rows must be final before."""
-    (directory / BATCH).unlink()  # first, so that a deletion cut short leaves no batch to go on with
+    """Deletes the directory of a batch. Its rows must be final before."""
+    (directory / BATCH).unlink()  # first, so that a deletion cut short leaves nothing to go on from
     shutil.rmtree(directory)

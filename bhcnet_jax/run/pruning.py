@@ -1,14 +1,16 @@
-"""Successive halving: trials that do worse than others on their validation parts stop early.
+"""Successive halving: trials with a high loss on their validation part stop early.
 
     --prune='rungs=4,8,16 keep=1/3'
 
-At each rung, a number of epochs since a trial began, over all its phases, the trials that reached it are ranked by the
-loss on their validation part, and the best `keep` of them go on; the others are PRUNED. The test part is never looked
-at. Rungs and ranking are those of successive halving (Jamieson and Talwalkar, 2016), on which ASHA (Li et al., 2020)
-builds. ASHA promotes trials before a rung is full, so that no worker waits; here the lanes of one program go in step
-and nobody waits, so a rung is ranked when it is full, and which trials survive depends on nothing but their losses.
-What it shares with ASHA is that a rung can be ranked again: trials added later compete with those that were there
-before, and a pruned one that is among the best of the larger field goes on.
+A rung is a number of epochs, counted from the start of a trial over all its phases. At each rung, the trials that
+reached it are ranked by the loss on their validation part. The best share `keep` goes on; the others are PRUNED. The
+test part is never looked at.
+
+Rungs and ranking are those of successive halving (Jamieson and Talwalkar, 2016). ASHA (Li et al., 2020) builds on it
+and promotes trials before a rung is full, so that no worker waits. Here nobody waits, since the lanes of one program go
+in step. So a rung is ranked when it is full, and the survivors depend on the losses alone. As in ASHA, a rung can be
+ranked again: trials added later compete with the earlier ones, and a pruned trial that is among the best of the larger
+field goes on.
 """
 
 import fractions
@@ -31,7 +33,7 @@ class Pruning(NamedTuple):
 
 
 def parse(text: str) -> Pruning:
-    """What --prune says; without any rung for ''. UserError for anything else that is not of that form."""
+    """The rule that --prune describes; no rungs for ''. UserError for any other form."""
     if not text:
         return Pruning()
     found = re.fullmatch(r'rungs=([0-9]{1,7}(?:,[0-9]{1,7})*) keep=([0-9]{1,7})([./][0-9]{1,7})?', text)
@@ -46,7 +48,7 @@ def parse(text: str) -> Pruning:
 
 
 def check(rule: Pruning, trials: Sequence[Identity], val_folds: int) -> None:
-    """UserError if a rule cannot be followed. val_folds: of trials that do not set split.val_folds themselves."""
+    """UserError if the trials cannot follow a rule. val_folds: of trials whose point does not set split.val_folds."""
     if not rule.rungs or not trials:
         return
     if not all(each.point.get('split.val_folds', val_folds) for each in trials):
@@ -60,13 +62,13 @@ def check(rule: Pruning, trials: Sequence[Identity], val_folds: int) -> None:
 
 
 def survivors(losses: Mapping[str, float], keep: fractions.Fraction) -> set[str]:
-    """The best floor(keep * n) of n trials, one at the least: those of the lowest loss; of equal ones the lowest id."""
+    """The floor(keep * n) of n trials with the lowest loss, but at least one. Of equal losses the lower id wins."""
     ranked = sorted(losses, key=lambda trial_id: (losses[trial_id], trial_id))
     return set(ranked[: max(1, math.floor(keep * len(ranked)))])
 
 
 def where(this: Identity, rung: int) -> tuple[str, int] | None:
-    """Phase and epoch (1-based inside it) at which a trial is at a rung; None if it ends before, or with it."""
+    """Phase and epoch (1-based, inside the phase) at which a trial reaches a rung; None if it is over by then."""
     if rung >= this.epochs:
         return None
     for name, epochs in zip(this.phase_names, this.phase_epochs, strict=True):

@@ -1,4 +1,4 @@
-"""The run directory: whose it is, what made it, and that only one process at a time writes to it."""
+"""The run directory: the config and data it belongs to, the starts that wrote it, and its lock."""
 
 import contextlib
 import datetime
@@ -37,10 +37,10 @@ def claim(
     swept: Sequence[str] = (),
     recipe: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """Makes the directory or takes it up again, and keeps other processes out of it.
+    """Makes the directory or opens it again, and keeps other processes out of it.
 
-    The keys in `swept`, of this call or of earlier ones, may differ: their trials live side by side. recipe: what of
-    the config fixes results beside seed and fold; None: `trial.resolve`.
+    The config must be that of earlier calls, but for keys in `swept`, of this call or of earlier ones: their trials
+    live side by side. recipe: the part of the config that fixes results, without seed and fold; None: `trial.resolve`.
     UserError if the directory belongs to another config or other data, if another process writes to it, if it holds
     other files, or if it cannot be written.
     """
@@ -67,7 +67,7 @@ def claim(
         if error.errno not in UNWRITABLE:
             raise
         raise UserError(
-            f'{path} cannot be written: {error.strerror}. What was written is safe; see to it and start again.'
+            f'{path} cannot be written: {error.strerror}. What was written is safe. Remove the cause and start again.'
         ) from error
     finally:
         os.close(lock)
@@ -90,18 +90,18 @@ def _flatten(prefix: str, tree: Any) -> Iterator[tuple[str, Any]]:
 
 def _lock(descriptor: int, path: pathlib.Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process ends
     except BlockingIOError:
         raise UserError(f'{path}: another process is training here. Wait for it, or use another --workdir.') from None
 
 
 def _refuse_strangers(path: pathlib.Path) -> None:
     if any(file.suffix != PARTIAL for file in path.iterdir()):
-        raise UserError(f'{path} holds files but no config.json: no run directory. Use another --workdir.')
+        raise UserError(f'{path} holds files but no config.json: not a run directory. Use another --workdir.')
 
 
 def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:
-    """Refuses what differs in more than swept keys; remembers newly swept ones."""
+    """Raises UserError if more than swept keys differ; remembers newly swept keys."""
     try:
         theirs = json.loads((path / 'config.json').read_text())
         identity, swept = theirs['identity'], {*theirs['swept'], *mine['swept']}
@@ -118,7 +118,7 @@ def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:
 
 
 def record_start(path: pathlib.Path, command: str) -> None:
-    """Adds this process to env.json: a list, since a resumed run may have had several, on several machines."""
+    """Adds this process to env.json, a list: a resumed run has several, maybe on several machines."""
     file = path / 'env.json'
     starts = json.loads(file.read_text()) if file.exists() else []
     starts.append(
@@ -137,7 +137,7 @@ def record_start(path: pathlib.Path, command: str) -> None:
 
 
 def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, trial: Trial | None) -> None:
-    """Writes data.json: fingerprint and groups by image id, and the split and the phases of a single trial."""
+    """Writes data.json: the fingerprint, the groups by image id, and a single trial's split and phases."""
     ids = np.array(image_set.ids)
     members = [ids[grouping.groups == group].tolist() for group in np.unique(grouping.groups)]
     tree = {

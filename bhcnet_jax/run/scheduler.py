@@ -1,8 +1,8 @@
-"""Trains the trials of a study: which go together, how far, and what happens when something goes wrong.
+"""Trains the trials of a study: which train together, how far, and what happens when something goes wrong.
 
-All trials that go on train up to a rung of `pruning.py` (without pruning there is one, the end), in batches of equal
-signature, phases and progress. A batch that does not fit into memory is cut in halves; one that raises is trained again
-one trial at a time, so that only those that raise alone are FAILED.
+From one rung of `pruning.py` to the next (without pruning: to the end), trials of equal signature, phases and progress
+train together as a `LaneBatch`. If it does not fit into memory, its trials go on with half as many lanes on a device.
+If it raises, they go on one at a time, so that only those that raise alone are FAILED.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from bhcnet_jax.run.lane_batch import LaneBatch
 from bhcnet_jax.training.engine import Engine, is_out_of_memory
 from bhcnet_jax.training.lanes import choose_lanes, stack
 
-ENDED = ('DONE', 'FAILED', 'DIVERGED')  # PRUNED is not: the rest of the trial can be trained
+ENDED = ('DONE', 'FAILED', 'DIVERGED')  # not PRUNED: the rest of the trial can still be trained
 
 
 class _FirstFailure(Exception):
@@ -38,13 +38,14 @@ class _FirstFailure(Exception):
 
 
 class Scheduler:
-    """Trains what is missing of some trials, in one process, with its results in one run directory.
+    """Trains what is missing of some trials, in one process, with the results in one run directory.
 
     Args:
       study: what the trials belong to.
-      wanted: its trials that this process is to have trained at the end.
+      wanted: the trials that are to be trained when `run` returns.
       path: the run directory.
       results: its database.
+      spread: what the devices share, see `engine.choose_spread`.
       rule: when to prune.
       fail_fast: stop at the first trial that fails or diverges.
     """
@@ -55,16 +56,17 @@ class Scheduler:
         wanted: Sequence[Identity],
         path: pathlib.Path,
         results: Results,
+        spread: str,
         rule: pruning.Pruning,
         fail_fast: bool = False,
     ):
         self._study, self._wanted, self._path, self._results = study, wanted, path, results
         self._rule, self._fail_fast = rule, fail_fast
         self._keeps_weights = study.config.engine.keep_weights == 'final'
-        self._engines = _Engines(study, path)
+        self._engines = _Engines(study, path, spread)
 
     def run(self) -> None:
-        """Trains. Raises batch.Stopped on SIGTERM or SIGINT at the end of an epoch; the errors of `train.run`."""
+        """Trains. Raises the errors of `train.run`."""
         self._look()
         racing = [each for each in self._wanted if self._results.status(each.trial_id) not in ('FAILED', 'DIVERGED')]
         with (
@@ -91,7 +93,7 @@ class Scheduler:
             self._inherit(statuses)
 
     def _inherit(self, statuses: Mapping[str, str]) -> None:
-        """Has trials begin where a finished one ended that is the same but for their last phase."""
+        """Lets a trial start from a finished trial that lacks only its last phase."""
         for each in self._wanted:
             if statuses.get(each.trial_id) in (None, 'PENDING', 'RUNNING') and each.trial_id not in self._places:
                 ancestor = self._study.ancestor(each)
@@ -100,7 +102,7 @@ class Scheduler:
                     self._places[each.trial_id] = self._places[ancestor]
 
     def _show(self) -> Progress:
-        """The progress display of all wanted trials, with what earlier processes have done of them."""
+        """The progress display of all wanted trials; what earlier processes did counts as done."""
         ended = self._results.ended()
         has_val = bool(self._study.config.split.val_folds)
         shown = Progress(
@@ -139,7 +141,7 @@ class Scheduler:
         return sum(this.phase_epochs[: place.phase]) + place.epoch if place else 0
 
     def _prune(self, racing: Sequence[Identity], rung: int) -> list[Identity]:
-        """Ranks the trials at a rung. Returns those that stay in the race, with those that end before it."""
+        """Ranks the trials at a rung. Returns those that stay in the race, and those that end before the rung."""
         at = {each.trial_id: pruning.where(each, rung) for each in racing}
         statuses, losses = self._results.statuses(), {}
         for phase, epoch in sorted({where for where in at.values() if where}):
@@ -157,15 +159,15 @@ class Scheduler:
         """Trains to `until` epochs of all phases together, or to the end of a shorter trial."""
         self._look()
         statuses = self._results.statuses()
-        # Made for all that race, trained or not, so that a resumed sweep computes with the same engines.
+        # Engines are made for all trials in the race, done or not, so that a resumed sweep has the same engines.
         counts = Counter(each.signature for each in racing)
         left = [each for each in racing if statuses.get(each.trial_id) not in ENDED]
-        # One that is at its end and not DONE was killed in between.
+        # A trial at its end that is not DONE was killed before its row was written.
         left = [each for each in left if self._done(each) < until or each.epochs <= until]
-        self._train_batches(left, until, counts)
+        self._train_groups(left, until, counts)
 
-    def _train_batches(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
-        """Trains trials in batches of those that are equally far, the furthest first."""
+    def _train_groups(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
+        """Trains trials of equal progress together, those with the most progress first."""
         groups = {}
         for each in trials:
             place = self._places.get(each.trial_id)
@@ -174,12 +176,12 @@ class Scheduler:
             while group:
                 engine = self._engines.get(group[0], counts[signature])
                 together, group = group[: engine.capacity], group[engine.capacity :]
-                self._train_batch(together, until, counts, engine)
+                self._train_together(together, until, counts, engine)
 
-    def _train_batch(
+    def _train_together(
         self, together: Sequence[Identity], until: int, counts: Mapping[str, int], engine: Engine
     ) -> None:
-        """Trains one batch; if that fails, its trials in other batches."""
+        """Trains trials together. If that fails, trains those that are left in other batches of lanes."""
         if self._requests:
             raise lane_batch.Stopped(self._requests[0], f'{self._progress.done} epochs')
         trials = self._plan(together, engine)
@@ -190,14 +192,14 @@ class Scheduler:
                 params = this.train(until, self._places, self._progress, self._requests, len(self._wanted) == 1)
                 self._finish(this, trials, params, until)
         except (lane_batch.Stopped, UserError, OSError):
-            raise  # no fault of these trials
+            raise  # not the fault of these trials
         except Exception as error:
             self._mend(error, [each.identity for each in trials], until, counts)
         if self._fail_fast and any(self._results.status(each.trial_id) in ('FAILED', 'DIVERGED') for each in together):
             raise _FirstFailure
 
     def _plan(self, together: Sequence[Identity], engine: Engine) -> list[Trial]:
-        """Enters trials as RUNNING in this process. Returns those that these images allow; the others are FAILED."""
+        """Marks trials as RUNNING. Returns those that the images allow, ready to be trained; the others are FAILED."""
         self._results.begin(_row(each, self._study, engine) for each in together)
         trials = []
         for each in together:
@@ -210,12 +212,12 @@ class Scheduler:
         return trials
 
     def _finish(self, this: LaneBatch, trials: Sequence[Trial], params: Any, until: int) -> None:
-        """Scores the trials of a batch that has come to their end."""
+        """Scores the trials of a batch of lanes, if they are at their end."""
         if trials[0].identity.epochs > until:
             return
         scores = {each.trial_id: _score(each, self._results) for each in trials if each.trial_id in this.alive}
         if len(self._wanted) == 1 and scores:
-            # Drawn before the trial is called done: a run killed in between draws again.
+            # Drawn before the trial is DONE, so that a run killed in between draws again.
             weights = jax.tree.map(lambda leaf: leaf[0], params)
             summary.draw(trials[0], this.image_set, weights, self._results, self._path / 'figures')
         self._results.finish_many(scores)
@@ -232,18 +234,18 @@ class Scheduler:
             places.drop(this.directory)
 
     def _mend(self, error: Exception, together: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
-        """Trains what a batch that raised has left undone, as far as that is possible."""
+        """Goes on after lanes raised: trains those without a result in smaller batches, or fails the last one."""
         self._places = places.find(self._path)
         left = [each for each in together if self._results.status(each.trial_id) == 'RUNNING']
         too_large = is_out_of_memory(error) and self._engines.halve(together[0].signature)
         if too_large or isinstance(error, places.UnreadableError):
-            self._train_batches(left, until, counts)
+            self._train_groups(left, until, counts)
         elif len(left) > 1:
             for each in left:
-                self._train_batches([each], until, counts)
+                self._train_groups([each], until, counts)
         elif left:
             self._fail(left[0], ''.join(traceback.format_exception(error)))
-        else:  # their rows are final, so it was none of theirs
+        else:  # every row is final, so no trial raised it
             raise error
 
     def _fail(self, this: Identity, error: str) -> None:
@@ -254,38 +256,35 @@ class Scheduler:
 class _Engines:
     """An engine for every signature, made and compiled when it is first needed."""
 
-    def __init__(self, study: Study, path: pathlib.Path):
-        self._study = study
-        self._file = path / 'lanes.json'  # of each signature: what was chosen, so that a resumed sweep computes alike
+    def __init__(self, study: Study, path: pathlib.Path, spread: str):
+        self._study, self._spread = study, spread
+        self._file = path / 'lanes.json'  # the choice for each signature, so that a resumed sweep computes alike
         self._chosen = json.loads(self._file.read_text()) if self._file.exists() else {}
         self._made: dict[tuple[str, int], Engine] = {}
 
     def get(self, this: Identity, count: int) -> Engine:
-        """The engine for trials like this one, of which there are `count`. UserError: it cannot be made."""
-        # No more lanes than there are trials for: those that pruning leaves shall not train beside padding.
-        devices = 1 if self._study.config.engine.spread == 'batch' else jax.device_count()
+        """The engine for `count` trials like this one. UserError: it cannot be made."""
+        # No more lanes than there are trials, so that those that pruning leaves do not train beside padding.
+        devices = 1 if self._spread == 'batch' else jax.device_count()
         lanes = min(self._lanes(this, count), -(-count // devices))
         if (this.signature, lanes) not in self._made:
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
-            try:
-                engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes)
-            except ValueError as error:
-                raise UserError(str(error)) from error
+            engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes, spread=self._spread)
             seconds = engine.compile(stack([planned], 0))
             print(f'Compiled in {seconds:.1f} s for {machine.hardware()}', flush=True)
             self._made[this.signature, lanes] = engine
         return self._made[this.signature, lanes]
 
     def _lanes(self, this: Identity, count: int) -> int:
-        """How many lanes a device trains at most: as chosen earlier on such devices, else chosen now."""
+        """How many lanes a device trains at most: the earlier choice on the same hardware, else a new one."""
         asked, found = self._study.config.engine.lanes, self._chosen.get(this.signature)
         made_for = {'asked': asked, 'hardware': machine.hardware()}
         if found is None or any(found[key] != value for key, value in made_for.items()):
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
             lane = stack([planned], 0)
-            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count)
+            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count, self._spread)
             self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})
         return self._chosen[this.signature]['lanes']
 
@@ -294,7 +293,7 @@ class _Engines:
         files.write_json(self._file, self._chosen)
 
     def halve(self, signature: str) -> bool:
-        """Lets go of the engines of a signature and has the next ones use half as many lanes; False: it was one."""
+        """Halves the lanes of a signature and drops its engines. False: there was one lane only."""
         lanes = self._chosen[signature]['lanes'] // 2
         if not lanes:
             return False
@@ -305,7 +304,7 @@ class _Engines:
 
 
 def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
-    """What is known of a trial before it is trained."""
+    """The columns of a trial that are known before it is trained."""
     config = study.config_of(this)
     return {
         'trial_id': this.trial_id,
@@ -315,7 +314,7 @@ def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
         'epochs': this.phase_epochs[-1],
         'phases': '+'.join(this.phase_names),
         'recipe_id': this.recipe_id,
-        'engine': f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {config.engine.spread}',
+        'engine': f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}',
         **study.columns_of(config),
     }
 

@@ -1,4 +1,4 @@
-"""One call from a config to a finished run directory: data -> trials -> batches -> results and report."""
+"""One call from a config to a finished run directory: data -> trials -> batches of lanes -> results."""
 
 import contextlib
 import pathlib
@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display import summary
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import sweep, trial
+from bhcnet_jax.plan import sweep
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity
 from bhcnet_jax.records import merge
@@ -26,8 +25,8 @@ class Options(NamedTuple):
     workdir: the run directory; '': runs/<config.recipe>-<data set>. command: what the user typed, for env.json.
     sweep: axes, see `sweep.parse`; '': config.sweep. shard: 'i/n', the share of the trials to train; '': all.
     prune: see `pruning.parse`; '': every trial is trained to its end.
-    rerun: train again what has 'failed' or 'diverged', 'all', or trials whose id begins so; '': only what is missing.
-    dry_run: print what would be trained, with estimate also what it would cost, and stop.
+    rerun: which trials to train again: 'failed', 'diverged', 'all', or the first characters of their ids; '': none.
+    dry_run: print what would be trained, and stop. estimate: a dry run also prints what it would cost.
     fail_fast: stop at the first trial that fails or diverges.
     """
 
@@ -43,30 +42,27 @@ class Options(NamedTuple):
 
 
 def run(config: ConfigDict, options: Options) -> bool:
-    """Trains what a config says, or what of it is missing where earlier calls have been at work.
+    """Trains the trials of a config that the run directory lacks. Returns whether all trials ended well.
 
-    A config without a sweep is one trial. config: see `configs/base.py`. Returns whether all trials ended well.
+    A config without a sweep is one trial. config: see `configs/base.py`; it is not written to.
 
     Raises:
-      UserError: each with one line for the user.
-      batch.Stopped: on SIGTERM or SIGINT, at the end of an epoch.
+      UserError: one line for the user.
+      lane_batch.Stopped: on SIGTERM or SIGINT, at the end of an epoch.
     """
     shard = sweep.parse_shard(options.shard or '1/1')
     rule = pruning.parse(options.prune)
-    config = config.copy_and_resolve_references()
-    trial.check(config)
-    alone = not (options.sweep or config.sweep or config.trials)
-    config.engine.spread = engine.choose_spread(config, alone)
     study = Study(config, options.sweep)
+    spread = engine.choose_spread(study.config, alone=not (options.sweep or config.sweep or config.trials))
     wanted = study.trials(shard)
-    pruning.check(rule, wanted, config.split.val_folds)
-    path = _path(config, study.image_set, options)
-    if options.dry_run:  # which only looks, so that it can do so while another process trains
+    pruning.check(rule, wanted, study.config.split.val_folds)
+    path = _path(study, options)
+    if options.dry_run:  # it only reads, so another process may be training here
         statuses = merge.look(path)
         again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)
         if options.estimate and missing:
-            print(estimate.text(study, missing), flush=True)
+            print(estimate.text(study, missing, spread), flush=True)
         return True
     with (
         run_dir.claim(path, config, study.image_set, study.swept),
@@ -75,13 +71,13 @@ def run(config: ConfigDict, options: Options) -> bool:
         statuses = database.statuses()
         again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)
-        places.forget(path, again)  # before their rows, so that none goes on from what is forgotten
+        places.forget(path, again)  # before their rows, so that a kill in between leaves no old weights to go on from
         database.forget(again)
         run_dir.record_start(path, options.command)
         single = study.plan(wanted[0]) if len(wanted) == 1 else None
         run_dir.record_data(path, study.image_set, study.grouping, single)
         if missing:
-            scheduler.Scheduler(study, wanted, path, database, rule, options.fail_fast).run()
+            scheduler.Scheduler(study, wanted, path, database, spread, rule, options.fail_fast).run()
         database.export(path)
         summary.print_end(wanted, single, study.image_set, database, path)
         statuses = database.statuses()
@@ -91,16 +87,16 @@ def run(config: ConfigDict, options: Options) -> bool:
 def _describe(
     study: Study, wanted: Sequence[Identity], statuses: Mapping[str, str], again: Collection[str]
 ) -> list[Identity]:
-    """Prints what is there and what is not. again: ids of trials to be trained again. Returns the missing trials."""
+    """Prints which trials are there and which are missing. Returns the missing ones. again: ids to be trained again."""
     kept = {trial_id: status for trial_id, status in statuses.items() if trial_id not in again}
     missing = [each for each in wanted if kept.get(each.trial_id) not in ENDED]
     summary.describe(study, wanted, missing, kept)
     return missing
 
 
-def _path(config: ConfigDict, image_set: ImageSet, options: Options) -> pathlib.Path:
-    """The run directory; every shard has one of its own inside it, so that no two processes write to one file."""
-    path = pathlib.Path(options.workdir or f'runs/{config.recipe}-{image_set.label}')
+def _path(study: Study, options: Options) -> pathlib.Path:
+    """The run directory. Each shard has its own inside it, so that no two processes write to one file."""
+    path = pathlib.Path(options.workdir or f'runs/{study.config.recipe}-{study.image_set.label}')
     return path / f'shard-{options.shard.replace("/", "-of-")}' if options.shard else path
 
 
@@ -113,6 +109,6 @@ def _to_rerun(wanted: Sequence[Identity], options: Options, statuses: Mapping[st
     if rerun in ('failed', 'diverged'):
         return {trial_id for trial_id in ids if statuses[trial_id] == rerun.upper()}
     chosen = {trial_id for trial_id in ids if trial_id.startswith(rerun)}
-    if not chosen and not options.shard:  # it may be in another shard
+    if not chosen and not options.shard:  # another shard may have it
         raise UserError(f'--rerun={rerun}: no trial here has an id that begins so; expected failed, diverged or all.')
     return chosen

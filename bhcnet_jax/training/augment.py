@@ -2,8 +2,8 @@
 
 H W pixels, K cells of a distortion grid along each axis. Rows run down, columns to the right. The `_coords`
 functions turn output coordinates into source coordinates, both in pixels from the middle of the image. A
-policy composes them and samples the image once: nothing is blurred twice, and what one map moves out of view
-another can bring back.
+policy composes them and samples the image once. So nothing is blurred twice, and one map can bring back what
+another moved out of view.
 """
 
 from collections.abc import Mapping
@@ -193,11 +193,11 @@ def pixel_coords(shape: tuple[int, int]) -> Coords:
 
 
 def warp(image: jax.Array, rows: jax.Array, cols: jax.Array) -> jax.Array:
-    """Samples an image bilinearly at rows, cols (pixels from its middle), as if black pixels lay around it.
+    """Samples an image bilinearly at rows, cols (pixels from its middle); outside of it all is black.
 
-    Half a pixel beyond the outermost centres is half an edge pixel: mode='grid-constant' of scipy.ndimage,
-    BORDER_CONSTANT of OpenCV. The library's way is the shortest and as fast as any tried (2 CPU cores, 32
-    images of 128x128 in vmap in scan: 0.023 ms an image; four gathers from a padded image: 0.027).
+    Half a pixel beyond the outermost centres is half an edge pixel, as in mode='grid-constant' of scipy.ndimage
+    and BORDER_CONSTANT of OpenCV. The library's function is as fast as any tried (2 CPU cores, 32 images of
+    128x128 in vmap in scan: 0.023 ms an image; four gathers from a padded image: 0.027).
 
     Args:
       image: float32 [H, W] in [0, 1].

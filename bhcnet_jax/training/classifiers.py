@@ -1,4 +1,4 @@
-"""The baselines: what each sees of an image, and the classifier of scikit-learn that reads it.
+"""The baselines: numbers taken from an image, and the classifiers of scikit-learn that see them.
 
 N images, F numbers of an image.
 """
@@ -28,8 +28,8 @@ PIXELS = f'{SIDE} x {SIDE} pixels'
 class Method(NamedTuple):
     """A classifier of scikit-learn.
 
-    settings: its keyword arguments. scaled: each number is brought to mean 0 and standard deviation 1 first.
-    seeded: chance has a part in it. calibrated: it gives no probabilities, so a sigmoid turns its scores into some.
+    settings: its keyword arguments. scaled: its inputs are standardised to mean 0 and standard deviation 1.
+    seeded: it is random. calibrated: it gives scores, which a sigmoid turns into probabilities.
     """
 
     classifier: type[ClassifierMixin]
@@ -50,14 +50,14 @@ METHODS = {  # settings are scikit-learn's defaults, written out
 
 
 class Baseline(NamedTuple):
-    """method: of METHODS. inputs: what it sees of an image, see `inputs`."""
+    """method: a key of METHODS. inputs: a key of the dict that `inputs` returns."""
 
     method: str
     inputs: str
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return f'{self.method} on {self.inputs}'
 
 
@@ -69,9 +69,9 @@ BASELINES = (
 
 
 def inputs(image_set: ImageSet) -> dict[str, np.ndarray]:
-    """What baselines see of the images, by name: float32 [N, F] each.
+    """The inputs of the baselines, by name: float32 [N, F] each.
 
-    Grey levels are the mean, the standard deviation and QUANTILES of all pixels, at 128 x 128 pixels.
+    Grey levels are the mean, the standard deviation and QUANTILES of all pixels of the image at 128 x 128 pixels.
     """
     grey = image_set.thumbnails.reshape(len(image_set.ids), -1)
     size = np.stack([image_set.widths, image_set.heights], axis=1)
@@ -86,8 +86,8 @@ def inputs(image_set: ImageSet) -> dict[str, np.ndarray]:
 def predict(method: Method, values: np.ndarray, labels: np.ndarray, split: Split, seed: int) -> np.ndarray:
     """Fits on the training part of a split. -> probability of hemorrhage on its test part, float64 [len(split.test)].
 
-    values: float [N, F]. labels: int [N]. The calibrating sigmoid is fitted on the training part too, to scores from
-    a cross-validation inside it (Platt, 1999).
+    values: float [N, F]. labels: int [N]. The sigmoid is fitted to scores from a cross-validation inside the training
+    part (Platt, 1999).
     """
     chance = {'random_state': seed} if method.seeded else {}
     model = method.classifier(**method.settings, **chance)

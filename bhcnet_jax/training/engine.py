@@ -1,7 +1,7 @@
 """Trains a batch of lanes, epoch by epoch, as one compiled program; the only pmap in the project.
 
-Lanes are trials that train together. Spread 'lanes' gives each device lanes of its own; spread 'batch' gives every
-device a part of each batch of the same lanes and adds the gradients. On a CPU every core is a device.
+Lanes are trials that train together. Spread 'lanes' gives each device its own lanes. Spread 'batch' gives all devices
+the same lanes: each computes a part of every batch of images, and gradients are added. On a CPU every core is a device.
 Leading axes: D devices, L lanes per device.
 
 Several processes can be one program, with the devices of all. Process 0 leads: it alone has data, run directory and
@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from bhcnet_jax.errors import UserError
 from bhcnet_jax.training import steps
 
 AXIS = 'devices'
@@ -42,7 +43,7 @@ class ProcessLost(ConnectionError):
 
 
 class EpochResult(NamedTuple):
-    """Of one epoch, for each lane: sums over training images and the logits of the scored images, on the host."""
+    """One epoch of each lane, on the host: sums over training images and the logits of the scored images."""
 
     sums: steps.Sums  # float32 [lanes] each
     logits: np.ndarray  # float32 [lanes, T]
@@ -54,34 +55,44 @@ class Engine:
     Trees of host arrays have the leading axis [lanes]; states stay on the devices between epochs, as [D, L, ...].
 
     Args:
-      config: a recipe; only what fixes shapes and code paths is read.
+      config: only what fixes shapes and code paths is read, and no engine setting.
       images: uint8 [N, H, W], copied to every device once.
       labels: int32 [N], 1 = hemorrhage.
-      trials: how many lanes are to be trained; no device is used that would only train padding.
-      lanes: L, of which `choose_lanes` knows how many are best.
+      trials: how many lanes are to be trained; a device that would only train padding is not used.
+      lanes: L; `choose_lanes` says how many are best.
+      spread: 'lanes' or 'batch', what the devices share; see `choose_spread`.
 
     Raises:
-      ValueError: the batch cannot be spread evenly over the devices.
+      UserError: the batch cannot be spread evenly over the devices.
     """
 
-    def __init__(self, config: ConfigDict, images: np.ndarray, labels: np.ndarray, trials: int = 1, *, lanes: int = 1):
-        self._spreads_batch = config.engine.spread == 'batch'
-        self.lanes = lanes
+    def __init__(
+        self,
+        config: ConfigDict,
+        images: np.ndarray,
+        labels: np.ndarray,
+        trials: int = 1,
+        *,
+        lanes: int = 1,
+        spread: str = 'lanes',
+    ):
+        self._spreads_batch = spread == 'batch'
+        self.lanes, self.spread = lanes, spread
         self.devices = sorted(jax.devices(), key=lambda device: device.process_index)
         if not self._spreads_batch:
             self.devices = self.devices[: -(-trials // lanes)]
         elif config.batch_size % len(self.devices):
-            raise ValueError(
+            raise UserError(
                 f'batch_size is {config.batch_size}; to spread a batch over {len(self.devices)} devices it must be '
                 f'a multiple of {len(self.devices)}.'
             )
         self.capacity = lanes * (1 if self._spreads_batch else len(self.devices))
         processes = [device.process_index for device in self.devices]
         self._shares = [processes.count(process) for process in sorted(set(processes))]  # devices of each process
-        self._init = jax.jit(functools.partial(lax.map, steps.make_init(config)))
+        self._init = jax.jit(functools.partial(lax.map, functools.partial(steps.init, config)))
         self._epoch = jax.pmap(self._make_epoch(config), AXIS, devices=self.devices, donate_argnums=0)
         self._compiled = None
-        with self._others('make', [(config, images, labels, trials, lanes)] * len(self._shares)):
+        with self._others('make', [(config, images, labels, trials, lanes, spread)] * len(self._shares)):
             self._data = self._copy_to_each((images, labels))
 
     @contextlib.contextmanager
@@ -134,16 +145,14 @@ class Engine:
         return jax.tree.map(rows, tree)
 
     def _make_epoch(self, config: ConfigDict) -> Callable[..., Any]:
-        spread = {'axis': AXIS, 'shards': len(self.devices)} if self._spreads_batch else {}
-        train_epoch = steps.make_train_epoch(config, **spread)
-        evaluate = steps.make_evaluate(config)
+        parts = {'axis': AXIS, 'shards': len(self.devices)} if self._spreads_batch else {}
 
         def epoch(states: steps.TrainState, lanes: steps.Lane, data: tuple[jax.Array, jax.Array]) -> Any:
             images, labels = data
 
             def one_lane(state_and_lane: tuple[steps.TrainState, steps.Lane]) -> Any:
-                state, sums = train_epoch(*state_and_lane, images, labels)
-                return state, EpochResult(sums, evaluate(state.average, state_and_lane[1].scored, images))
+                state, sums = steps.train_epoch(config, *state_and_lane, images, labels, **parts)
+                return state, EpochResult(sums, steps.evaluate(config, state.average, state_and_lane[1].scored, images))
 
             # A batch of one would be a vmap over a dimension of 1, which costs transposes and compile time.
             return lax.map(one_lane, (states, lanes), batch_size=None if self.lanes == 1 else self.lanes)
@@ -184,7 +193,7 @@ class Engine:
         return jax.tree.map(unstack, *parts)
 
     def to_devices(self, tree: Any) -> Any:
-        """States [lanes, ...] -> [D, L, ...], filled up with copies of the last lane; spread 'batch' repeats them.
+        """States [lanes, ...] -> [D, L, ...], padded with copies of the last lane; spread 'batch' repeats them.
 
         With several processes, one set of states is on the devices at a time.
         """
@@ -200,7 +209,7 @@ class Engine:
 
     def init(self, lanes: steps.Lane) -> steps.TrainState:
         """The states that the lanes start from, numpy [lanes, ...]."""
-        states = jax.device_get(self._init(self._fill_up(lanes)))  # filled up, so that it is compiled once
+        states = jax.device_get(self._init(self._fill_up(lanes)))  # padded, so that it is compiled once
         return jax.tree.map(lambda leaf: leaf[: len(lanes.seed)], states)
 
     @property
@@ -210,12 +219,12 @@ class Engine:
 
     @property
     def device_bytes(self) -> int:
-        """Memory that the compiled epoch takes on each device: its arguments and what it computes with."""
+        """Memory of the compiled epoch on each device: arguments, results and temporary values."""
         sizes = self._compiled.memory_analysis()
         return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes
 
     def compile(self, lanes: steps.Lane) -> float:
-        """Compiles the epoch, once for all epochs of all phases. Returns the seconds that took."""
+        """Compiles the epoch, once for all epochs of all phases. Returns the seconds taken."""
         states = self.to_devices(jax.tree.map(np.asarray, self.init(lanes)))
         parts = self._parts(lanes)
         start = time.perf_counter()
@@ -242,10 +251,11 @@ class Engine:
 
 
 def choose_spread(config: ConfigDict, alone: bool) -> str:
-    """'lanes' or 'batch', what devices are to share: as engine.spread says, or what is fastest if that is 'auto'.
+    """What the devices share, 'lanes' or 'batch': what engine.spread says; if that is 'auto', the fastest.
 
-    That is on a CPU the batch of a trial alone, where it can be cut evenly; but batch normalisation has to be asked,
-    since every device has the moments of its own part. alone: there is no sweep, so that shards do not differ.
+    The fastest is 'lanes', but on a CPU the batch of a trial alone if it can be cut evenly. Batch normalisation never
+    spreads its batch unless asked to: each device has the moments of its own part. alone: there is no sweep; with one,
+    every shard must choose alike.
     """
     if config.engine.spread != 'auto':
         return config.engine.spread
@@ -254,7 +264,7 @@ def choose_spread(config: ConfigDict, alone: bool) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether XLA has raised it because a device's memory did not suffice, at run time or already in compilation."""
+    """Whether XLA raised it for lack of memory on a device, at run time or while compiling."""
     return isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
 
 
@@ -325,8 +335,8 @@ def follow() -> None:
 def _mirror(engines: dict[int, Engine], states: Any, number: int, command: str, part: Any) -> tuple[Any, Any]:
     """Does in a follower what the leader does in `Engine._others`. Returns this process's states and the reply."""
     if command == 'make':
-        *arguments, lanes = part
-        engines[number] = Engine(*arguments, lanes=lanes)
+        *arguments, lanes, spread = part
+        engines[number] = Engine(*arguments, lanes=lanes, spread=spread)
         return None, None
     if command == 'put':
         return part, None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,10 +18,18 @@ MEASURED_IMAGES = 4096  # of the epoch that `measure_lanes` times
 WORTHWHILE = 1.05  # growth of images/s below which more lanes are not worth their memory
 
 
-def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
-    """What trials of one signature bring to a phase, numpy [lanes, ...]: at its first epoch, at learning rate 0.
+class Cost(NamedTuple):
+    """Of one compiled epoch: seconds to compile, augmented images/s of all its lanes, bytes on each device."""
 
-    The class weights are those of the phase's own images.
+    compile_seconds: float
+    images_per_second: float
+    device_bytes: int
+
+
+def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
+    """The lanes of trials of one signature in the first epoch of a phase, numpy [lanes, ...].
+
+    Learning rates are 0, class weights those of the phase's own images.
     """
     configs, count = [each.config for each in trials], len(trials)
     planned = [each.phases[phase_index] for each in trials]
@@ -44,41 +53,41 @@ def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
 
 
 def _scored(split: Split) -> np.ndarray:
-    """The images that a trial is scored on, test part first; filled up with the first of them. int32 [T]."""
+    """The images that a trial is scored on, int32 [T]: test part, validation part, then copies of the first image."""
     scored = np.concatenate([split.test, split.val])
     return np.append(scored, np.repeat(scored[:1], trial.scored_count(split) - len(scored)))
 
 
 def choose_lanes(
-    config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, trials: int
+    config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, trials: int, spread: str
 ) -> tuple[int, dict[int, float]]:
-    """How many lanes a device should train together, and the images/s measured for that, by lanes tried.
+    """How many lanes a device should train together, and the measured images/s by number of lanes.
 
-    Measured on a GPU only, if config.engine.lanes is 'auto'. On a CPU lanes that are computed together are slower than
+    Measures only on a GPU, and only if config.engine.lanes is 'auto'. On a CPU, lanes trained together are slower than
     one after the other: 64 images/s against 93 (4 lanes, 2 cores).
 
-    lane: of one trial, leaves [1, ...]. trials: how many are to be trained; other arguments: of `Engine`.
+    lane: of one trial, leaves [1, ...]. trials: how many are to be trained. The other arguments: of `Engine`.
     """
     if config.engine.lanes != 'auto':
         return int(config.engine.lanes), {}
     if jax.default_backend() == 'cpu':
         return 1, {}
-    return measure_lanes(config, images, labels, lane, trials)
+    return measure_lanes(config, images, labels, lane, trials, spread)
 
 
 def measure_lanes(
-    config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, trials: int
+    config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, trials: int, spread: str
 ) -> tuple[int, dict[int, float]]:
     """Tries 1, 2, 4, ... lanes per device until images/s hardly grow, memory runs out or all trials fit.
 
-    Arguments and result: of `choose_lanes`. An epoch of up to MEASURED_IMAGES is the recipe's own, so that JAX's cache
-    has its program when it is compiled for training; a longer one is cut.
+    Arguments and result: of `choose_lanes`. An epoch longer than MEASURED_IMAGES is cut; a shorter one is the recipe's
+    own, and JAX's cache then has its program for the training.
     """
-    config, lane = _shorten(config, lane)
+    config, lane = shorten(config, lane, MEASURED_IMAGES)
     rates, best = {}, None
-    for lanes in _widths(trials if config.engine.spread == 'batch' else -(-trials // len(jax.devices()))):
+    for lanes in _widths(trials if spread == 'batch' else -(-trials // len(jax.devices()))):
         try:
-            rates[lanes] = _measure(config, images, labels, lane, lanes)
+            rates[lanes] = measure(config, images, labels, lane, lanes, lanes, spread).images_per_second
         except jax.errors.JaxRuntimeError as error:
             if best is None or not is_out_of_memory(error):
                 raise
@@ -98,22 +107,28 @@ def _widths(needed: int) -> Iterator[int]:
     yield needed
 
 
-def _shorten(config: ConfigDict, lane: steps.Lane) -> tuple[ConfigDict, steps.Lane]:
-    """The same with an epoch of MEASURED_IMAGES at most."""
-    config = config.copy_and_resolve_references()
-    config.augment.samples = min(config.augment.samples, MEASURED_IMAGES)
+def shorten(config: ConfigDict, lane: steps.Lane, samples: int) -> tuple[ConfigDict, steps.Lane]:
+    """A copy of the config and the lane [1, ...] with an epoch of at most `samples` augmented images."""
+    config = ConfigDict(config)
+    config.augment.samples = min(config.augment.samples, samples)
     return config, lane.replace(
         sources=lane.sources[:, : config.augment.samples],
         learning_rates=lane.learning_rates[:, : steps.steps_per_epoch(config)],
     )
 
 
-def _measure(config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, lanes: int) -> float:
-    """Images/s of a device (spread 'batch': of all) in an epoch of as many equal lanes, after one to warm up."""
-    engine = Engine(config, images, labels, lanes, lanes=lanes)
-    repeated = jax.tree.map(lambda leaf: np.repeat(leaf, lanes, axis=0), lane)
-    engine.compile(repeated)
-    states, _ = engine.epoch(engine.to_devices(engine.init(repeated)), repeated)
+def measure(
+    config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, trials: int, lanes: int, spread: str
+) -> Cost:
+    """Compiles and times an epoch of as many equal lanes as would train together.
+
+    lane: leaves [1, ...]. The other arguments: of `Engine`.
+    """
+    engine = Engine(config, images, labels, trials, lanes=lanes, spread=spread)
+    together = jax.tree.map(lambda leaf: np.repeat(leaf, min(trials, engine.capacity), axis=0), lane)
+    compile_seconds = engine.compile(together)
+    states, _ = engine.epoch(engine.to_devices(engine.init(together)), together)  # warms up
     start = time.perf_counter()
-    engine.epoch(states, repeated)
-    return lanes * config.augment.samples / (time.perf_counter() - start)
+    engine.epoch(states, together)
+    rate = len(together.seed) * config.augment.samples / (time.perf_counter() - start)
+    return Cost(compile_seconds, rate, engine.device_bytes)

@@ -14,8 +14,8 @@ def optimizer(learning_rate: jax.Array, weight_decay: jax.Array) -> optax.Gradie
 def learning_rates(config: ConfigDict, epochs: int, steps_per_epoch: int) -> np.ndarray:
     """The learning rate of every step of a phase, float32 [epochs, steps_per_epoch].
 
-    Linear from 0 to `config.peak_lr` over the first `config.warmup` of the steps, then a cosine to 0. A table, so
-    that the number of epochs is no constant of the compiled program.
+    Linear from 0 to `config.peak_lr` over the share `config.warmup` of the steps, then a cosine to 0. It is a table, so
+    that the compiled program does not depend on the number of epochs.
     """
     steps = epochs * steps_per_epoch
     warmup_steps = round(config.warmup * steps)

@@ -85,11 +85,10 @@ def measure_training(config_name: str, epochs: int) -> dict[str, Any]:
     epoch_seconds, compile_seconds and peak_memory_bytes of this process.
     """
     config = importlib.import_module(f'bhcnet_jax.configs.{config_name}').get_config()
-    config.engine.spread = choose_spread(config, alone=True)
     image_set = random_images(200, config.dataset.image_size)
     split = splits.split(image_set.labels, np.arange(200), 'holdout', 10, 0, 0)
     trials = [trial.make(config, image_set.labels, split, '')]
-    engine = Engine(config, image_set.images, image_set.labels)
+    engine = Engine(config, image_set.images, image_set.labels, spread=choose_spread(config, alone=True))
     lanes = stack(trials, 0)
     rates = optim.learning_rates(config.optimizer, epochs, lanes.learning_rates.shape[1])
     compile_seconds = engine.compile(lanes)

@@ -1,5 +1,6 @@
 """This project as a contender (see contender.py)."""
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -32,12 +33,12 @@ class Project:
         config.model.dtype = task.variant['dtype']
         split = splits.split(task.labels, np.arange(len(task.labels)), 'holdout', 10, 0, 0)
         lanes = task.variant.get('lanes', 1)
-        config.engine.spread = choose_spread(config, alone='lanes' not in task.variant)
+        spread = choose_spread(config, alone='lanes' not in task.variant)
         trials = []
         for config.seed in range(lanes):
             trials.append(trial.make(config.copy_and_resolve_references(), task.labels, split, ''))
         self._lanes = stack(trials, 0)
-        self._engine = Engine(config, task.images, task.labels, lanes, lanes=lanes)
+        self._engine = Engine(config, task.images, task.labels, lanes, lanes=lanes, spread=spread)
         self._rates = optim.learning_rates(config.optimizer, config.balanced.epochs, steps.steps_per_epoch(config))
         self._states, self._epoch = None, 0
 
@@ -59,13 +60,13 @@ class Project:
         lane = lane.replace(sources=task.batches.reshape(-1), dropout=np.float32(0.0))
         params = unflatten_dict(task.weights, sep='/')
         state = steps.start({'params': params})
-        draw, train_step = jax.jit(steps.make_draw(config)), jax.jit(steps.make_train_step(config))
+        draw, train_step = (jax.jit(functools.partial(each, config)) for each in (steps.draw, steps.train_step))
         losses = []
         for step, rate in enumerate(optim.learning_rates(config.optimizer, 1, count)[0]):
             positions = np.arange(step * size, (step + 1) * size, dtype=np.int32)
             mask = np.ones(size, np.float32)
-            inputs = draw(lane, task.images, positions)
-            state, sums = train_step(state, lane, task.labels, inputs, positions, mask, rate)
+            batch = steps.Batch(draw(lane, task.images, positions), positions, mask)
+            state, sums = train_step(state, lane, task.labels, batch, rate)
             losses.append(float(sums.loss / sums.images))
         return losses
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -148,7 +149,8 @@ def prepare(folder: pathlib.Path, images: np.ndarray, labels: np.ndarray, **keys
     config.update_from_flattened_dict({'dataset.image_size': images.shape[1], **keys})
     split = splits.split(labels, np.arange(len(labels)), 'holdout', 10, 0, 0)
     planned = trial.make(config, labels, split, '')
-    state = jax.jit(steps.make_init(config))(jax.tree.map(lambda leaf: leaf[0], stack([planned], 0)))
+    lane = jax.tree.map(lambda leaf: leaf[0], stack([planned], 0))
+    state = jax.jit(functools.partial(steps.init, config))(lane)
     generator = np.random.default_rng(0)
     write_task(
         folder, config.to_dict(), images=images, labels=labels, sources=planned.phases[0].sources, test=split.test,

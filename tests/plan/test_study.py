@@ -46,6 +46,34 @@ def test_a_trial_is_planned_with_its_own_values(study_of):
     assert study.config.seed == 0
 
 
+def test_a_trial_that_is_asked_for_again_is_not_planned_again(study_of, monkeypatch):
+    plan, calls = trial.plan, []
+    monkeypatch.setattr(trial, 'plan', lambda *arguments: calls.append(1) or plan(*arguments))
+    study = study_of('seed=0:3')
+    first = [study.plan(each) for each in study.trials(EVERY)]
+    again = [study.plan(each) for each in study.trials(EVERY)]
+    assert len(calls) == 3
+    assert all(one is other for one, other in zip(first, again, strict=True))
+
+
+def test_only_the_last_planned_trials_are_remembered(study_of, monkeypatch):
+    monkeypatch.setattr('bhcnet_jax.plan.study.REMEMBERED', 2)
+    study = study_of('seed=0:3')
+    trials = study.trials(EVERY)
+    first, *_, last = [study.plan(each) for each in trials]
+    assert study.plan(trials[-1]) is last
+    assert study.plan(trials[0]) is not first
+
+
+def test_no_config_of_a_study_can_be_written_to(study_of):
+    study = study_of('seed=0:2')
+    for config in (study.config, study.plan(study.trials(EVERY)[1]).config):
+        with pytest.raises(AttributeError, match='immutable'):
+            config.seed = 7
+        with pytest.raises(AttributeError, match='immutable'):
+            config.engine.spread = 'batch'
+
+
 def test_folds_share_one_program_though_their_sizes_differ(study_of):
     study = study_of('split.fold=0:7', split__scheme='kfold', split__folds=7)
     trials = study.trials(EVERY)

@@ -49,7 +49,7 @@ def test_the_newest_checkpoint_comes_back_bit_for_bit_as_numpy(saved):
 TOO_LARGE = """
 import contextlib, errno, pathlib, resource, sys
 import numpy as np
-from bhcnet_jax.checkpoint import Checkpoints
+from bhcnet_jax.run.checkpoints import Checkpoints
 with contextlib.closing(Checkpoints(pathlib.Path(sys.argv[1]))) as checkpoints:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     try:
@@ -120,7 +120,7 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints_only(tmp_path):
     script = """
         import os, pathlib, signal, sys
         import numpy as np
-        from bhcnet_jax.checkpoint import Checkpoints
+        from bhcnet_jax.run.checkpoints import Checkpoints
 
         def die(event, arguments):
             if event == 'os.rename' and str(arguments[1]).endswith('/3'):

@@ -16,7 +16,7 @@ def like(count):
 
 
 def train(path, trial_ids, phase, epochs, values):
-    """What a batch leaves behind after `epochs` epochs of a phase."""
+    """What a batch of lanes leaves behind after `epochs` epochs of a phase."""
     directory = places.enter(path, trial_ids, PHASES, places.find(path), like(len(trial_ids)))
     tree = {'weights': np.repeat(np.array(values, np.float32)[:, None], 2, axis=1)}
     with contextlib.closing(Checkpoints(directory / phase)) as checkpoints:
@@ -46,12 +46,12 @@ def test_a_trial_is_where_it_has_come_furthest(tmp_path):
     assert weights(tmp_path, 'b') == [4, 4]
 
 
-def test_a_batch_that_goes_on_together_stays_where_it_is(tmp_path):
+def test_lanes_that_go_on_together_stay_where_they_are(tmp_path):
     first = train(tmp_path, ['a', 'b'], 'balanced', 1, [1, 2])
     assert train(tmp_path, ['a', 'b'], 'balanced', 2, [3, 4]) == first
 
 
-def test_trials_of_several_batches_go_on_together_with_their_own_weights(tmp_path):
+def test_lanes_of_several_directories_go_on_together_with_their_own_weights(tmp_path):
     train(tmp_path, ['a', 'b'], 'balanced', 3, [1, 2])
     train(tmp_path, ['c', 'd', 'e'], 'balanced', 3, [3, 4, 5])
     directory = places.enter(tmp_path, ['e', 'b'], PHASES, places.find(tmp_path), like(2))

@@ -307,7 +307,7 @@ def test_a_diverging_trial_does_not_take_its_neighbour_with_it(sweep_of, monkeyp
     assert expected in list(rows.log_loss)
 
 
-def test_a_failing_batch_is_recorded_with_its_traceback_and_the_next_goes_on(sweep_of, monkeypatch):
+def test_failing_lanes_are_recorded_with_their_traceback_and_the_next_go_on(sweep_of, monkeypatch):
     begin = phases.begin
 
     def failing(config, *rest):
@@ -337,6 +337,15 @@ def test_fail_fast_stops_at_the_first_failure(sweep_of, monkeypatch):
 def test_an_axis_that_changes_nothing_is_refused(sweep_of):
     with pytest.raises(UserError, match='2 points, but only 1 different trials'):
         sweep_of('augment.distort.noise=0,0.1')  # of another policy than the one in use
+
+
+@pytest.mark.parametrize('axes', ['', 'seed=0:2'])
+def test_a_run_leaves_its_config_as_it_was(axes, labelled_folder, environment, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', environment['TFDS_DATA_DIR'])
+    config = tiny_config(labelled_folder)
+    before = config.to_dict()
+    train.run(config, Options(workdir=str(tmp_path / 'run'), sweep=axes, dry_run=True, estimate=False))
+    assert config.to_dict() == before
 
 
 def test_an_unknown_rerun_is_refused(sweep_of):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bhcnet_jax.errors import UserError
 from bhcnet_jax.run.checkpoints import Checkpoints
 from bhcnet_jax.training import engine as engines
 from bhcnet_jax.training import lanes as widths
@@ -16,9 +17,9 @@ from bhcnet_jax.training.engine import Engine
 from lanes import small_config, small_images, small_lanes
 
 
-def train(config, seeds=(0,), epochs=2, lanes=1):
+def train(config, seeds=(0,), epochs=2, lanes=1, spread='lanes'):
     """Trains lanes that differ by seed. -> engine, final states, results of the epochs."""
-    engine = Engine(config, *small_images(), len(seeds), lanes=lanes)
+    engine = Engine(config, *small_images(), len(seeds), lanes=lanes, spread=spread)
     states = engine.to_devices(engine.init(small_lanes(config, seeds)))
     results = []
     for epoch in range(epochs):
@@ -88,7 +89,7 @@ def test_two_lanes_on_a_device_compute_what_one_does_up_to_rounding(pair):
 def test_one_batch_over_two_devices_equals_one_device(alone):
     # Dropout and augmentation have a key per image, so they are the same however the batch is spread.
     _, whole, whole_results = alone
-    engine, spread, spread_results = train(small_config(engine__spread='batch'), (7,))
+    engine, spread, spread_results = train(small_config(), (7,), spread='batch')
     assert len(engine.devices) == 2
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(spread.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -102,7 +103,7 @@ def test_running_moments_are_the_mean_of_those_of_the_devices():
     """Of each device's own part of the batch: with one step from zero moments, the mean is that of the whole batch."""
     one_step = {'model__norm': 'batch', 'augment__policy': 'none', 'augment__samples': 8, 'model__filters': (4,)}
     _, whole, _ = train(small_config(**one_step), (7,), epochs=1)
-    _, spread, _ = train(small_config(engine__spread='batch', **one_step), (7,), epochs=1)
+    _, spread, _ = train(small_config(**one_step), (7,), epochs=1, spread='batch')
     means = [states.batch_stats['trunk']['norm1']['BatchNorm_0'] for states in (whole, spread)]
     np.testing.assert_allclose(means[0]['mean'], means[1]['mean'], rtol=1e-4, atol=1e-6)
     assert not np.allclose(means[0]['var'], means[1]['var'], rtol=1e-5)  # moments of a part are about its own mean
@@ -141,8 +142,8 @@ def test_every_core_is_a_device_unless_jax_is_told_otherwise(said, devices):
 
 
 def test_a_batch_that_cannot_be_cut_evenly_is_refused():
-    with pytest.raises(ValueError, match=r'batch_size is 7.*multiple of 2'):
-        Engine(small_config(engine__spread='batch', batch_size=7), *small_images())
+    with pytest.raises(UserError, match=r'batch_size is 7.*multiple of 2'):
+        Engine(small_config(batch_size=7), *small_images(), spread='batch')
 
 
 def test_a_state_goes_on_after_a_detour_over_the_host(alone):
@@ -232,21 +233,21 @@ def test_what_four_devices_have_begun_goes_on_with_one_and_the_other_way_round(t
 @pytest.mark.parametrize(('said', 'lanes'), [('auto', 1), ('6', 6)])
 def test_lanes_are_those_of_the_config_and_one_on_a_cpu(said, lanes):
     config = small_config(engine__lanes=said)
-    assert widths.choose_lanes(config, *small_images(), small_lanes(config), 100) == (lanes, {})
+    assert widths.choose_lanes(config, *small_images(), small_lanes(config), 100, 'lanes') == (lanes, {})
 
 
 @pytest.mark.parametrize(
-    ('overrides', 'trials', 'worthwhile', 'tried'),
+    ('spread', 'trials', 'worthwhile', 'tried'),
     [
-        ({}, 5, 0, [1, 2, 3]),  # 3 for each of two devices are enough
-        ({'engine__spread': 'batch'}, 2, 0, [1, 2]),
-        ({}, 100, 1000, [1, 2]),  # two are not a thousand times as fast
+        ('lanes', 5, 0, [1, 2, 3]),  # 3 for each of two devices are enough
+        ('batch', 2, 0, [1, 2]),
+        ('lanes', 100, 1000, [1, 2]),  # two are not a thousand times as fast
     ],
 )
-def test_lanes_are_tried_until_they_gain_nothing(overrides, trials, worthwhile, tried, monkeypatch):
+def test_lanes_are_tried_until_they_gain_nothing(spread, trials, worthwhile, tried, monkeypatch):
     monkeypatch.setattr(widths, 'WORTHWHILE', worthwhile)
-    config = small_config(augment__policy='none', model__filters=(2,), **overrides)
-    best, rates = widths.measure_lanes(config, *small_images(), small_lanes(config), trials)
+    config = small_config(augment__policy='none', model__filters=(2,))
+    best, rates = widths.measure_lanes(config, *small_images(), small_lanes(config), trials, spread)
     assert list(rates) == tried
     assert min(rates.values()) > 0
     assert best == (tried[-1] if worthwhile == 0 else 1)
@@ -255,9 +256,10 @@ def test_lanes_are_tried_until_they_gain_nothing(overrides, trials, worthwhile, 
 def test_a_long_epoch_is_cut_for_the_measurement(monkeypatch):
     monkeypatch.setattr(widths, 'MEASURED_IMAGES', 16)
     seen = []
-    monkeypatch.setattr(widths, '_measure', lambda config, images, labels, lane, lanes: seen.append((config, lane)))
+    measured = widths.Cost(compile_seconds=1.0, images_per_second=1.0, device_bytes=1)
+    monkeypatch.setattr(widths, 'measure', lambda config, _, __, lane, *rest: seen.append((config, lane)) or measured)
     config = small_config()
-    widths.measure_lanes(config, *small_images(), small_lanes(config), 1)
+    widths.measure_lanes(config, *small_images(), small_lanes(config), 1, 'lanes')
     ((short, lane),) = seen
     assert (short.augment.samples, config.augment.samples) == (16, 20)
     assert (lane.sources.shape, lane.learning_rates.shape) == ((1, 16), (1, 2))
@@ -268,15 +270,15 @@ def exhaust(*_):
 
 
 def test_more_lanes_than_fit_into_memory_are_not_chosen(monkeypatch):
-    measure = widths._measure
+    measure = widths.measure
     monkeypatch.setattr(widths, 'WORTHWHILE', 0)
-    monkeypatch.setattr(widths, '_measure', lambda *arguments: (exhaust if arguments[-1] > 2 else measure)(*arguments))
+    monkeypatch.setattr(widths, 'measure', lambda *arguments: (exhaust if arguments[-2] > 2 else measure)(*arguments))
     config = small_config(augment__policy='none', model__filters=(2,))
-    best, rates = widths.measure_lanes(config, *small_images(), small_lanes(config), 100)
+    best, rates = widths.measure_lanes(config, *small_images(), small_lanes(config), 100, 'lanes')
     assert (best, list(rates)) == (2, [1, 2])
-    monkeypatch.setattr(widths, '_measure', exhaust)
+    monkeypatch.setattr(widths, 'measure', exhaust)
     with pytest.raises(jax.errors.JaxRuntimeError, match='Out of memory'):
-        widths.measure_lanes(config, *small_images(), small_lanes(config), 100)
+        widths.measure_lanes(config, *small_images(), small_lanes(config), 100, 'lanes')
 
 
 def test_only_a_lack_of_memory_is_told_as_such():

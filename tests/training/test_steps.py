@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,18 +16,21 @@ def trees_equal(first, second):
     return all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
 
 
+def compiled(function, config):
+    return jax.jit(functools.partial(function, config))
+
+
 def start(config, seed=0):
     images, labels = small_images()
     lane = one(small_lanes(config, [seed]))
-    return jax.jit(steps.make_init(config))(lane), lane, jnp.asarray(images), jnp.asarray(labels)
+    return compiled(steps.init, config)(lane), lane, jnp.asarray(images), jnp.asarray(labels)
 
 
 def step_once(config, lane, state, images, labels, positions=8, mask=None):
     mask = jnp.ones(positions) if mask is None else mask
     positions = jnp.arange(len(mask))
-    inputs = steps.make_draw(config)(lane, images, positions)
-    train_step = jax.jit(steps.make_train_step(config))
-    return train_step(state, lane, labels, inputs, positions, mask, jnp.float32(1e-3))
+    batch = steps.Batch(steps.draw(config, lane, images, positions), positions, mask)
+    return compiled(steps.train_step, config)(state, lane, labels, batch, jnp.float32(1e-3))
 
 
 def test_a_step_changes_every_weight():
@@ -85,7 +90,7 @@ def test_an_epoch_shows_every_augmented_image_once():
     config = small_config(model__dropout=0.0, optimizer__peak_lr=0.0)
     state, lane, images, labels = start(config)
     lane = lane.replace(learning_rates=jnp.zeros(3))
-    _, sums = jax.jit(steps.make_train_epoch(config))(state, lane, images, labels)
+    _, sums = compiled(steps.train_epoch, config)(state, lane, images, labels)
     assert float(sums.images) == 20
     # The weights stand still, so the epoch's loss is that of the 20 images one by one, each with its own key.
     model = models.create(config.model)
@@ -104,7 +109,7 @@ def test_frozen_augmentation_is_the_same_in_every_epoch_and_fresh_is_not(frozen)
     config = small_config(augment__frozen=frozen, model__dropout=0.0)
     state, lane, images, labels = start(config)
     lane = lane.replace(learning_rates=jnp.zeros(3))
-    train_epoch = jax.jit(steps.make_train_epoch(config))
+    train_epoch = compiled(steps.train_epoch, config)
     losses = [float(train_epoch(state, lane.replace(epoch=epoch), images, labels)[1].loss) for epoch in (0, 1)]
     # Frozen images come in another order each epoch, so their sum is equal up to rounding.
     assert (abs(losses[0] - losses[1]) < 1e-4) == frozen
@@ -114,7 +119,7 @@ def test_the_two_phases_draw_other_augmented_images():
     config = small_config(model__dropout=0.0)
     state, lane, images, labels = start(config)
     lane = lane.replace(learning_rates=jnp.zeros(3))
-    train_epoch = jax.jit(steps.make_train_epoch(config))
+    train_epoch = compiled(steps.train_epoch, config)
     losses = [float(train_epoch(state, lane.replace(phase=phase), images, labels)[1].loss) for phase in (0, 1)]
     assert abs(losses[0] - losses[1]) > 1e-3
 
@@ -144,7 +149,7 @@ def test_two_seeds_give_different_dropout_and_another_order(stream, overrides):
     if stream == 'dropout':  # one batch: its order changes sums by rounding only
         config.batch_size = 20
         lane = lane.replace(learning_rates=lane.learning_rates[:1])
-    train_epoch = jax.jit(steps.make_train_epoch(config))
+    train_epoch = compiled(steps.train_epoch, config)
     losses = [float(train_epoch(state, lane.replace(seed=seed), images, labels)[1].loss) for seed in (0, 1)]
     assert abs(losses[0] - losses[1]) > 1e-5
 
@@ -164,7 +169,7 @@ def test_evaluation_scores_every_image_in_its_place(count):
     config = small_config()
     state, _, images, _ = start(config)
     scored = jnp.arange(count)[::-1]
-    logits = steps.make_evaluate(config)(state.average, scored, images)
+    logits = steps.evaluate(config, state.average, scored, images)
     expected = models.create(config.model).apply(
         {'params': state.params}, steps.to_unit(images[scored])[..., None]
     )
@@ -175,12 +180,12 @@ def test_evaluation_scores_every_image_in_its_place(count):
 def test_nothing_moves_between_host_and_device_inside_an_epoch():
     config = small_config()
     state, lane, images, labels = start(config)
-    compiled = jax.jit(steps.make_train_epoch(config)).lower(state, lane, images, labels).compile()
-    calls = [line for line in compiled.as_text().splitlines() if 'custom-call' in line]
+    program = compiled(steps.train_epoch, config).lower(state, lane, images, labels).compile()
+    calls = [line for line in program.as_text().splitlines() if 'custom-call' in line]
     assert not [line for line in calls if 'callback' in line]
-    assert not [word for word in ('infeed(', 'outfeed(', ' send(', ' recv(') if word in compiled.as_text()]
+    assert not [word for word in ('infeed(', 'outfeed(', ' send(', ' recv(') if word in program.as_text()]
     with jax.transfer_guard('disallow'):
-        compiled(state, lane, images, labels)
+        program(state, lane, images, labels)
 
 
 @pytest.mark.parametrize('name', models.NAMES)
@@ -190,10 +195,10 @@ def test_training_learns_an_easy_task(name):
     )
     state, lane, images, labels = start(config)
     lane = lane.replace(sources=jnp.arange(64) % 8, learning_rates=jnp.full(8, 1e-2))
-    train_epoch = jax.jit(steps.make_train_epoch(config))
+    train_epoch = compiled(steps.train_epoch, config)
     for epoch in range(12):
         state, sums = train_epoch(state, lane.replace(epoch=epoch), images, labels)
-    logits = steps.make_evaluate(config)(state.average, jnp.arange(8, 12), images)
+    logits = steps.evaluate(config, state.average, jnp.arange(8, 12), images)
     assert float(sums.hits / sums.images) == 1.0
     np.testing.assert_array_equal(logits > 0, labels[8:12] == 1)
 
@@ -223,14 +228,13 @@ def test_a_part_of_a_batch_that_is_all_padding_stays_finite():
     config = batch_normed()
     state, lane, images, labels = start(config)
     positions = jnp.arange(4)
-    inputs = steps.make_draw(config)(lane, images, positions)
-    after, _ = jax.vmap(
-        lambda mask: jax.tree.map(
-            jnp.asarray,
-            steps.make_train_step(config, 'parts')(state, lane, labels, inputs, positions, mask, jnp.float32(1e-3)),
-        ),
-        axis_name='parts',
-    )(jnp.array([[1.0] * 4, [0.0] * 4]))
+    inputs = steps.draw(config, lane, images, positions)
+
+    def part(mask):
+        batch = steps.Batch(inputs, positions, mask)
+        return steps.train_step(config, state, lane, labels, batch, jnp.float32(1e-3), axis='parts')
+
+    after, _ = jax.vmap(part, axis_name='parts')(jnp.array([[1.0] * 4, [0.0] * 4]))
     whole, _ = step_once(config, lane, state, images, labels, mask=jnp.ones(4))
     for found, wanted in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(whole.batch_stats), strict=True):
         np.testing.assert_allclose(found, np.stack([wanted, wanted]), rtol=1e-5, atol=1e-7)
@@ -239,7 +243,7 @@ def test_a_part_of_a_batch_that_is_all_padding_stays_finite():
 def test_group_normalisation_does_not_depend_on_the_other_images():
     config = small_config(model__norm='group', model__filters=(8, 16), model__convs=2)
     state, _, images, _ = start(config)
-    evaluate = steps.make_evaluate(config)
+    evaluate = functools.partial(steps.evaluate, config)
     together, alone = (evaluate(state.average, jnp.array(scored), images) for scored in ([0, 1, 2, 3], [2]))
     np.testing.assert_allclose(together[2], alone[0], rtol=1e-5, atol=1e-6)
 
@@ -278,10 +282,10 @@ def test_a_mirrored_image_has_the_same_logit_with_test_flip():
     config = small_config(augment__test_flip=True)
     state, _, images, _ = start(config)
     images = images.at[:, :, :5].set(0)  # so that an image and its mirror image differ
-    evaluate, scored = steps.make_evaluate(config), jnp.arange(8, 12)
+    evaluate, scored = functools.partial(steps.evaluate, config), jnp.arange(8, 12)
     logits = evaluate(state.average, scored, images)
     np.testing.assert_allclose(logits, evaluate(state.average, scored, images[:, :, ::-1]), rtol=1e-5, atol=1e-7)
-    plain = steps.make_evaluate(small_config())
+    plain = functools.partial(steps.evaluate, small_config())
     both = [plain(state.average, scored, each) for each in (images, images[:, :, ::-1])]
     assert not np.allclose(*both, atol=1e-6)
     np.testing.assert_allclose(logits, np.mean(both, axis=0), rtol=1e-5, atol=1e-6)
