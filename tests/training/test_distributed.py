@@ -113,6 +113,7 @@ def assert_equal(tables, others):
         pd.testing.assert_frame_equal(table, others[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lanes_over_two_processes_survive_a_killed_leader_and_a_stop(
     labelled_folder, environment, tmp_path, in_one_process
 ):
@@ -139,6 +140,7 @@ def test_lanes_over_two_processes_survive_a_killed_leader_and_a_stop(
     assert_equal(in_one_process(workdir, *arguments), in_one_process(tmp_path / 'one', *arguments))
 
 
+@pytest.mark.slow
 def test_a_batch_over_two_processes_survives_a_lost_follower(labelled_folder, environment, tmp_path, in_one_process):
     workdir, arguments = tmp_path / 'two', ('batch', 'seed=0:1')
     with two_processes(labelled_folder, environment, workdir, *arguments) as (leader, follower):

@@ -14,6 +14,7 @@ from bhcnet_jax.training import engine as engines
 from bhcnet_jax.training import lanes as widths
 from bhcnet_jax.training.engine import Engine
 from lanes import small_config, small_images, small_lanes
+from runs import xla_flags
 
 
 def train(config, seeds=(0,), epochs=2, lanes=1):
@@ -201,7 +202,7 @@ def test_what_four_devices_have_begun_goes_on_with_one_and_the_other_way_round(t
 
     def on_four_devices(epoch):
         environment = os.environ | {
-            'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+            'XLA_FLAGS': xla_flags(devices=4),
             'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
             'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
         }
