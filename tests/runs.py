@@ -100,10 +100,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def fork_server(environment: dict[str, str], output: pathlib.Path) -> Iterator[Server]:
-    """output: a file for what a run prints."""
+def fork_server(environment: dict[str, str], output: pathlib.Path, before: str = '') -> Iterator[Server]:
+    """output: a file for what a run prints. before: what the server executes before it imports the rest."""
     with subprocess.Popen(
-        [sys.executable, '-c', FORK_SERVER],
+        [sys.executable, '-c', before + FORK_SERVER],
         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         yield Server(process, output)
