@@ -15,6 +15,7 @@ import pytest
 
 from bhcnet_jax.run import train
 from lanes import small_config
+from runs import xla_flags
 
 EPOCHS = 12
 ENDS_WITHIN = 60  # seconds after the other process; mostly far less, but the machine may be busy
@@ -38,7 +39,7 @@ def environment(tmp_path_factory):
     """Of processes with a device each; prepared data and programs are shared."""
     return {
         **os.environ,
-        'XLA_FLAGS': '',
+        'XLA_FLAGS': xla_flags(devices=1),
         'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds')),
     }
 

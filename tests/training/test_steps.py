@@ -25,7 +25,7 @@ def start(config, seed=0):
 def step_once(config, lane, state, images, labels, positions=8, mask=None):
     mask = jnp.ones(positions) if mask is None else mask
     positions = jnp.arange(len(mask))
-    inputs = jax.jit(steps.make_draw(config))(lane, images, positions)
+    inputs = steps.make_draw(config)(lane, images, positions)
     train_step = jax.jit(steps.make_train_step(config))
     return train_step(state, lane, labels, inputs, positions, mask, jnp.float32(1e-3))
 
@@ -227,11 +227,12 @@ def test_a_part_of_a_batch_that_is_all_padding_stays_finite():
     state, lane, images, labels = start(config)
     positions = jnp.arange(4)
     inputs = steps.make_draw(config)(lane, images, positions)
-    train_step = steps.make_train_step(config, 'parts')
-    after, _ = jax.jit(
-        jax.vmap(
-            lambda mask: train_step(state, lane, labels, inputs, positions, mask, jnp.float32(1e-3)), axis_name='parts'
-        )
+    after, _ = jax.vmap(
+        lambda mask: jax.tree.map(
+            jnp.asarray,
+            steps.make_train_step(config, 'parts')(state, lane, labels, inputs, positions, mask, jnp.float32(1e-3)),
+        ),
+        axis_name='parts',
     )(jnp.array([[1.0] * 4, [0.0] * 4]))
     whole, _ = step_once(config, lane, state, images, labels, mask=jnp.ones(4))
     for found, wanted in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(whole.batch_stats), strict=True):
