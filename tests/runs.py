@@ -38,6 +38,12 @@ for line in sys.stdin:
 """
 
 
+def xla_flags(devices: int) -> str:
+    """Few optimisations, as most programs here run once; CI compiles as for a user. devices: of the CPU."""
+    quick = '' if 'CI' in os.environ else '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+    return f'{quick}--xla_force_host_platform_device_count={devices}'
+
+
 def flags(folder: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
     """Of a recipe whose epochs take milliseconds, on the images of a labelled folder."""
     return [
@@ -54,7 +60,7 @@ def child_environment(folder: pathlib.Path, devices: int = 1) -> dict[str, str]:
     """Of processes that share the prepared data in a folder. devices: of the CPU."""
     return {
         **os.environ,
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': xla_flags(devices),
         'TFDS_DATA_DIR': str(folder / 'tfds'),
     }
 
@@ -94,10 +100,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def fork_server(environment: dict[str, str], output: pathlib.Path) -> Iterator[Server]:
-    """output: a file for what a run prints."""
+def fork_server(environment: dict[str, str], output: pathlib.Path, before: str = '') -> Iterator[Server]:
+    """output: a file for what a run prints. before: what the server executes before it imports the rest."""
     with subprocess.Popen(
-        [sys.executable, '-c', FORK_SERVER],
+        [sys.executable, '-c', before + FORK_SERVER],
         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         yield Server(process, output)

@@ -1,8 +1,11 @@
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+
+from runs import fork_server, xla_flags
 
 
 def run(*flags, cwd=None):
@@ -61,15 +64,15 @@ def test_importing_the_entry_point_imports_neither_jax_nor_tensorflow():
     assert child.stdout.strip() == 'set()'
 
 
-# Counts the programs that were compiled, and those that were read from the cache instead.
+# A run's last words: how many programs were compiled, and how many read from the cache instead.
 COUNTING = """
-import atexit, collections
+import atexit, collections, os
 import jax
-from bhcnet_jax import main
-counted = collections.Counter()
+counted, server = collections.Counter(), os.getpid()
 jax.monitoring.register_event_listener(lambda event, **_: counted.update([event.rpartition('/')[2]]))
-atexit.register(lambda: print('compiled', counted['cache_misses'], 'read', counted['cache_hits']))
-main.run()
+atexit.register(
+    lambda: os.getpid() == server or print('compiled', counted['cache_misses'], 'read', counted['cache_hits'])
+)
 """
 
 
@@ -80,7 +83,10 @@ def without_cache(**variables):
 
 @pytest.fixture
 def train(labelled_folder, tmp_path, tmp_path_factory):
-    """Trains for one epoch in a process of its own. -> programs compiled and read, warnings, predictions."""
+    """Trains for one epoch in a process of its own. -> programs compiled and read, output, predictions."""
+    environment = without_cache(
+        XLA_FLAGS=xla_flags(devices=2), TFDS_DATA_DIR=str(tmp_path / 'tfds'), XDG_CACHE_HOME=str(tmp_path / 'cache')
+    )
 
     def run():
         workdir = tmp_path_factory.mktemp('runs') / 'run'
@@ -90,15 +96,13 @@ def train(labelled_folder, tmp_path, tmp_path_factory):
             '--config.augment.samples=20', '--config.augment.policy=none', '--config.model.filters=(2,)',
             '--sweep=seed=0:2',
         ]  # fmt: skip
-        child = subprocess.run(
-            [sys.executable, '-c', COUNTING, *flags], capture_output=True, text=True, timeout=120, check=False,
-            env=without_cache(TFDS_DATA_DIR=str(tmp_path / 'tfds'), XDG_CACHE_HOME=str(tmp_path / 'cache')),
-        )  # fmt: skip
-        assert child.returncode == 0, child.stderr
-        words = child.stdout.split()
-        return int(words[-3]), int(words[-1]), child.stderr, (workdir / 'predictions.csv').read_bytes()
+        status, output = server.run(flags)
+        assert status == 0, output
+        compiled, read = map(int, re.search(r'compiled (\d+) read (\d+)\n', output).groups())
+        return compiled, read, output, (workdir / 'predictions.csv').read_bytes()
 
-    return run
+    with fork_server(environment, tmp_path / 'output', COUNTING) as server:
+        yield run
 
 
 def test_the_next_process_compiles_nothing_even_after_kept_programs_were_broken(train, tmp_path):

@@ -17,6 +17,7 @@ import pytest
 
 import slurm_cluster
 from bhcnet_jax.records import merge
+from runs import child_environment, recorded_epochs
 
 LAUNCH = pathlib.Path(__file__).parents[2] / 'launch/sweep.py'
 SEEDS = 8
@@ -35,11 +36,7 @@ def launch():
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
     """Of child processes: one device, as a shard on one core has; prepared data and programs are shared."""
-    return {
-        **os.environ,
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
-        'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds')),
-    }
+    return child_environment(tmp_path_factory.mktemp('shared'))
 
 
 @pytest.fixture(scope='module')
@@ -115,14 +112,6 @@ def wait_for(condition, what, seconds=180):
     return found
 
 
-def recorded_epochs(shard):
-    try:
-        with contextlib.closing(sqlite3.connect(f'file:{shard}/results.sqlite?mode=ro', uri=True)) as database:
-            return database.execute('SELECT count(*) FROM epochs').fetchone()[0]
-    except sqlite3.OperationalError:  # not there yet
-        return 0
-
-
 def at_work(workdir, *others):
     """Waits until a shard has recorded some epochs. Returns its directory, which is none of the others."""
     found = []
@@ -148,6 +137,7 @@ def trainer(shard):
     return wait_for(look, 'no trial is RUNNING')[0]
 
 
+@pytest.mark.slow
 def test_after_sigkill_and_sigterm_the_same_command_ends_with_the_rows_of_one_process(
     single, recipe, environment, tmp_path
 ):
@@ -302,6 +292,7 @@ def ended(cluster, job):
     return not slurm(cluster, 'squeue', '--noheader', f'--jobs={job}')
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_node_is_lost_ends_with_the_rows_of_one_process(single, recipe, cluster, tmp_path):
     folder, environment = cluster
     workdir = tmp_path / 'run'
@@ -332,6 +323,7 @@ def test_a_sweep_whose_node_is_lost_ends_with_the_rows_of_one_process(single, re
     assert len(pd.read_csv(tmp_path / 'all.csv')) == SEEDS
 
 
+@pytest.mark.slow
 def test_tasks_that_are_preempted_or_out_of_time_save_and_are_requeued(single, recipe, cluster, tmp_path):
     workdir = tmp_path / 'run'
     job = submit(cluster, workdir, '--shards=2', '--sweep=seed=0:6', '--time=10', '--cpus_per_task=2', *recipe)

@@ -59,6 +59,7 @@ def test_a_way_to_convolve_equals_nn_conv_also_with_a_kernel_for_each_lane(way, 
     outputs = way, reference
     if lanes:
         found, expected, *outputs = map(jax.vmap, (found, expected, *outputs))
+    found, expected, *outputs = map(jax.jit, (found, expected, *outputs))
     np.testing.assert_allclose(outputs[0](x, kernel), outputs[1](x, kernel), atol=1e-5)
     for ours, wanted in zip(found(x, kernel), expected(x, kernel), strict=True):
         np.testing.assert_allclose(ours, wanted, atol=1e-4)
@@ -183,9 +184,10 @@ def test_what_a_gpu_computes_equals_what_a_cpu_computes(name, monkeypatch):
     def loss(params):
         return jnp.sum(jnp.sin(model.apply(params, x)))
 
-    wanted = jax.value_and_grad(loss)(params)
+    wanted = jax.jit(jax.value_and_grad(loss))(params)
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    jax.tree.map(lambda *both: np.testing.assert_allclose(*both, atol=1e-4), jax.value_and_grad(loss)(params), wanted)
+    found = jax.jit(jax.value_and_grad(loss))(params)
+    jax.tree.map(lambda *both: np.testing.assert_allclose(*both, atol=1e-4), found, wanted)
 
 
 def test_the_papers_cnn_costs_the_multiplications_and_the_bytes_that_its_layers_add_up_to():

@@ -464,6 +464,7 @@ SCRIPT = """({
 })"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (browser.PROGRAM or 'CI' in os.environ), reason='no Chromium here: apt-get install chromium')
 def test_a_browser_shows_every_figure_without_scrolling_sideways(real, phantom, tmp_path):
     papers = set()

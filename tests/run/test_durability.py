@@ -26,7 +26,7 @@ TRACES = {
     'checkpoint': 'checkpoints/*/*/*.orbax-checkpoint-tmp*',
     'export': '*.csv.partial',
 }
-KILLS = 20
+MOMENTS = ['start', 'epoch', 'commit', 'checkpoint']  # to kill a run at, beside the export
 
 
 @pytest.fixture(scope='module')
@@ -97,24 +97,43 @@ def kill_during(kind, server, arguments, workdir, generator):
     return found[0] if found else 'epoch' if 'Compiled' in output else 'start'
 
 
-def test_a_sweep_killed_twenty_times_at_any_moment_ends_with_the_rows_of_an_undisturbed_one(
-    server, labelled_folder, undisturbed, tmp_path
-):
-    workdir, generator = tmp_path / 'run', np.random.default_rng(0)
-    arguments = flags(labelled_folder, workdir, *SWEEP)
+def kill(kinds, server, arguments, workdir, generator, exports):
+    """A kill for each kind of moment, then during the export. -> how often each was hit, None for not at all."""
     hits = collections.Counter()
-    for kind in generator.permutation(['start', 'epoch', 'commit', 'checkpoint'] * 4):
+    for kind in generator.permutation(kinds):
         hits[kill_during(kind, server, arguments, workdir, generator)] += 1
     assert not hits[None], 'it was finished too early'
-    for _ in range(2 * KILLS):
-        if hits.total() - hits[None] < KILLS or not hits['export']:
+    for _ in range(2 * (len(kinds) + exports)):
+        if hits.total() - hits[None] < len(kinds) + exports or not hits['export']:
             hits[kill_during('export', server, arguments, workdir, generator)] += 1
     print('Killed during', dict(hits))
-    assert hits.keys() >= {'start', 'epoch', 'commit', 'checkpoint', 'export'}
+    return hits
+
+
+def assert_goes_on(server, arguments, workdir, undisturbed):
     status, output = server.run(arguments)
     assert status == 0 and '3 trials: 3 DONE' in output
     assert_same_rows(workdir, undisturbed)
     assert not [path for pattern in TRACES.values() for path in workdir.glob(pattern)]
+
+
+def test_a_sweep_killed_five_times_ends_with_the_rows_of_an_undisturbed_one(
+    server, labelled_folder, undisturbed, tmp_path
+):
+    arguments = flags(labelled_folder, tmp_path / 'run', *SWEEP)
+    hits = kill(MOMENTS, server, arguments, tmp_path / 'run', np.random.default_rng(0), exports=1)
+    assert hits.total() - hits[None] >= 5
+    assert_goes_on(server, arguments, tmp_path / 'run', undisturbed)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twenty_times_at_any_moment_ends_with_the_rows_of_an_undisturbed_one(
+    server, labelled_folder, undisturbed, tmp_path
+):
+    arguments = flags(labelled_folder, tmp_path / 'run', *SWEEP)
+    hits = kill(MOMENTS * 4, server, arguments, tmp_path / 'run', np.random.default_rng(0), exports=4)
+    assert hits.keys() >= {*MOMENTS, 'export'}
+    assert_goes_on(server, arguments, tmp_path / 'run', undisturbed)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 
 from bhcnet_jax.run import train
 from lanes import small_config
+from runs import xla_flags
 
 EPOCHS = 12
 ENDS_WITHIN = 60  # seconds after the other process; mostly far less, but the machine may be busy
@@ -38,7 +39,7 @@ def environment(tmp_path_factory):
     """Of processes with a device each; prepared data and programs are shared."""
     return {
         **os.environ,
-        'XLA_FLAGS': '',
+        'XLA_FLAGS': xla_flags(devices=1),
         'TFDS_DATA_DIR': str(tmp_path_factory.mktemp('tfds')),
     }
 
@@ -113,6 +114,7 @@ def assert_equal(tables, others):
         pd.testing.assert_frame_equal(table, others[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lanes_over_two_processes_survive_a_killed_leader_and_a_stop(
     labelled_folder, environment, tmp_path, in_one_process
 ):
@@ -139,6 +141,7 @@ def test_lanes_over_two_processes_survive_a_killed_leader_and_a_stop(
     assert_equal(in_one_process(workdir, *arguments), in_one_process(tmp_path / 'one', *arguments))
 
 
+@pytest.mark.slow
 def test_a_batch_over_two_processes_survives_a_lost_follower(labelled_folder, environment, tmp_path, in_one_process):
     workdir, arguments = tmp_path / 'two', ('batch', 'seed=0:1')
     with two_processes(labelled_folder, environment, workdir, *arguments) as (leader, follower):

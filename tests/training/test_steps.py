@@ -55,7 +55,7 @@ def test_a_step_is_adam_on_the_weighted_cross_entropy():
         losses = optax.sigmoid_binary_cross_entropy(model.apply({'params': params}, inputs), target.astype(float))
         return jnp.mean(jnp.array([0.5, 2.0])[target] * losses)
 
-    found, expected = after.opt_state[0], jax.grad(loss)(state.params)
+    found, expected = after.opt_state[0], jax.jit(jax.grad(loss))(state.params)
     gradient = jax.tree.map(lambda moment: moment / 0.1, found.mu)
     for ours, wanted in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, wanted, atol=1e-6, rtol=1e-4)
@@ -94,14 +94,16 @@ def test_an_epoch_shows_every_augmented_image_once():
     assert float(sums.images) == 20
     # The weights stand still, so the epoch's loss is that of the 20 images one by one, each with its own key.
     model = models.create(config.model)
-    total = 0.0
-    for position in range(20):
+
+    @jax.jit
+    def cost(position):
         key = steps.stream(lane.seed, 'augment', 0, 0, position)
-        source = int(lane.sources[position])
+        source = lane.sources[position]
         image = augment(key, steps.to_unit(images[source]), lane.strengths, 'affine')
         logit = model.apply({'params': state.params}, image[None, ..., None])[0]
-        total += float(optax.sigmoid_binary_cross_entropy(logit, labels[source].astype(float)))
-    assert float(sums.loss) == pytest.approx(total, rel=1e-4)
+        return optax.sigmoid_binary_cross_entropy(logit, labels[source].astype(float))
+
+    assert float(sums.loss) == pytest.approx(sum(float(cost(position)) for position in range(20)), rel=1e-4)
 
 
 @pytest.mark.parametrize('frozen', [True, False])
@@ -215,9 +217,8 @@ def test_batch_normalisation_is_that_of_the_images_that_count():
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     inputs, rate = steps.to_unit(images[:5, ..., None]), jnp.float32(0)
     keys = jax.random.split(jax.random.key(0), 5)
-    logits, changed = models.create(config.model).apply(
-        variables, inputs, rate, keys, jnp.ones(5), mutable=['batch_stats']
-    )
+    apply = jax.jit(functools.partial(models.create(config.model).apply, mutable=['batch_stats']))
+    logits, changed = apply(variables, inputs, rate, keys, jnp.ones(5))
     losses = optax.sigmoid_binary_cross_entropy(logits, labels[:5].astype(float))
     np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-5)
     for ours, wanted in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(changed), strict=True):
