@@ -109,7 +109,7 @@ def _widths(needed: int) -> Iterator[int]:
 
 def shorten(config: ConfigDict, lane: steps.Lane, samples: int) -> tuple[ConfigDict, steps.Lane]:
     """A copy of the config and the lane [1, ...] with an epoch of at most `samples` augmented images."""
-    config = ConfigDict(config)
+    config = ConfigDict(config.to_dict())  # ConfigDict(config) would share its sections
     config.augment.samples = min(config.augment.samples, samples)
     return config, lane.replace(
         sources=lane.sources[:, : config.augment.samples],
