@@ -93,7 +93,7 @@ def test_an_epoch_shows_every_augmented_image_once():
     for position in range(20):
         key = steps.stream(lane.seed, 'augment', 0, 0, position)
         source = int(lane.sources[position])
-        image = augment(key, steps.to_unit(images[source]), lane.strengths, 'affine')
+        image = augment(key, steps.to_unit(images[source]), steps.strengths(lane, 'affine'), 'affine')
         logit = model.apply({'params': state.params}, image[None, ..., None])[0]
         total += float(optax.sigmoid_binary_cross_entropy(logit, labels[source].astype(float)))
     assert float(sums.loss) == pytest.approx(total, rel=1e-4)
@@ -183,7 +183,7 @@ def test_nothing_moves_between_host_and_device_inside_an_epoch():
         compiled(state, lane, images, labels)
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', models.FAMILIES)
 def test_training_learns_an_easy_task(name):
     config = small_config(
         model__name=name, model__dropout=0.0, optimizer__peak_lr=1e-2, augment__samples=64, augment__policy='none'
@@ -211,7 +211,7 @@ def test_batch_normalisation_is_that_of_the_images_that_count():
     inputs, rate = steps.to_unit(images[:5, ..., None]), jnp.float32(0)
     keys = jax.random.split(jax.random.key(0), 5)
     logits, changed = models.create(config.model).apply(
-        variables, inputs, rate, keys, jnp.ones(5), mutable=['batch_stats']
+        variables, inputs, {'model.dropout': rate}, keys, jnp.ones(5), mutable=['batch_stats']
     )
     losses = optax.sigmoid_binary_cross_entropy(logits, labels[:5].astype(float))
     np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-5)
