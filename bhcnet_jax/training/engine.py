@@ -56,7 +56,7 @@ class Engine:
     Args:
       config: a recipe; only what fixes shapes and code paths is read.
       images: uint8 [N, H, W], copied to every device once.
-      labels: int32 [N], 1 = hemorrhage.
+      labels: int32 [N], 1 = positive.
       trials: how many lanes are to be trained; no device is used that would only train padding.
       lanes: L, of which `choose_lanes` knows how many are best.
 
