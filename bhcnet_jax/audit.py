@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
-from bhcnet_jax.datasets.shortcuts import CLASSES, shortcuts
+from bhcnet_jax.datasets.shortcuts import shortcuts
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.files import write_json
 from bhcnet_jax.plan import groups
@@ -24,13 +24,13 @@ from bhcnet_jax.plan import groups
 def audit(image_set: ImageSet, grouping: groups.Grouping) -> dict[str, Any]:
     """Everything found, ready for JSON: no nan, plain numbers and strings.
 
-    Keys: mark ('PHANTOM' for synthetic images, else ''), dataset, fingerprint, images, hemorrhage, reasons
-    (number of pairs by reason), groups (ids of every group of two or more), pairs (two ids, labels, reason,
-    similarity; see groups.Pair), conflicts (pairs of exact or near duplicates with different labels), modes
-    (files of each class by Pillow's mode), coloured (files of each class whose red, green and blue differ
-    anywhere) and shortcuts (see `shortcuts`).
+    Keys: mark ('PHANTOM' for synthetic images, else ''), dataset, fingerprint, images, the name of the positive class
+    (its number of images), reasons (number of pairs by reason), groups (ids of every group of two or more), pairs (two
+    ids, labels, reason, similarity; see groups.Pair), conflicts (pairs of exact or near duplicates with different
+    labels), modes (files of each class by Pillow's mode), coloured (files of each class, the negative one first, whose
+    red, green and blue differ anywhere) and shortcuts (see `shortcuts`).
     """
-    ids, labels = image_set.ids, image_set.labels
+    ids, labels, classes = image_set.ids, image_set.labels, image_set.class_names
     pairs = [
         {
             'a': ids[pair.a],
@@ -50,16 +50,14 @@ def audit(image_set: ImageSet, grouping: groups.Grouping) -> dict[str, Any]:
         'dataset': image_set.name,
         'fingerprint': image_set.fingerprint,
         'images': len(ids),
-        'hemorrhage': int(labels.sum()),
+        classes[1]: int(labels.sum()),
         'reasons': dict(collections.Counter(pair['reason'] for pair in pairs)),
         'groups': [group for group in members.values() if len(group) > 1],
         'pairs': pairs,
         'conflicts': sum(pair['reason'] != 'published' and len(set(pair['labels'])) == 2 for pair in pairs),
-        'coloured': {
-            name: int(image_set.coloured[labels == label].sum()) for label, name in enumerate(CLASSES)
-        },
+        'coloured': {name: int(image_set.coloured[labels == label].sum()) for label, name in enumerate(classes)},
         'modes': {
-            mode: {'normal': modes[mode, 0], 'hemorrhage': modes[mode, 1]}
+            mode: {name: modes[mode, label] for label, name in enumerate(classes)}
             for mode in sorted(set(image_set.modes))
         },
         'shortcuts': shortcuts(image_set),
@@ -70,8 +68,9 @@ def report(found: dict[str, Any], console: Console) -> None:
     """Prints what `audit` found; every title begins with the mark."""
     mark = f'{found["mark"]} ' if found['mark'] else ''
     largest = max(map(len, found['groups']), default=0)
+    positive = _classes(found)[1]
     console.print(
-        f'{mark}{found["dataset"]}: {found["images"]} images, {found["hemorrhage"]} with a hemorrhage\n'
+        f'{mark}{found["dataset"]}: {found["images"]} images, {found[positive]} of them {positive}\n'
         f'fingerprint {found["fingerprint"]}\n'
         f'{len(found["groups"])} groups of images that must stay together, the largest of {largest}; '
         f'{found["conflicts"]} pairs of duplicates with different labels.\n'
@@ -79,6 +78,11 @@ def report(found: dict[str, Any], console: Console) -> None:
     )
     for table in (_pair_table(found, mark), _mode_table(found, mark), _shortcut_table(found, mark)):
         console.print(table)
+
+
+def _classes(found: dict[str, Any]) -> list[str]:
+    """Names of the negative and of the positive class."""
+    return list(found['coloured'])
 
 
 def _pair_table(found: dict[str, Any], mark: str) -> Table:
@@ -91,16 +95,16 @@ def _pair_table(found: dict[str, Any], mark: str) -> Table:
 
 
 def _mode_table(found: dict[str, Any], mark: str) -> Table:
-    table = Table('mode', 'normal', 'hemorrhage', title=f'{mark}Colour modes')
+    table = Table('mode', *_classes(found), title=f'{mark}Colour modes')
     for mode, classes in found['modes'].items():
-        table.add_row(mode, str(classes['normal']), str(classes['hemorrhage']))
-    table.add_row('with coloured pixels', *(str(found['coloured'][name]) for name in CLASSES))
+        table.add_row(mode, *map(str, classes.values()))
+    table.add_row('with coloured pixels', *map(str, found['coloured'].values()))
     return table
 
 
 def _shortcut_table(found: dict[str, Any], mark: str) -> Table:
     title = f'{mark}Shortcuts: AUC of one number, max(a, 1 - a), n = {found["images"]}; medians'
-    table = Table('feature', 'AUC', '95 % interval', 'higher in', 'normal', 'hemorrhage', title=title)
+    table = Table('feature', 'AUC', '95 % interval', 'higher in', *_classes(found), title=title)
     for shortcut in found['shortcuts']:
         low, high = shortcut['low'], shortcut['high']
         table.add_row(
@@ -108,8 +112,7 @@ def _shortcut_table(found: dict[str, Any], mark: str) -> Table:
             _text(shortcut['auc']),
             '-' if low is None else f'{low:.2f} to {high:.2f}',
             shortcut['higher_in'],
-            _text(shortcut['normal']),
-            _text(shortcut['hemorrhage']),
+            *(_text(shortcut[name]) for name in _classes(found)),
         )
     return table
 

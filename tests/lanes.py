@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bhcnet_jax.configs import base
-from bhcnet_jax.plan import trial
+from bhcnet_jax.plan import table
 from bhcnet_jax.training import optim, steps
 
 
@@ -41,11 +41,7 @@ def small_lanes(config, seeds=(0,), epoch=0):
         sources=np.tile(np.resize(np.arange(8, dtype=np.int32), config.augment.samples), (count, 1)),
         class_weights=np.ones((count, 2), np.float32),
         learning_rates=np.tile(rates, (count, 1)),
-        weight_decay=np.zeros(count, np.float32),
-        ema=np.full(count, config.optimizer.ema, np.float32),
-        label_smoothing=np.full(count, config.optimizer.label_smoothing, np.float32),
-        dropout=np.full(count, config.model.dropout, np.float32),
-        strengths={name: np.full(count, value, np.float32) for name, value in trial.strengths(config).items()},
+        values={name: np.full(count, value, np.float32) for name, value in table.traced(config).items()},
         scored=np.tile(np.arange(8, 12, dtype=np.int32), (count, 1)),
     )
 

@@ -49,7 +49,8 @@ class ImageSet:
       ids: unique name of every image, N strings.
       images: uint8 [N, H, W], grey.
       thumbnails: uint8 [N, 128, 128], grey; what images are compared by, whatever H is.
-      labels: int32 [N], 1 = hemorrhage.
+      labels: int32 [N], 1 = positive.
+      class_names: of the negative class, 0, and of the positive class, 1.
       groups: N strings from the publisher's own grouping (a patient, say); '' where there is none.
       pixel_sha256: N hex digests of the grey pixels at the published size (equal = exact duplicate).
       heights, widths: int32 [N], pixels as published.
@@ -65,6 +66,7 @@ class ImageSet:
     images: np.ndarray
     thumbnails: np.ndarray
     labels: np.ndarray
+    class_names: tuple[str, str]
     groups: tuple[str, ...]
     pixel_sha256: tuple[str, ...]
     heights: np.ndarray
@@ -107,6 +109,7 @@ def load(dataset: ConfigDict) -> ImageSet:
         images=np.stack(columns['image']),
         thumbnails=np.stack(columns['thumbnail']),
         labels=np.array(columns['label'], np.int32),
+        class_names=builder_cls.CLASSES,
         groups=columns['group'],
         pixel_sha256=columns['pixel_sha256'],
         heights=np.array(columns['height'], np.int32),

@@ -1,9 +1,9 @@
 """The figures that a run writes, each as one PNG, after those of BHCNet (Anjum and Oberoi, 2022).
 
-N images, H W pixels, F filters. Label 1 is hemorrhage, the positive class. Every function takes `mark`: ''
-for real images, otherwise words such as 'PHANTOM: synthetic images', which are drawn above the figure and put
-into the PNG's metadata. Classes and parts differ in shape or line as well as in colour, so that every figure
-can be read in black and white.
+N images, H W pixels, F filters. Label 1 is the positive class; `classes` names the negative and the positive one.
+Every function takes `mark`: '' for real images, otherwise words such as 'PHANTOM: synthetic images', which are drawn
+above the figure and put into the PNG's metadata. Classes and parts differ in shape or line as well as in colour, so
+that every figure can be read in black and white.
 """
 
 import itertools
@@ -26,7 +26,6 @@ PathLike = str | os.PathLike[str]
 
 # Okabe and Ito (2008): distinct for readers with any common colour vision.
 BLUE, VERMILLION, GREY = '#0072B2', '#D55E00', '#666666'
-CLASSES = {0: 'normal', 1: 'hemorrhage'}
 CLASS_COLOURS = {0: BLUE, 1: VERMILLION}
 WIDTH = 7.2  # inches, a full text column
 MAX_PREDICTIONS = 40
@@ -83,7 +82,7 @@ def _curve(axes: Axes, history: pd.DataFrame, column: str, factor: float, label:
 
 
 @matplotlib.rc_context(STYLE)
-def confusion_matrix(counts: Mapping[str, int], path: PathLike, mark: str) -> Path:
+def confusion_matrix(counts: Mapping[str, int], classes: tuple[str, str], path: PathLike, mark: str) -> Path:
     """Actual against predicted class. counts: tp, tn, fp, fn, images."""
     cells = np.array([[counts['tp'], counts['fn']], [counts['fp'], counts['tn']]])
     totals = cells.sum(axis=1, keepdims=True)
@@ -98,7 +97,7 @@ def confusion_matrix(counts: Mapping[str, int], path: PathLike, mark: str) -> Pa
         axes.text(column, row - 0.32, name, **text)
         share = f'{100 * shares[row, column]:.0f} % of {totals[row, 0]}' if totals[row, 0] else 'of 0'
         axes.text(column, row + 0.25, share, **text)
-    names = [CLASSES[1], CLASSES[0]]
+    names = [classes[1], classes[0]]
     axes.set_xticks([0, 1], names)
     axes.set_yticks([0, 1], names, rotation=90, va='center')
     axes.set(xlabel='predicted', ylabel='actual')
@@ -109,14 +108,19 @@ def confusion_matrix(counts: Mapping[str, int], path: PathLike, mark: str) -> Pa
 
 @matplotlib.rc_context(STYLE)
 def image_sizes(
-    heights: np.ndarray, widths: np.ndarray, labels: np.ndarray, path: PathLike, mark: str
+    heights: np.ndarray,
+    widths: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, str],
+    path: PathLike,
+    mark: str,
 ) -> Path:
     """Height against width of every image as published; paper, figure 2. All int [N], sizes in pixels."""
     figure = Figure((4.2, 4.4), layout='constrained')
     axes = figure.subplots()
     for label, marker in ((0, 'o'), (1, '^')):
         mine = labels == label
-        name = f'{CLASSES[label]} (n = {mine.sum()})'
+        name = f'{classes[label]} (n = {mine.sum()})'
         axes.scatter(
             widths[mine], heights[mine], 22, marker=marker, facecolors='none', linewidths=1,
             edgecolors=CLASS_COLOURS[label], alpha=0.8, label=name,
@@ -130,7 +134,9 @@ def image_sizes(
 
 
 @matplotlib.rc_context(STYLE)
-def grey_density(images: np.ndarray, labels: np.ndarray, path: PathLike, mark: str) -> Path:
+def grey_density(
+    images: np.ndarray, labels: np.ndarray, classes: tuple[str, str], path: PathLike, mark: str
+) -> Path:
     """Density of grey values per class; paper, figure 3. images: uint8 [N, H, W]. labels: int [N].
 
     A line is the mean over a class's images, a band the middle 80 % of them.
@@ -144,7 +150,7 @@ def grey_density(images: np.ndarray, labels: np.ndarray, path: PathLike, mark: s
         mine = density[labels == label]
         if not len(mine):
             continue
-        colour, name = CLASS_COLOURS[label], f'{CLASSES[label]} (n = {len(mine)})'
+        colour, name = CLASS_COLOURS[label], f'{classes[label]} (n = {len(mine)})'
         low, high = np.percentile(mine, (10, 90), axis=0)
         axes.stairs(high, edges, baseline=np.maximum(low, 1e-9), fill=True, color=colour, alpha=0.18)
         line = {'color': colour, 'linestyle': style, 'linewidth': 2, 'zorder': 3, 'label': name}
@@ -164,12 +170,13 @@ def predictions(
     labels: np.ndarray,
     probabilities: np.ndarray,
     ids: Sequence[str],
+    classes: tuple[str, str],
     path: PathLike,
     mark: str,
 ) -> Path:
     """Test images with actual and predicted label, wrong ones framed; paper, figure 5.
 
-    images: uint8 [N, H, W]. labels: int [N]. probabilities: float [N] of hemorrhage, from 0.5 on predicted
+    images: uint8 [N, H, W]. labels: int [N]. probabilities: float [N] of the positive class, from 0.5 on predicted
     as such; nan counts as wrong. ids: N names. At most 40 images are drawn, the first ones.
     """
     wrong = np.isnan(probabilities) | ((probabilities >= 0.5) != (labels == 1))
@@ -181,22 +188,22 @@ def predictions(
         axes.remove()
     for index, axes in enumerate(grid[:shown]):
         axes.imshow(images[index], cmap='gray', vmin=0, vmax=255)
-        _caption(axes, int(labels[index]), float(probabilities[index]), ids[index], bool(wrong[index]))
+        predicted = 'undefined' if np.isnan(probabilities[index]) else classes[int(probabilities[index] >= 0.5)]
+        verdict = f'actual {classes[int(labels[index])]}\npredicted {predicted}\nP = {probabilities[index]:.2f}'
+        _caption(axes, ids[index], verdict, bool(wrong[index]))
     note = f'{wrong.sum()} of {len(images)} test images wrong (thick frame)'
     if shown < len(images):
         note += f'; shown are the first {shown} of {len(images)}, {wrong[:shown].sum()} of them wrong'
-    figure.supxlabel(f'{note}\nP: predicted probability of hemorrhage', fontsize=8)
+    figure.supxlabel(f'{note}\nP: predicted probability of {classes[1]}', fontsize=8)
     return _save(figure, path, mark)
 
 
-def _caption(axes: Axes, label: int, probability: float, name: str, wrong: bool) -> None:
+def _caption(axes: Axes, name: str, verdict: str, wrong: bool) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=VERMILLION if wrong else '0.7', linewidth=4 if wrong else 0.8)
     short = name if len(name) <= 18 else f'{name[:8]}…{name[-9:]}'
     axes.set_title(short, fontsize=8, color=GREY, parse_math=False)  # a file name may have a $
-    predicted = 'undefined' if np.isnan(probability) else CLASSES[int(probability >= 0.5)]
-    verdict = '  WRONG' if wrong else ''
-    text = f'actual {CLASSES[label]}\npredicted {predicted}\nP = {probability:.2f}{verdict}'
+    text = f'{verdict}  WRONG' if wrong else verdict
     axes.set_xlabel(text, fontsize=7.5, fontweight='bold' if wrong else 'normal')
 
 

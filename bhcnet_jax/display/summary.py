@@ -35,7 +35,7 @@ def describe(
     study: Study, wanted: Sequence[Identity], missing: Sequence[Identity], statuses: Mapping[str, str]
 ) -> None:
     """Prints what is about to be trained, and on what. statuses: of the trials that are in the database."""
-    labels = study.image_set.labels
+    labels, (negative, positive) = study.image_set.labels, study.image_set.class_names
     print(f'Data: {study.image_set.label}, {len(labels)} images')
     if len(wanted) != 1:
         groups = len({each.signature for each in missing})
@@ -53,14 +53,14 @@ def describe(
     )
     which = 'Training part' if len(wanted) == 1 else 'First trial: training part'
     held_out = f', validation part {val[0]} + {val[1]}' if len(first.split.val) else ''
-    print(f'{which} {train[0]} normal + {train[1]} hemorrhage{held_out}, test part {test[0]} + {test[1]}')
+    print(f'{which} {train[0]} {negative} + {train[1]} {positive}{held_out}, test part {test[0]} + {test[1]}')
     for phase in first.phases:
         print(
-            f'Phase {phase.name}: {phase.counts[0]} normal + {phase.counts[1]} hemorrhage '
+            f'Phase {phase.name}: {phase.counts[0]} {negative} + {phase.counts[1]} {positive} '
             f'made into {len(phase.sources)} images, {phase.epochs} epochs'
         )
     config = first.config
-    tables.print_model_table(models.describe(models.create(config.model), config.dataset.image_size))
+    tables.print_model_table(models.describe(config.model, config.dataset.image_size))
 
 
 def print_end(
@@ -98,6 +98,7 @@ def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
         {name: (row[f'{name}_low'], row[f'{name}_high']) for name in PROPORTIONS},
         bhcnet.row_for(row['model'], tuple(this.config.phases), row['epochs']),
         image_set.synthetic,
+        image_set.class_names,
     )
     print(f'Trained in {row["train_seconds"]:.0f} s, {row["images_per_second"]:.0f} images per second')
 
@@ -108,22 +109,24 @@ def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, direct
 
     directory.mkdir(exist_ok=True)
     mark = MARK if image_set.synthetic else ''
-    test, labels = this.split.test, image_set.labels
+    test, labels, classes = this.split.test, image_set.labels, image_set.class_names
     predictions = results.read('predictions', this.trial_id)
     epochs = results.read('epochs', this.trial_id)
-    first = params['trunk']['conv1']
-    bleeding = test[labels[test] == 1][0]  # a split never lacks a class
     figures.curves(epochs, directory / 'curves.png', mark)
     counts = {name: int(epochs[name].iloc[-1]) for name in COUNTS}
-    figures.confusion_matrix(counts, directory / 'confusion_matrix.png', mark)
-    figures.image_sizes(image_set.heights, image_set.widths, labels, directory / 'image_sizes.png', mark)
-    figures.grey_density(image_set.images, labels, directory / 'grey_density.png', mark)
+    figures.confusion_matrix(counts, classes, directory / 'confusion_matrix.png', mark)
+    figures.image_sizes(image_set.heights, image_set.widths, labels, classes, directory / 'image_sizes.png', mark)
+    figures.grey_density(image_set.images, labels, classes, directory / 'grey_density.png', mark)
     figures.predictions(
         image_set.images[test],
         labels[test],
         predictions.probability.to_numpy(),
         list(predictions.image_id),
+        classes,
         directory / 'predictions.png',
         mark,
     )
-    figures.features(first['kernel'], first['bias'], image_set.images[bleeding], directory / 'features.png', mark)
+    first = models.first_convolution(this.config.model, params)
+    if first:
+        positive = image_set.images[test[labels[test] == 1][0]]  # a split never lacks a class
+        figures.features(first['kernel'], first['bias'], positive, directory / 'features.png', mark)

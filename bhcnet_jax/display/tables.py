@@ -36,6 +36,7 @@ def print_result(
     intervals: Mapping[str, tuple[float, float]],
     paper_row: PaperRow | None,
     synthetic: bool,
+    classes: tuple[str, str],
     title: str = 'Test part',
     console: Console | None = None,
 ) -> None:
@@ -46,22 +47,24 @@ def print_result(
     intervals: metric name -> (low, high) in the metric's unit, for those metrics that have one.
     paper_row: `paper.row_for` of the recipe.
     synthetic: marks the tables PHANTOM and the paper's column as one of real images.
+    classes: names of the negative and of the positive class.
     """
     console = console or Console()
     mark = 'PHANTOM (synthetic images): ' if synthetic else ''
     counts = {name: int(result[name]) for name in ('tp', 'tn', 'fp', 'fn')}
-    console.print(_confusion_matrix(counts, mark + title))
+    console.print(_confusion_matrix(counts, classes, mark + title))
     console.print(_metrics(result, intervals, counts, paper_row, mark + title, synthetic))
     console.print(_source(paper_row), highlight=False, markup=False)
 
 
-def _confusion_matrix(counts: Mapping[str, int], title: str) -> Table:
+def _confusion_matrix(counts: Mapping[str, int], classes: tuple[str, str], title: str) -> Table:
+    negative, positive = classes
     table = Table(title=f'{title}: confusion matrix', title_justify='left', box=box.SIMPLE_HEAD)
     table.add_column('actual', overflow='fold')
-    table.add_column('predicted hemorrhage', justify='right', overflow='fold')
-    table.add_column('predicted normal', justify='right', overflow='fold')
-    table.add_row('hemorrhage', f'TP {counts["tp"]}', f'FN {counts["fn"]}')
-    table.add_row('normal', f'FP {counts["fp"]}', f'TN {counts["tn"]}')
+    table.add_column(f'predicted {positive}', justify='right', overflow='fold')
+    table.add_column(f'predicted {negative}', justify='right', overflow='fold')
+    table.add_row(positive, f'TP {counts["tp"]}', f'FN {counts["fn"]}')
+    table.add_row(negative, f'FP {counts["fp"]}', f'TN {counts["tn"]}')
     return table
 
 

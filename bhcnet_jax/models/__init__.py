@@ -1,7 +1,7 @@
-"""The registry of models: a name in `config.model.name` to a Flax module, and what it consists of."""
+"""The registry of models: a name in `config.model.name` to its family, and what a model consists of."""
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,14 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models.cnn import CNN
-from bhcnet_jax.models.recurrent import CELLS, CNNRecurrent
+from bhcnet_jax.models import cnn, recurrent
+from bhcnet_jax.models.family import Family
 
-NAMES = ('cnn', *(f'cnn_{cell}' for cell in CELLS))
-NORMS = ('none', 'batch', 'group')
-POOLINGS = ('mean', 'max', 'mean_max')
+FAMILIES: dict[str, Family] = {
+    'cnn': cnn.FAMILY,
+    'cnn_lstm': recurrent.LSTM,
+    'cnn_gru': recurrent.GRU,
+}
 
 
 class LayerRow(NamedTuple):
@@ -26,24 +28,15 @@ class LayerRow(NamedTuple):
 
 
 def create(config: ConfigDict) -> nn.Module:
-    """The module for `config.model`. ValueError if its name is not one of NAMES."""
-    shared = {
-        'filters': tuple(config.filters),
-        'hidden_units': config.hidden_units,
-        'convs': config.convs,
-        'norm': config.norm,
-        'dtype': jnp.dtype(config.dtype),
-    }
-    if config.name == 'cnn':
-        return CNN(pooling=config.pooling, **shared)
-    cell = config.name.removeprefix('cnn_')
-    if cell in CELLS:
-        return CNNRecurrent(cell=cell, recurrent_units=config.recurrent_units, **shared)
-    raise ValueError(f'model.name is {config.name!r}; expected one of {", ".join(NAMES)}.')
+    """The module for `config.model`. ValueError if no family has its name."""
+    if config.name not in FAMILIES:
+        raise ValueError(f'model.name is {config.name!r}; expected one of {", ".join(FAMILIES)}.')
+    return FAMILIES[config.name].create(config)
 
 
-def describe(model: nn.Module, image_size: int) -> list[LayerRow]:
-    """The layers that hold parameters, in order of computation; shapes only, nothing is computed."""
+def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
+    """The layers of `config.model` that hold parameters, in order of computation; nothing is computed but shapes."""
+    model, composite = create(config), FAMILIES[config.name].composite
     shapes = {}
 
     def record(call, args, kwargs, context):
@@ -57,5 +50,14 @@ def describe(model: nn.Module, image_size: int) -> list[LayerRow]:
         variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
     parameters = Counter()
     for path, leaf in flatten_dict(variables['params']).items():
-        parameters[path[:1] if path[0] in CELLS else path[:-1]] += leaf.size  # a cell's gates are one layer
+        layer = next((whole for whole in composite if path[: len(whole)] == whole), path[:-1])
+        parameters[layer] += leaf.size
     return [LayerRow('/'.join(path), shape, parameters[path]) for path, shape in shapes.items() if path in parameters]
+
+
+def first_convolution(config: ConfigDict, params: Any) -> Any:
+    """Of the weights of `config.model` those of the first convolution, 'kernel' and 'bias'; None if it has none."""
+    path = FAMILIES[config.name].first_convolution
+    for name in path:
+        params = params[name]
+    return params if path else None

@@ -1,19 +1,24 @@
 """The paper's CNN: three convolutional blocks, the third with global average pooling (V.C); and deeper ones."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
+from bhcnet_jax.keys import Key, Part, one_of
 from bhcnet_jax.models import layers
+from bhcnet_jax.models.family import Family
+
+POOLINGS = ('mean', 'max', 'mean_max')
 
 
 class CNN(nn.Module):
     """float [B, H, W, 1] in [0, 1] -> logits float32 [B].
 
-    `dropout_keys` are B random keys in training and None in evaluation; `dropout_rate` is a scalar in [0, 1). `mask`,
-    float32 [B], is 0 for an image that batch normalisation must not see; None in evaluation.
+    `values`, `dropout_keys` and `mask` are as in `Family.create`, and None in evaluation.
     """
 
     filters: tuple[int, ...]
@@ -27,11 +32,23 @@ class CNN(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        dropout_rate: jax.Array | None = None,
+        values: Mapping[str, jax.Array] | None = None,
         dropout_keys: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
         x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.dtype, name='trunk')(x, mask)
         pooled = {'mean': x.mean(axis=(1, 2)), 'max': x.max(axis=(1, 2))}
         x = jnp.concatenate([pooled[name] for name in self.pooling.split('_')], axis=-1)  # [B, F] or [B, 2 F]
-        return layers.Head(self.hidden_units, self.dtype, name='head')(x, dropout_rate, dropout_keys)
+        return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, dropout_keys)
+
+
+def _create(config: ConfigDict) -> CNN:
+    return CNN(pooling=config.pooling, **layers.settings(config))
+
+
+FAMILY = Family(
+    create=_create,
+    keys=(*layers.KEYS, Key('model.pooling', one_of(*POOLINGS), Part.PROGRAM, neutral='mean')),
+    check=layers.check,
+    first_convolution=layers.FIRST_CONVOLUTION,
+)

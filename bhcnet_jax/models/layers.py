@@ -1,15 +1,19 @@
-"""Layers that stay fast inside `lax.scan` and `vmap`: pooling without scatter, dropout by image, and the modules.
+"""What the families share. Layers that stay fast inside `lax.scan` and `vmap`, the modules of them, and their keys.
 
 Shapes: B batch, H W pixels, C input channels, F output channels (filters), D features.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.keys import Key, Part, between, one_of, tuple_of
 from bhcnet_jax.models import convolution
 
 # The augmentation terms of the paper (IV.D) are those of Keras, so its silent choices are taken from Keras too.
@@ -146,15 +150,53 @@ class ConvTrunk(nn.Module):
 
 
 class Head(nn.Module):
-    """Dropout, an optional dense ReLU layer, one logit in float32. float [B, D] -> [B]."""
+    """Dropout, an optional dense ReLU layer, one logit in float32. float [B, D] -> [B].
+
+    values, dropout_keys: as in `Family.create`; None in evaluation.
+    """
 
     hidden_units: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, dropout_rate: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, values: Mapping[str, jax.Array] | None, dropout_keys: jax.Array | None
+    ) -> jax.Array:
         if dropout_keys is not None:
-            x = dropout(x, dropout_rate, dropout_keys)
+            x = dropout(x, values['model.dropout'], dropout_keys)
         if self.hidden_units:
             x = nn.relu(nn.Dense(self.hidden_units, dtype=self.dtype, kernel_init=kernel_init, name='hidden')(x))
         return nn.Dense(1, dtype=jnp.float32, kernel_init=kernel_init, name='logit')(x)[:, 0]
+
+
+# Of `ConvTrunk` and `Head`.
+KEYS = (
+    Key('model.filters', tuple_of(between(1, 2**16)), Part.PROGRAM),
+    Key('model.convs', between(1, 16), Part.PROGRAM, neutral=1),
+    Key('model.norm', one_of('none', 'batch', 'group'), Part.PROGRAM, neutral='none'),
+    Key('model.hidden_units', between(0, 2**16), Part.PROGRAM),
+    Key('model.dropout', between(0.0, 0.99), Part.TRACED),
+    Key('model.dtype', one_of('float32', 'bfloat16'), Part.PROGRAM),
+)
+FIRST_CONVOLUTION = ('trunk', 'conv1')
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `ConvTrunk` and `Head` in `config.model`."""
+    return {
+        'filters': tuple(config.filters),
+        'hidden_units': config.hidden_units,
+        'convs': config.convs,
+        'norm': config.norm,
+        'dtype': jnp.dtype(config.dtype),
+    }
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """UserError if `ConvTrunk` cannot have the blocks of a config on its images."""
+    filters, image_size = tuple(config['model']['filters']), config['dataset']['image_size']
+    if image_size >> (len(filters) - 1) < 1:
+        raise UserError(
+            f'dataset.image_size is {image_size}; {len(filters)} blocks halve it '
+            f'{len(filters) - 1} times, so it must be at least {2 ** (len(filters) - 1)}.'
+        )

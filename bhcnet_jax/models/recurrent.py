@@ -1,13 +1,18 @@
 """The paper's hybrids: the same convolutions, then an LSTM or GRU that reads the feature map row by row (V.C)."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from ml_collections import ConfigDict
 
+from bhcnet_jax.keys import Key, Part, between
 from bhcnet_jax.models import convolution, layers
+from bhcnet_jax.models.family import Family
 
 State = tuple[jax.Array, jax.Array]  # cell and hidden state of the LSTM; the GRU's one state twice. [B, units] each
 
@@ -100,11 +105,29 @@ class CNNRecurrent(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        dropout_rate: jax.Array | None = None,
+        values: Mapping[str, jax.Array] | None = None,
         dropout_keys: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
         x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.dtype, name='trunk')(x, mask)  # [B, T, W/4, F]
         x = x.reshape(*x.shape[:2], -1)  # [B, T, D]
         x = Recurrent(self.cell, self.recurrent_units, self.dtype, name=self.cell)(x)  # [B, units]
-        return layers.Head(self.hidden_units, self.dtype, name='head')(x, dropout_rate, dropout_keys)
+        return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, dropout_keys)
+
+
+def _create(cell: str, config: ConfigDict) -> CNNRecurrent:
+    return CNNRecurrent(cell=cell, recurrent_units=config.recurrent_units, **layers.settings(config))
+
+
+def _family(cell: str) -> Family:
+    return Family(
+        create=functools.partial(_create, cell),
+        keys=(*layers.KEYS, RECURRENT_UNITS),
+        check=layers.check,
+        composite=((cell,),),  # its gates are one layer
+        first_convolution=layers.FIRST_CONVOLUTION,
+    )
+
+
+RECURRENT_UNITS = Key('model.recurrent_units', between(1, 2**16), Part.PROGRAM)
+LSTM, GRU = _family('lstm'), _family('gru')

@@ -1,7 +1,7 @@
 """The phases of a trial: which images each trains on, and what one hands over to the next (paper V.B).
 
-Phase 'balanced' trains on as many images of each class (the paper's 90 + 90), phase 'imbalanced' on all normal
-images and `positives` hemorrhages, some of them twice (90 + 153). Both enlarge their images to M augmented ones.
+Phase 'balanced' trains on as many images of each class (the paper's 90 + 90), phase 'imbalanced' on all negatives
+and on `positives` positives, some of them twice (90 + 153). Both enlarge their images to M augmented ones.
 """
 
 from typing import Any, NamedTuple
@@ -19,15 +19,15 @@ class Phase(NamedTuple):
     name: str
     index: int
     epochs: int
-    counts: tuple[int, int]  # normal, hemorrhage
+    counts: tuple[int, int]  # negatives, positives
     sources: np.ndarray  # index of the image that each augmented image is made from
 
 
 def plan(config: ConfigDict, labels: np.ndarray, train: np.ndarray) -> tuple[Phase, ...]:
     """The phases of a trial, a pure function of the arguments.
 
-    labels: int [N], 1 = hemorrhage. train: int, indices of the training part.
-    ValueError if `imbalanced.positives` is smaller than the number of hemorrhages in the training part.
+    labels: int [N], 1 = positive. train: int, indices of the training part.
+    ValueError if `imbalanced.positives` is smaller than the number of positives in the training part.
     """
     by_class = [train[labels[train] == label] for label in (0, 1)]
     present = [len(indices) for indices in by_class]
@@ -38,7 +38,7 @@ def plan(config: ConfigDict, labels: np.ndarray, train: np.ndarray) -> tuple[Pha
             counts = (present[0], config.imbalanced.positives)
             if counts[1] < present[1]:
                 raise ValueError(
-                    f'imbalanced.positives is {counts[1]}, but the training part has {present[1]} hemorrhages: '
+                    f'imbalanced.positives is {counts[1]}, but the training part has {present[1]} positives: '
                     'expected at least as many, since some are drawn again and none is dropped.'
                 )
         # Raw words of PCG64 are the same in every version of numpy (NEP 19); Generator's methods need not be.

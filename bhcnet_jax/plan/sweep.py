@@ -21,7 +21,6 @@ import collections
 import contextlib
 import dataclasses
 import decimal
-import difflib
 import itertools
 import math
 import numbers
@@ -32,12 +31,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from bhcnet_jax import keys
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan.trial import MAX_SEED
+from bhcnet_jax.keys import Part
+from bhcnet_jax.plan import table
+from bhcnet_jax.plan.table import MAX_SEED
 
 MAX_VALUES = 10**6  # of one range or call: a typing error must not fill the memory
-# Keys and sections that belong to no recipe: one value for all trials.
-_NOT_SWEPT = ('recipe', 'dataset.name', 'dataset.dir', 'engine', 'sweep', 'trials')
 _KINDS = {
     bool: 'True or False',
     int: 'a whole number',
@@ -85,7 +85,7 @@ def parse(text: str, config: ConfigDict) -> tuple[Axis, ...]:
     """
     with _at('Sweep'):
         parts = _parts(text)
-    leaves = dict(_leaves(config))
+    leaves = dict(table.leaves(config))
     axes = []
     for part in parts:
         with _at(f'Sweep, part {_quote(part)}'):
@@ -116,7 +116,7 @@ def check_points(points: Sequence[Mapping[str, Any]], config: ConfigDict) -> tup
     """
     if not points:
         raise UserError('config.trials is empty; expected one dict of keys and values per trial.')
-    leaves, checked, seen = dict(_leaves(config)), [], {}
+    leaves, checked, seen = dict(table.leaves(config)), [], {}
     for place, point in enumerate(points):
         with _at(f'config.trials[{place}]'):
             checked.append(_check_point(point, leaves))
@@ -179,27 +179,17 @@ def _split(text: str, separator: str) -> list[str]:
     return pieces
 
 
-def _leaves(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _leaves(value, f'{prefix}{name}.')
-        else:
-            yield prefix + name, value
-
-
 def _default(key: str, leaves: dict[str, Any]) -> Any:
     """The config's value for a key. UserError if there is no such key or it cannot be swept."""
-    if any(f'{key}.'.startswith(f'{name}.') for name in _NOT_SWEPT):
+    parts = {each.part for name, each in table.keys().items() if f'{name}.'.startswith(f'{key}.')}
+    if parts == {Part.CALL}:
         raise UserError(f'{key} belongs to no recipe and cannot be swept; set it once, for all trials.')
     if key in leaves:
         return leaves[key]
     inside = [name for name in leaves if name.startswith(f'{key}.')]
     if inside:
         raise UserError(f'{key} is a section; sweep one of its keys: {", ".join(inside)}.')
-    close = [name for name in leaves if name.endswith(f'.{key}')]  # without its section
-    close = close or difflib.get_close_matches(str(key), leaves, n=1)
-    hint = f'did you mean {" or ".join(close)}?' if close else 'every key is in configs/base.py.'
-    raise UserError(f'no key {_quote(key)}; {hint}')
+    raise UserError(f'no key {_quote(key)}; {keys.hint(str(key), leaves)}')
 
 
 def _axis(part: str, leaves: dict[str, Any]) -> Axis:

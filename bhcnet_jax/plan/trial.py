@@ -4,39 +4,24 @@ import dataclasses
 import hashlib
 import json
 import marshal
-import math
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bhcnet_jax import models
+from bhcnet_jax import keys, models
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import phases
+from bhcnet_jax.keys import Part
+from bhcnet_jax.plan import phases, table
 from bhcnet_jax.plan.splits import Split
+from bhcnet_jax.plan.table import Config
 
-DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
-SCHEMES = ('holdout', 'kfold')
-POLICIES = ('affine', 'distort', 'none')
-MAX_SEED = 2**31 - 1
-# Keys that came after the first trials were trained, each with the value at which the code does what it did without
-# them. They are no part of an identity at that value, so that rows from before are found again.
-NEUTRAL = (
-    ('split', 'val_folds', 0),
-    ('dataset', 'equalise', False),
-    ('model', 'convs', 1),
-    ('model', 'norm', 'none'),
-    ('model', 'pooling', 'mean'),
-    ('augment', 'test_flip', False),
-    ('optimizer', 'label_smoothing', 0.0),
-    ('optimizer', 'ema', 0.0),
-)
+# Keys that came after the first trials were trained, each with the value at which it is no part of an identity.
+NEUTRAL = {name: key.neutral for name, key in table.keys().items() if key.neutral is not keys.NEVER}
 SCORED_MULTIPLE = 32  # folds of 200 images have 19 to 21; a program for each size would be compiled for nothing
 
 T = TypeVar('T')
-Config = ConfigDict | Mapping[str, Any]  # both are read with config[section][key]; a dict fifty times as fast
 
 
 class Identity(NamedTuple):
@@ -81,7 +66,7 @@ def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str,
     recipe = resolve(config)
     parts, recipe_id = _encode_recipe(recipe)
     rest = {'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
-    signature = _sign(_shapes(recipe, config, split))
+    signature = _sign(resolve(config, table.PROGRAM) | {'scored': scored_count(split)})
     return Identity(
         trial_id=_digest(parts | {key: _encode(value) for key, value in rest.items()}),
         recipe_id=recipe_id,
@@ -103,57 +88,28 @@ def plan(identity: Identity, config: ConfigDict, labels: np.ndarray, split: Spli
     return Trial(identity, config, split, phases.plan(config, labels, split.train))
 
 
-def _shapes(recipe: dict[str, Any], config: Config, split: Split) -> dict[str, Any]:
-    """What of a recipe fixes shapes and code paths."""
-    strengths_of = config['augment']['policy']
-    return {
-        'batch_size': recipe['batch_size'],
-        'dataset': recipe['dataset'],
-        'model': {name: value for name, value in recipe['model'].items() if name != 'dropout'},
-        'augment': {name: value for name, value in recipe['augment'].items() if name != strengths_of},
-        'scored': scored_count(split),
-    }
-
-
 def scored_count(split: Split) -> int:
     """T, how many images a trial is scored on: test and validation part, filled up so that most folds have one T."""
     return -(-(len(split.test) + len(split.val)) // SCORED_MULTIPLE) * SCORED_MULTIPLE
 
 
-def resolve(config: Config) -> dict[str, Any]:
-    """What of a config fixes results: no label, place of files or engine setting, no section that is not in use.
+def resolve(config: Config, parts: frozenset[Part] = table.RECIPE) -> dict[str, Any]:
+    """What of a config fixes results, nested as there; of these parts.
 
-    Seed and fold are left out: a recipe is what is the same in all rows that are compared. So are keys of NEUTRAL that
-    have their neutral value.
+    No label, place of files or engine setting, no key that is not in use. Seed and fold are left out: a recipe is what
+    is the same in all rows that are compared. So are keys at their neutral value.
     """
-    augment, model, split = config['augment'], config['model'], config['split']
-    policy = augment['policy']
-    recipe = {
-        'phases': list(config['phases']),
-        'batch_size': config['batch_size'],
-        'dataset': {key: config['dataset'][key] for key in ('image_size', 'equalise')},
-        'split': {key: split[key] for key in split if key != 'fold'},
-        'model': {**model, 'filters': list(model['filters'])},
-        'optimizer': dict(config['optimizer']),
-        'augment': {key: augment[key] for key in ('policy', 'samples', 'frozen', 'test_flip')},
-    }
-    if policy != 'none':
-        recipe['augment'][policy] = strengths(config)
-    del recipe['model']['recurrent_units' if model['name'] == 'cnn' else 'pooling']
-    for place, name in enumerate(config['phases']):
-        recipe[name] = dict(config[name])
-        if place == 0:  # nothing comes before it
-            del recipe[name]['optimizer_state']
-    for section, key, neutral in NEUTRAL:
-        if recipe[section].get(key) == neutral:
-            del recipe[section][key]
+    recipe: dict[str, Any] = {}
+    for section in table.in_use(config, parts):
+        source, target = config, recipe
+        for name in section.path:
+            source, target = source[name], target.setdefault(name, {})
+        for name in section.keys:
+            target[name] = source[name]
+        for name, neutral in section.neutral.items():
+            if target[name] == neutral:
+                del target[name]
     return recipe
-
-
-def strengths(config: Config) -> dict[str, float]:
-    """The strengths of the augmentation policy in use."""
-    policy = config['augment']['policy']
-    return {} if policy == 'none' else dict(config['augment'][policy])
 
 
 def set_point(tree: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,82 +167,35 @@ def _digest(parts: Mapping[str, str]) -> str:
 def check(config: Config, changed: Collection[str] | None = None) -> None:
     """UserError if a value is impossible. What depends on the data (more folds than images) shows later.
 
-    changed: the keys (dotted) in which the config differs from one that was checked; None: look at all.
+    changed: the keys (dotted) in which the config differs from one that was checked; None: look at all, and at their
+    names.
     """
-    for key, allowed in _CHOICES.items():
-        if (changed is None or key in changed) and _get(config, key) not in allowed:
-            raise UserError(f'{key} is {_get(config, key)!r}; expected one of {", ".join(allowed)}.')
-    for key, low, high in _RANGES:
-        if changed is None or key in changed:
-            value = _get(config, key)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise UserError(f'{key} is {value}; expected {low} to {high}.')
-    lanes = config['engine']['lanes']
-    if lanes != 'auto' and not re.fullmatch('[1-9][0-9]{0,4}', lanes):
-        raise UserError(f"engine.lanes is {lanes!r}; expected 'auto' or a whole number from 1 to 99999.")
+    every = table.keys()
+    if changed is None:
+        _check_names(config, every)
+    for key in every.values() if changed is None else (every[name] for name in changed):
+        value = table.value_of(config, key)
+        if not key.allowed.accepts(value):
+            raise UserError(f'{key.name} is {value!r}; expected {key.allowed.words}.')
     _check_combinations(config)
+    models.FAMILIES[config['model']['name']].check(config)
 
 
-_RANGES = (
-    ('seed', 0, MAX_SEED),
-    ('batch_size', 1, 2**16),
-    ('dataset.image_size', 8, 4096),
-    ('split.folds', 2, 2**16),
-    ('split.seed', 0, MAX_SEED),
-    ('split.val_folds', 0, 2**16),
-    ('imbalanced.positives', 1, MAX_SEED),
-    *((f'{name}.epochs', 1, 10**6) for name in phases.NAMES),
-    ('model.convs', 1, 16),
-    ('model.hidden_units', 0, 2**16),
-    ('model.recurrent_units', 1, 2**16),
-    ('model.dropout', 0.0, 0.99),
-    ('augment.samples', 1, 10**8),
-    ('augment.affine.flip', 0.0, 1.0),
-    ('augment.affine.shear', 0.0, 60.0),
-    ('augment.affine.zoom', 0.0, 0.9),
-    ('augment.affine.rotation', 0.0, 180.0),
-    ('augment.affine.shift', 0.0, 1.0),
-    ('augment.distort.crop', 0.1, 1.0),
-    ('augment.distort.rotation', 0.0, 180.0),
-    ('augment.distort.resize', 0.0, 0.9),
-    ('augment.distort.optical', 0.0, 0.9),
-    ('augment.distort.grid', 0.0, 0.9),
-    ('augment.distort.noise', 0.0, 1.0),
-    ('optimizer.peak_lr', 0.0, 10.0),
-    ('optimizer.warmup', 0.0, 0.9),
-    ('optimizer.weight_decay', 0.0, 10.0),
-    ('optimizer.label_smoothing', 0.0, 0.9),
-    ('optimizer.ema', 0.0, 0.9999),
-    ('engine.checkpoint_every', 1, 10**6),
-)
-
-
-def _get(config: Config, key: str) -> Any:
-    value = config
-    for part in key.split('.'):
-        value = value[part]
-    return value
-
-
-_CHOICES = {
-    'dataset.name': DATASETS,
-    'split.scheme': SCHEMES,
-    'model.name': models.NAMES,
-    'model.norm': models.NORMS,
-    'model.pooling': models.POOLINGS,
-    'model.dtype': ('float32', 'bfloat16'),
-    'augment.policy': POLICIES,
-    'engine.spread': ('auto', 'lanes', 'batch'),
-    'engine.keep_weights': ('final', 'none'),
-    **{f'{name}.class_weights': ('computed', 'carried') for name in phases.NAMES},
-    **{f'{name}.optimizer_state': ('fresh', 'carried') for name in phases.NAMES},
-}
+def _check_names(config: Config, every: Collection[str]) -> None:
+    """UserError if a config has other keys than `every`."""
+    found = dict(table.leaves(config))
+    for name, value in found.items():
+        if any(key.startswith(f'{name}.') for key in every):
+            raise UserError(f'{name} is {value!r}; expected a section of keys, as in configs/base.py.')
+        if name not in every:
+            raise UserError(f'{name}: no such key; {keys.hint(name, every)}')
+    for name in every:
+        if name not in found:
+            raise UserError(f'{name} is missing; start from get_config() of configs/base.py, which has every key.')
 
 
 def _check_combinations(config: Config) -> None:
     names = tuple(config['phases'])
-    if not names or set(names) - set(phases.NAMES) or len(set(names)) < len(names):
-        raise UserError(f'phases is {names}; expected {", ".join(phases.NAMES)} or both, each once.')
     if config[names[0]]['class_weights'] == 'carried':
         raise UserError(
             f"{names[0]}.class_weights is 'carried', but no phase comes before {names[0]} in phases={names}; "
@@ -298,11 +207,3 @@ def _check_combinations(config: Config) -> None:
         raise UserError(f'split.fold is {fold}; split.scheme {scheme!r} of {folds} folds allows 0 to {allowed}.')
     if config['split']['val_folds'] == 1:
         raise UserError('split.val_folds is 1, which leaves nothing to train on; expected 0 (none), or 2 or more.')
-    filters, image_size = tuple(config['model']['filters']), config['dataset']['image_size']
-    if not filters or not all(isinstance(count, int) and 1 <= count <= 2**16 for count in filters):
-        raise UserError(f'model.filters is {filters}; expected one whole number of 1 or more per block.')
-    if image_size >> (len(filters) - 1) < 1:
-        raise UserError(
-            f'dataset.image_size is {image_size}; {len(filters)} blocks halve it '
-            f'{len(filters) - 1} times, so it must be at least {2 ** (len(filters) - 1)}.'
-        )

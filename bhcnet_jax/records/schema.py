@@ -90,7 +90,7 @@ PREDICTION_COLUMNS = {
     'trial_id': 'TEXT',
     'image_id': 'TEXT',
     'label': 'INTEGER',
-    'probability': 'REAL',  # of hemorrhage
+    'probability': 'REAL',  # of the positive class
     'dataset': 'TEXT',
 }
 TABLES = {

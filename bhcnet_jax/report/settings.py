@@ -19,7 +19,7 @@ from bhcnet_jax.plan.splits import Split
 
 SPEAKING = ('phases', 'model.dtype')  # keys whose values need no name beside them in a label
 NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
-_LEFT_OUT = {f'{section}.{key}': value for section, key, value in trial.NEUTRAL}  # of identities, at these values
+_LEFT_OUT = trial.NEUTRAL  # of identities, at these values
 _NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
 
 Settings = Mapping[str, Any]

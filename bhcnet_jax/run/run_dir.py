@@ -140,10 +140,11 @@ def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, tri
     """Writes data.json: the fingerprint, the groups by image id, and a single trial's split and phases."""
     ids = np.array(image_set.ids)
     members = [ids[grouping.groups == group].tolist() for group in np.unique(grouping.groups)]
+    classes = image_set.class_names
     tree = {
         'dataset': image_set.label,
         'fingerprint': image_set.fingerprint,
-        'images': {'normal': int(np.sum(image_set.labels == 0)), 'hemorrhage': int(np.sum(image_set.labels == 1))},
+        'images': {name: int(np.sum(image_set.labels == label)) for label, name in enumerate(classes)},
         'groups': [group for group in members if len(group) > 1],
         'pairs': [_pair(ids, pair) for pair in grouping.pairs],
     }
@@ -153,7 +154,7 @@ def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, tri
             'train': ids[trial.split.train].tolist(),
             'test': ids[trial.split.test].tolist(),
             'phases': {
-                phase.name: {'normal': phase.counts[0], 'hemorrhage': phase.counts[1], 'augmented': len(phase.sources)}
+                phase.name: {**dict(zip(classes, phase.counts, strict=True)), 'augmented': len(phase.sources)}
                 for phase in trial.phases
             },
         }

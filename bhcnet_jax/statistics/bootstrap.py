@@ -1,6 +1,6 @@
 """Intervals over images by the bootstrap: of the metrics of one recipe, and of the differences between two.
 
-S seeds, N images, P of them with a hemorrhage, Q without, G groups of images, B bootstrap draws. A metric is a
+S seeds, N images, P of them positive, Q negative, G groups of images, B bootstrap draws. A metric is a
 function of weights, how often each image is in each draw, so all draws are computed at once.
 """
 

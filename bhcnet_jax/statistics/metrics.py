@@ -1,6 +1,6 @@
 """From labels and probabilities to counts, metrics and their 95 % intervals, and calibration.
 
-N images. Positive is hemorrhage, 1. An image is called positive where its probability reaches the
+N images. Positive is 1. An image is called positive where its probability reaches the
 threshold. Intervals by resampling are in `bootstrap.py`, comparisons of recipes in `comparison.py`.
 
 Training counts hits after every epoch, but needs the statistics libraries only at its end. They take two seconds to
@@ -25,7 +25,7 @@ class Counts(NamedTuple):
 def counts(labels: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> Counts:
     """Confusion matrix at a threshold.
 
-    labels: [N], 0 or 1; probabilities: float [N] in [0, 1], of hemorrhage. ValueError: empty, of different
+    labels: [N], 0 or 1; probabilities: float [N] in [0, 1], of the positive class. ValueError: empty, of different
     lengths, labels other than 0 and 1, or probabilities that are not finite or not in [0, 1].
     """
     labels, probabilities = check(labels, probabilities)
@@ -187,7 +187,7 @@ def check(
     if not labels.size:
         raise ValueError('No images: expected one or more labels and values.')
     if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f'Labels {np.unique(labels)[:5].tolist()}: expected 0 (normal) and 1 (hemorrhage).')
+        raise ValueError(f'Labels {np.unique(labels)[:5].tolist()}: expected 0 (negative) and 1 (positive).')
     if not np.isfinite(values).all():
         wrong = np.count_nonzero(~np.isfinite(values))
         raise ValueError(f'{wrong} of {values.size} values are not finite. Did the training diverge?')

@@ -84,7 +84,7 @@ def inputs(image_set: ImageSet) -> dict[str, np.ndarray]:
 
 
 def predict(method: Method, values: np.ndarray, labels: np.ndarray, split: Split, seed: int) -> np.ndarray:
-    """Fits on the training part of a split. -> probability of hemorrhage on its test part, float64 [len(split.test)].
+    """Fits on the training part of a split. -> probability of the positive class, float64 [len(split.test)].
 
     values: float [N, F]. labels: int [N]. The sigmoid is fitted to scores from a cross-validation inside the training
     part (Platt, 1999).

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bhcnet_jax.plan import phases, trial
+from bhcnet_jax.plan import phases, table, trial
 from bhcnet_jax.plan.splits import Split
 from bhcnet_jax.plan.trial import Trial
 from bhcnet_jax.training import steps
@@ -33,7 +33,7 @@ def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
     """
     configs, count = [each.config for each in trials], len(trials)
     planned = [each.phases[phase_index] for each in trials]
-    strengths_of = [trial.strengths(each) for each in configs]
+    values = [table.traced(each) for each in configs]
     return steps.Lane(
         seed=np.array([each.seed for each in configs], np.int32),
         phase=np.full(count, phase_index, np.int32),
@@ -41,13 +41,7 @@ def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
         sources=np.stack([phase.sources for phase in planned]),
         class_weights=np.stack([phases.class_weights(phase.counts) for phase in planned]),
         learning_rates=np.zeros((count, steps.steps_per_epoch(configs[0])), np.float32),
-        weight_decay=np.array([each.optimizer.weight_decay for each in configs], np.float32),
-        ema=np.array([each.optimizer.ema for each in configs], np.float32),
-        label_smoothing=np.array([each.optimizer.label_smoothing for each in configs], np.float32),
-        dropout=np.array([each.model.dropout for each in configs], np.float32),
-        strengths={
-            name: np.array([each[name] for each in strengths_of], np.float32) for name in strengths_of[0]
-        },
+        values={name: np.array([each[name] for each in values], np.float32) for name in values[0]},
         scored=np.stack([_scored(each.split) for each in trials]),
     )
 

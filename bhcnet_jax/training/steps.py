@@ -50,13 +50,9 @@ class Lane:
     phase: jax.Array  # int32, place of the phase in the trial
     epoch: jax.Array  # int32, 0-based inside the phase
     sources: jax.Array  # int32 [M], the image that each augmented image is made from
-    class_weights: jax.Array  # float32 [2], of normal and hemorrhage
+    class_weights: jax.Array  # float32 [2], of negatives and positives
     learning_rates: jax.Array  # float32 [S]
-    weight_decay: jax.Array  # float32
-    ema: jax.Array  # float32
-    label_smoothing: jax.Array  # float32
-    dropout: jax.Array  # float32
-    strengths: dict[str, jax.Array]  # float32 each, of the augmentation policy
+    values: dict[str, jax.Array]  # float32 each, by the names of the traced keys in use: see plan/table.py
     scored: jax.Array  # int32 [T], the images to evaluate on
 
 
@@ -110,14 +106,22 @@ def micro_batch_of(batch: int) -> int:
     return math.gcd(batch, 2) if jax.default_backend() == 'cpu' else batch
 
 
+def strengths(lane: Lane, policy: str) -> dict[str, jax.Array]:
+    """Those of an augmentation policy in `lane.values`."""
+    section = f'augment.{policy}.'
+    return {name.removeprefix(section): value for name, value in lane.values.items() if name.startswith(section)}
+
+
 def draw(config: ConfigDict, lane: Lane, images: jax.Array, positions: jax.Array) -> jax.Array:
     """Augments images: uint8 [N, H, W], at positions int32 [...] in `lane.sources` -> float32 [..., H, W] in [0, 1]."""
+
+    policy = config.augment.policy
 
     def one(position: jax.Array) -> jax.Array:
         # A frozen image depends on its place in the enlarged set alone, not on the epoch.
         epoch = 0 if config.augment.frozen else lane.epoch
         key = stream(lane.seed, 'augment', lane.phase, epoch, position)
-        return augment(key, to_unit(images[lane.sources[position]]), lane.strengths, config.augment.policy)
+        return augment(key, to_unit(images[lane.sources[position]]), strengths(lane, policy), policy)
 
     drawn = lax.map(one, positions.reshape(-1), batch_size=micro_batch_of(positions.size))
     return drawn.reshape(*positions.shape, *images.shape[1:])
@@ -136,12 +140,13 @@ def loss(
     logits, changed = models.create(config.model).apply(
         {'params': params, 'batch_stats': batch_stats},
         batch.inputs[..., None],
-        lane.dropout,
+        lane.values,
         dropout_keys,
         batch.mask,
         mutable=['batch_stats'],
     )
-    smooth = target.astype(jnp.float32) * (1 - lane.label_smoothing) + lane.label_smoothing / 2
+    smoothing = lane.values['optimizer.label_smoothing']
+    smooth = target.astype(jnp.float32) * (1 - smoothing) + smoothing / 2
     losses = optax.sigmoid_binary_cross_entropy(logits, smooth)
     total = jnp.sum(batch.mask * lane.class_weights[target] * losses)
     hits = jnp.sum(jnp.where((logits >= 0) == (target == 1), batch.mask, 0.0))
@@ -186,12 +191,13 @@ def train_step(
         grads, sums, batch_stats = lax.psum((grads, sums, batch_stats), axis)
         batch_stats = jax.tree.map(lambda moment: moment / sums.images, batch_stats)
     grads = jax.tree.map(lambda grad: grad / sums.images, grads)
-    adam = optim.optimizer(learning_rate, lane.weight_decay)
+    adam = optim.optimizer(learning_rate, lane.values['optimizer.weight_decay'])
     with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer step count
         updates, opt_state = adam.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    ema = lane.values['optimizer.ema']
     average = jax.tree.map(
-        lambda old, new: lane.ema * old + (1 - lane.ema) * new,
+        lambda old, new: ema * old + (1 - ema) * new,
         *(state.average, {'params': params, 'batch_stats': batch_stats}),
     )
     return TrainState(params, opt_state, batch_stats, average), sums

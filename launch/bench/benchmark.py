@@ -68,6 +68,7 @@ def random_images(count: int, size: int) -> ImageSet:
         images=(images := generator.integers(0, 256, (count, size, size), dtype=np.uint8)),
         thumbnails=images,
         labels=np.arange(count, dtype=np.int32) % 2,
+        class_names=('negative', 'positive'),
         groups=('',) * count,
         pixel_sha256=('',) * count,
         heights=np.full(count, size, np.int32),

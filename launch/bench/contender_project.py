@@ -57,7 +57,7 @@ class Project:
         task, config = self._task, self._config.copy_and_resolve_references()
         config.augment.policy, count, size = 'none', *task.batches.shape
         lane = jax.tree.map(lambda leaf: leaf[0], self._lanes)
-        lane = lane.replace(sources=task.batches.reshape(-1), dropout=np.float32(0.0))
+        lane = lane.replace(sources=task.batches.reshape(-1), values={**lane.values, 'model.dropout': np.float32(0.0)})
         params = unflatten_dict(task.weights, sep='/')
         state = steps.start({'params': params})
         draw, train_step = (jax.jit(functools.partial(each, config)) for each in (steps.draw, steps.train_step))

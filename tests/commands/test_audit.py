@@ -26,6 +26,7 @@ def _image_set(seed=0, n=40):
         images=(images := rng.integers(0, 256, (n, 32, 32), np.uint8)),
         thumbnails=images,
         labels=rng.permutation(np.arange(n, dtype=np.int32) % 2),
+        class_names=('negative', 'positive'),
         groups=('',) * n,
         pixel_sha256=tuple(map(str, range(n))),
         heights=rng.integers(300, 500, n).astype(np.int32),
@@ -54,15 +55,15 @@ def test_a_planted_width_shortcut_comes_first():
     image_set = _image_set()
     widths = np.where(image_set.labels == 0, 400, 350) + np.arange(40, dtype=np.int32) % 7
     found = _audit(dataclasses.replace(image_set, widths=widths.astype(np.int32)))
-    assert found['shortcuts'][0] | {'normal': 0, 'hemorrhage': 0} == {
+    assert found['shortcuts'][0] | {'negative': 0, 'positive': 0} == {
         'feature': 'width, pixels',
         'auc': 1.0,
         'low': None,
         'high': None,
         'n': 40,
-        'higher_in': 'normal',
-        'normal': 0,
-        'hemorrhage': 0,
+        'higher_in': 'negative',
+        'negative': 0,
+        'positive': 0,
     }
 
 
@@ -87,14 +88,14 @@ def test_alpha_and_colour_modes_are_counted_by_class():
     image_set = _image_set()
     modes = tuple('RGBA' if label == 0 else 'L' for label in image_set.labels)
     found = _audit(dataclasses.replace(image_set, modes=modes))
-    assert found['modes'] == {'L': {'normal': 0, 'hemorrhage': 20}, 'RGBA': {'normal': 20, 'hemorrhage': 0}}
+    assert found['modes'] == {'L': {'negative': 0, 'positive': 20}, 'RGBA': {'negative': 20, 'positive': 0}}
     assert _shortcut(found, 'alpha channel')['auc'] == _shortcut(found, 'colour mode')['auc'] == 1.0
 
 
 def test_files_with_coloured_pixels_are_counted_by_class():
     image_set = _image_set()
     found = _audit(dataclasses.replace(image_set, coloured=image_set.labels == 1))
-    assert found['coloured'] == {'normal': 0, 'hemorrhage': 20}
+    assert found['coloured'] == {'negative': 0, 'positive': 20}
     assert _shortcut(found, 'coloured pixels')['auc'] == 1.0
     assert 'coloured pixels' in _text(found)
 

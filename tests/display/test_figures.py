@@ -19,6 +19,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 16, 16), np.uint8)
 LABELS = np.arange(12) % 2
 KERNEL = RNG.normal(0, 0.3, (3, 3, 1, 10)).astype(np.float32)
+CLASSES = ('normal', 'hemorrhage')
 BIAS = RNG.normal(0, 0.1, 10).astype(np.float32)
 
 
@@ -32,10 +33,10 @@ def history(epochs=(3, 2)):
 
 ARGUMENTS = {
     'curves': (history(),),
-    'confusion_matrix': ({'tp': 10, 'tn': 8, 'fp': 2, 'fn': 0},),
-    'image_sizes': (RNG.integers(100, 600, 12), RNG.integers(100, 600, 12), LABELS),
-    'grey_density': (IMAGES, LABELS),
-    'predictions': (IMAGES[:6], LABELS[:6], np.linspace(0, 1, 6), [f'{i:03}.png' for i in range(6)]),
+    'confusion_matrix': ({'tp': 10, 'tn': 8, 'fp': 2, 'fn': 0}, CLASSES),
+    'image_sizes': (RNG.integers(100, 600, 12), RNG.integers(100, 600, 12), LABELS, CLASSES),
+    'grey_density': (IMAGES, LABELS, CLASSES),
+    'predictions': (IMAGES[:6], LABELS[:6], np.linspace(0, 1, 6), [f'{i:03}.png' for i in range(6)], CLASSES),
     'features': (KERNEL, BIAS, IMAGES[0]),
 }
 
@@ -114,7 +115,7 @@ def test_a_full_disk_leaves_the_old_figure_whole(tmp_path):
 def test_no_display_and_no_pyplot_is_needed(tmp_path):
     code = (
         'import sys; from bhcnet_jax.report import figures;'
-        f'figures.confusion_matrix(dict(tp=1, tn=1, fp=0, fn=0), {str(tmp_path / "a.png")!r}, "");'
+        f'figures.confusion_matrix(dict(tp=1, tn=1, fp=0, fn=0), ("a", "b"), {str(tmp_path / "a.png")!r}, "");'
         'sys.exit("matplotlib.pyplot" in sys.modules)'
     )
     environment = {k: v for k, v in os.environ.items() if k != 'DISPLAY'} | {'PYTHONPATH': os.getcwd()}
@@ -160,7 +161,7 @@ def test_curves_of_any_length_are_drawn(epochs, tmp_path):
 
 def test_the_row_of_an_empty_class_is_pale(tmp_path):
     counts = {'tp': 0, 'tn': 5, 'fp': 5, 'fn': 0}
-    picture = pixels(draw('confusion_matrix', tmp_path / 'a.png', arguments=(counts,)))
+    picture = pixels(draw('confusion_matrix', tmp_path / 'a.png', arguments=(counts, CLASSES)))
     shares = (0.0, 0.5)  # of the row's images, in both of its cells
     for share, row in zip(shares, np.array_split(picture[: int(0.85 * len(picture))], 2), strict=True):
         colour = matplotlib.colormaps['Blues'](share / 1.25)
@@ -168,13 +169,13 @@ def test_the_row_of_an_empty_class_is_pale(tmp_path):
 
 
 def test_grey_density_of_one_class_has_one_line(tmp_path):
-    picture = pixels(draw('grey_density', tmp_path / 'one.png', arguments=(IMAGES, np.ones(12, int))))
+    picture = pixels(draw('grey_density', tmp_path / 'one.png', arguments=(IMAGES, np.ones(12, int), CLASSES)))
     assert np.ptp(np.flatnonzero(drawn(picture, figures.VERMILLION).any(axis=0))) > 0.7 * picture.shape[1]
     assert not drawn(picture, figures.BLUE).any()
 
 
 def test_grey_density_of_white_images_is_at_the_right_end(tmp_path):
-    arguments = (np.full((4, 8, 8), 255, np.uint8), LABELS[:4])
+    arguments = (np.full((4, 8, 8), 255, np.uint8), LABELS[:4], CLASSES)
     picture = pixels(draw('grey_density', tmp_path / 'flat.png', arguments=arguments))[:-60]  # without the legend
     columns = np.flatnonzero(drawn(picture, figures.BLUE).any(axis=0) | drawn(picture, figures.VERMILLION).any(axis=0))
     assert columns.min() > 0.9 * picture.shape[1]
@@ -185,7 +186,7 @@ def test_grey_density_of_white_images_is_at_the_right_end(tmp_path):
     [(1, 0.9, False), (1, 0.1, True), (0, 0.9, True), (0, 0.1, False), (1, np.nan, True), (0, np.nan, True)],
 )
 def test_only_a_wrong_prediction_is_framed(label, probability, wrong, tmp_path):
-    arguments = (np.zeros((1, 16, 16), np.uint8), np.array([label]), np.array([probability]), ['a'])
+    arguments = (np.zeros((1, 16, 16), np.uint8), np.array([label]), np.array([probability]), ['a'], CLASSES)
     picture = pixels(draw('predictions', tmp_path / 'a.png', arguments=arguments))
     frame = np.abs(picture - VERMILLION).max(axis=-1) < 3
     assert frame.any() == wrong
@@ -195,14 +196,14 @@ def test_only_a_wrong_prediction_is_framed(label, probability, wrong, tmp_path):
 
 
 def test_an_image_may_have_any_name(tmp_path):
-    arguments = (IMAGES[:1], LABELS[:1], np.ones(1), [r'$\frac$ & %.png'])
+    arguments = (IMAGES[:1], LABELS[:1], np.ones(1), [r'$\frac$ & %.png'], CLASSES)
     draw('predictions', tmp_path / 'a.png', arguments=arguments)
 
 
 def test_test_images_beyond_the_limit_are_left_out(tmp_path, monkeypatch):
     def height(n):
         names = ['a/very/long $name$.png'] * n
-        arguments = (np.zeros((n, 8, 8), np.uint8), np.zeros(n, int), np.ones(n), names)
+        arguments = (np.zeros((n, 8, 8), np.uint8), np.zeros(n, int), np.ones(n), names, CLASSES)
         return pixels(draw('predictions', tmp_path / f'{n}.png', arguments=arguments)).shape[0]
 
     assert figures.MAX_PREDICTIONS == 40

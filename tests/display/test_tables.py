@@ -23,7 +23,8 @@ BEST = bhcnet.row_for('cnn', ('balanced', 'imbalanced'), 12)
 
 def printed(result=RESULT, intervals=INTERVALS, row=BEST, synthetic=False, width=80, encoding='utf-8'):
     file = io.TextIOWrapper(io.BytesIO(), encoding)
-    tables.print_result(result, intervals, row, synthetic, console=Console(file=file, width=width))
+    console = Console(file=file, width=width)
+    tables.print_result(result, intervals, row, synthetic, ('normal', 'hemorrhage'), console=console)
     file.flush()
     return file.buffer.getvalue().decode(encoding)
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from bhcnet_jax import models
 from bhcnet_jax.configs import base
-from bhcnet_jax.models import convolution, layers, recurrent
+from bhcnet_jax.models import cnn, convolution, layers, recurrent
 
 
 def model_config(name='cnn', dtype='float32'):
@@ -166,7 +166,7 @@ def compiled_gradient(config, size, lanes=0):
 
 
 @pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', models.FAMILIES)
 @pytest.mark.parametrize('lanes', [0, 3])
 def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes, backend, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)  # a CPU compiles also what is meant for a GPU
@@ -176,7 +176,7 @@ def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes, back
     assert 'scatter(' not in text
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', models.FAMILIES)
 def test_what_a_gpu_computes_equals_what_a_cpu_computes(name, monkeypatch):
     model, x = models.create(model_config(name)), random((2, 32, 32, 1))
     params = model.init(jax.random.key(0), x)
@@ -225,7 +225,7 @@ def test_dropout_of_an_image_depends_on_its_key_alone():
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', models.FAMILIES)
 def test_every_model_gives_one_float32_logit_per_image_and_float32_weights(name, dtype):
     model = models.create(model_config(name, dtype))
     x = random((3, 16, 16, 1))
@@ -235,7 +235,7 @@ def test_every_model_gives_one_float32_logit_per_image_and_float32_weights(name,
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', models.FAMILIES)
 def test_bfloat16_changes_logits_a_little_only(name):
     x = random((3, 16, 16, 1))
     exact, rounded = (models.create(model_config(name, dtype)) for dtype in ('float32', 'bfloat16'))
@@ -281,20 +281,20 @@ def test_no_row_reads_the_weights_of_the_inputs_again(cell):
     assert all(300 not in variable.aval.shape for scan in scans for variable in (*scan.invars, *scan.outvars))
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', models.FAMILIES)
 def test_the_layer_table_counts_every_parameter(name):
     config = model_config(name)
     config.hidden_units = 5
     model = models.create(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
-    rows = models.describe(model, 16)
+    rows = models.describe(config, 16)
     assert sum(row.parameters for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert rows[0] == ('trunk/conv1', (16, 16, 4), 40)
     assert rows[-2:] == [('head/hidden', (5,), rows[-2].parameters), ('head/logit', (1,), 6)]
 
 
 def test_the_papers_cnn_has_the_parameters_that_its_layers_add_up_to():
-    rows = models.describe(models.create(base.get_config().model), 128)
+    rows = models.describe(base.get_config().model, 128)
     assert [row.parameters for row in rows] == [9 * 32 + 32, 9 * 32 * 64 + 64, 9 * 64 * 128 + 128, 129]
 
 
@@ -305,7 +305,7 @@ def test_an_unknown_model_is_refused():
         models.create(config)
 
 
-@pytest.mark.parametrize('pooling', models.POOLINGS)
+@pytest.mark.parametrize('pooling', cnn.POOLINGS)
 def test_the_head_sees_the_last_block_pooled_as_asked(pooling):
     config = model_config()
     config.pooling, config.convs, config.norm = pooling, 2, 'group'

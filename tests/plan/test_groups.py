@@ -41,6 +41,7 @@ def _image_set(images, groups=None, labels=None):
         images=images,
         thumbnails=images,
         labels=np.arange(n, dtype=np.int32) % 2 if labels is None else labels,
+        class_names=('negative', 'positive'),
         groups=groups or ('',) * n,
         pixel_sha256=tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in images),
         heights=np.full(n, 128, np.int32),

@@ -52,7 +52,7 @@ def test_two_seeds_draw_other_hemorrhages_again():
 
 
 def test_fewer_positives_than_there_are_is_refused():
-    with pytest.raises(ValueError, match=r'imbalanced.positives is 80, but the training part has 90 hemorrhages'):
+    with pytest.raises(ValueError, match=r'imbalanced.positives is 80, but the training part has 90 positives'):
         paper_plan(imbalanced__positives=80)
 
 

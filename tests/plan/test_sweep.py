@@ -165,7 +165,7 @@ def other(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
-        return 'none' if value in ('affine', 'distort') else f'{value}_'
+        return {'affine': 'none', 'distort': 'none', 'cnn_gru': 'cnn_lstm'}.get(value, f'{value}_')
     return value[::-1] if isinstance(value, tuple) else value + 1
 
 

@@ -117,9 +117,9 @@ def test_lanes_carry_each_trials_own_values():
     trials = [make(seed=3), make(seed=5, optimizer__weight_decay=0.1, model__dropout=0.2, augment__affine__zoom=0.3)]
     lanes = stack(trials, 1)
     np.testing.assert_array_equal(lanes.seed, [3, 5])
-    np.testing.assert_allclose(lanes.weight_decay, [0, 0.1])
-    np.testing.assert_allclose(lanes.dropout, [0.5, 0.2])
-    np.testing.assert_allclose(lanes.strengths['zoom'], [0.05, 0.3])
+    np.testing.assert_allclose(lanes.values['optimizer.weight_decay'], [0, 0.1])
+    np.testing.assert_allclose(lanes.values['model.dropout'], [0.5, 0.2])
+    np.testing.assert_allclose(lanes.values['augment.affine.zoom'], [0.05, 0.3])
     np.testing.assert_array_equal(lanes.sources[1], trials[1].phases[1].sources)
     np.testing.assert_array_equal(lanes.scored[0][: len(trials[0].split.test)], trials[0].split.test)
     whole_numbers = (lanes.seed, lanes.phase, lanes.epoch, lanes.sources, lanes.scored)
@@ -137,7 +137,8 @@ def test_the_validation_part_is_scored_after_the_test_part():
 
 def test_a_key_at_its_neutral_value_is_no_part_of_an_identity():
     config = small_config().to_dict()
-    for section, key, neutral in trial.NEUTRAL:
+    for name, neutral in trial.NEUTRAL.items():
+        section, key = name.split('.')
         config[section][key] = neutral
         assert key not in trial.resolve(config)[section]
         config[section][key] = 'another'

@@ -133,10 +133,10 @@ def test_the_data_are_recorded_by_image_id(image_set, tmp_path):
     this = make(image_set)
     run_dir.record_data(tmp_path, image_set, groups.find_groups(image_set), this)
     data = json.loads((tmp_path / 'data.json').read_text())
-    assert data['images'] == {'normal': 20, 'hemorrhage': 20}
+    assert data['images'] == {'negative': 20, 'positive': 20}
     assert sorted(data['train'] + data['test']) == sorted(image_set.ids)
     assert data['test'] == [image_set.ids[index] for index in this.split.test]
-    assert data['phases']['imbalanced'] == {'normal': 18, 'hemorrhage': 30, 'augmented': 20}
+    assert data['phases']['imbalanced'] == {'negative': 18, 'positive': 30, 'augmented': 20}
 
 
 def test_synthetic_images_are_called_phantom(image_set):

@@ -169,9 +169,7 @@ def test_other_traced_values_compile_nothing(alone):
         sources=lanes.sources[:, ::-1].copy(),
         class_weights=lanes.class_weights * 2,
         learning_rates=lanes.learning_rates * 3,
-        weight_decay=lanes.weight_decay + np.float32(0.1),
-        dropout=lanes.dropout / 2,
-        strengths={name: value / 2 for name, value in lanes.strengths.items()},
+        values={name: value / 2 + np.float32(0.01) for name, value in lanes.values.items()},
         scored=lanes.scored - 1,
     )
     engine.epoch(engine.to_devices(engine.init(other)), other)

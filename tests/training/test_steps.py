@@ -99,7 +99,7 @@ def test_an_epoch_shows_every_augmented_image_once():
     def cost(position):
         key = steps.stream(lane.seed, 'augment', 0, 0, position)
         source = lane.sources[position]
-        image = augment(key, steps.to_unit(images[source]), lane.strengths, 'affine')
+        image = augment(key, steps.to_unit(images[source]), steps.strengths(lane, 'affine'), 'affine')
         logit = model.apply({'params': state.params}, image[None, ..., None])[0]
         return optax.sigmoid_binary_cross_entropy(logit, labels[source].astype(float))
 
@@ -190,7 +190,7 @@ def test_nothing_moves_between_host_and_device_inside_an_epoch():
         program(state, lane, images, labels)
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', models.FAMILIES)
 def test_training_learns_an_easy_task(name):
     config = small_config(
         model__name=name, model__dropout=0.0, optimizer__peak_lr=1e-2, augment__samples=64, augment__policy='none'

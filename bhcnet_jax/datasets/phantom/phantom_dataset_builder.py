@@ -32,6 +32,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version('1.0.0')
     RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'First version.'}
+    CLASSES = ('normal', 'hemorrhage')
     pkg_dir_path = epath.Path(__file__).parent
 
     def __init__(self, *, file_format: str = 'array_record', **kwargs: Any) -> None:
@@ -42,7 +43,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict({
                 'image': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
                 'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
-                'label': tfds.features.ClassLabel(names=('normal', 'hemorrhage')),
+                'label': tfds.features.ClassLabel(names=self.CLASSES),
                 'id': tfds.features.Text(),
                 'group': tfds.features.Text(),
             }),
@@ -58,7 +59,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield index, {
                 'image': _png(drawn.image),
                 'mask': _png(drawn.mask),
-                'label': 'hemorrhage' if drawn.kind else 'normal',
+                'label': int(drawn.kind != ''),
                 'id': drawn.id,
                 'group': '',
             }

@@ -1,0 +1,34 @@
+"""What a family of models says of itself; a file of this folder has one or more, models/__init__.py names them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from bhcnet_jax.keys import Key
+
+
+def _nothing(config: Mapping[str, Any]) -> None:
+    """Any values fit together."""
+
+
+class Family(NamedTuple):
+    """A family of models.
+
+    Attributes:
+      create: the module of `config.model`. It is called with x float [B, H, W, 1] in [0, 1] and gives logits, float32
+        [B]. In training three more arguments come: values, the traced keys in use by name, scalars; B random keys for
+        dropout; and a mask, float32 [B], 0 for padding.
+      keys: its keys of the section `model`, beside model.name. Families that share a key share the `Key`.
+      check: UserError if a config has values that do not fit together; each by itself is checked before.
+      composite: paths of modules that are one layer in the table of layers, whatever is inside.
+      first_convolution: path in the weights of a kernel [3, 3, 1, F] and a bias [F] that see the image itself, for the
+        figure of features; () for none.
+    """
+
+    create: Callable[[ConfigDict], nn.Module]
+    keys: tuple[Key, ...]
+    check: Callable[[Mapping[str, Any]], None] = _nothing
+    composite: tuple[tuple[str, ...], ...] = ()
+    first_convolution: tuple[str, ...] = ()
