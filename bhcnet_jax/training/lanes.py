@@ -1,5 +1,6 @@
 """What trials bring to the lanes of an engine, and how many lanes a device trains together."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
@@ -110,10 +111,10 @@ def _shorten(config: ConfigDict, lane: steps.Lane) -> tuple[ConfigDict, steps.La
 
 def _measure(config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, lanes: int) -> float:
     """Images/s of a device (spread 'batch': of all) in an epoch of as many equal lanes, after one to warm up."""
-    engine = Engine(config, images, labels, lanes, lanes=lanes)
     repeated = jax.tree.map(lambda leaf: np.repeat(leaf, lanes, axis=0), lane)
-    engine.compile(repeated)
-    states, _ = engine.epoch(engine.to_devices(engine.init(repeated)), repeated)
-    start = time.perf_counter()
-    engine.epoch(states, repeated)
-    return lanes * config.augment.samples / (time.perf_counter() - start)
+    with contextlib.closing(Engine(config, images, labels, lanes, lanes=lanes)) as engine:
+        engine.compile(repeated)
+        states, _ = engine.epoch(engine.to_devices(engine.init(repeated)), repeated)
+        start = time.perf_counter()
+        engine.epoch(states, repeated)
+        return lanes * config.augment.samples / (time.perf_counter() - start)
