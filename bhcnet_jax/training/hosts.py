@@ -126,6 +126,6 @@ def _connected() -> Iterator[None]:
     """Raises ProcessLost if other processes cannot be reached."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:  # JaxRuntimeError or ValueError, whichever part of JAX notices
         mine, count, reason = jax.process_index(), jax.process_count(), str(error).splitlines()[0]
         raise ProcessLost(f'process {mine} of {count} ends, since another one is gone ({reason}).') from error
