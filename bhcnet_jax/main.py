@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -80,15 +80,26 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
     command = shlex.join(['python', '-m', 'bhcnet_jax.main', *sys.argv[1:]])
-    if not _DISTRIBUTED.value:
-        machine.make_every_core_a_device()
-    elif not _join_others():
-        return
     # Imported here so that a wrong flag is answered at once.
+    from bhcnet_jax.training import engine, hosts
+
+    try:
+        if not _DISTRIBUTED.value:
+            machine.make_every_core_a_device()
+            _train(command)
+        elif _join_others() == 0:
+            _train(command)
+        else:
+            engine.follow()
+    except hosts.ProcessLost as error:
+        _leave(f'error: {error} Finished epochs are saved. To go on: {command}', 1)
+
+
+def _train(command: str) -> NoReturn:
+    """Trains in the process that decides, and ends it. command: what the user typed."""
     from bhcnet_jax.run import train
     from bhcnet_jax.run.lane_batch import Stopped
-    from bhcnet_jax.training import engine
-    from bhcnet_jax.training.engine import ProcessLost
+    from bhcnet_jax.training import hosts
 
     options = train.Options(
         workdir=command_line.WORKDIR.value,
@@ -105,43 +116,39 @@ def main(argv: list[str]) -> None:
         well = train.run(command_line.CONFIG.value, options)
     except UserError as error:
         fail(str(error))
-    except ProcessLost as error:
-        _leave(f'{error} Finished epochs are saved. To go on: {command}')
     except Stopped as stop:
         print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:  # before the first epoch, or for the second time
-        print(f'\nInterrupted; finished epochs are saved. To go on: {command}', file=sys.stderr)
+        message = f'\nInterrupted; finished epochs are saved. To go on: {command}'
+        if _DISTRIBUTED.value:  # perhaps in the midst of a call that the others are still in
+            _leave(message, 128 + signal.SIGINT)
+        print(message, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     finally:
-        engine.dismiss()
+        hosts.dismiss()
     sys.exit(0 if well else 1)
 
 
-def _join_others() -> bool:
-    """Joins the processes that train together. Returns whether this one leads; the others return when all is done."""
-    from bhcnet_jax.training import engine
+def _join_others() -> int:
+    """Joins the processes that train together. Returns the number of this one."""
+    import jax
+
+    from bhcnet_jax.training import hosts
 
     try:
-        leads = engine.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     except (ValueError, RuntimeError) as error:
         fail(f'--distributed: {error} Without Slurm say --coordinator, --processes and --process.')
-    except engine.ProcessLost as error:
-        _leave(str(error))
-    if not leads:
-        try:
-            engine.follow()
-        except engine.ProcessLost as error:
-            _leave(str(error))
-    return leads
+    return jax.process_index()
 
 
-def _leave(message: str) -> None:
-    """Ends at once. At a usual end JAX would wait for the process that is gone."""
-    print(f'error: {message}', file=sys.stderr)
+def _leave(message: str, code: int) -> NoReturn:
+    """Ends at once. At a usual end JAX would wait for the other processes."""
+    print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 def run() -> None:

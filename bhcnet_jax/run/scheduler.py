@@ -298,7 +298,8 @@ class _Engines:
         if not lanes:
             return False
         self._choose(signature, {**self._chosen[signature], 'lanes': lanes})
-        self._made = {key: engine for key, engine in self._made.items() if key[0] != signature}
+        for key in [key for key in self._made if key[0] == signature]:
+            self._made.pop(key).close()
         print(f'Out of memory: going on with {lanes} trials at a time on each device', flush=True)
         return True
 

@@ -1,5 +1,6 @@
 """What trials bring to the lanes of an engine, and how many lanes a device trains together."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -118,11 +119,11 @@ def measure(
 
     lane: leaves [1, ...]. The other arguments: of `Engine`.
     """
-    engine = Engine(config, images, labels, trials, lanes=lanes, spread=spread)
-    together = jax.tree.map(lambda leaf: np.repeat(leaf, min(trials, engine.capacity), axis=0), lane)
-    compile_seconds = engine.compile(together)
-    states, _ = engine.epoch(engine.to_devices(engine.init(together)), together)  # warms up
-    start = time.perf_counter()
-    engine.epoch(states, together)
-    rate = len(together.seed) * config.augment.samples / (time.perf_counter() - start)
-    return Cost(compile_seconds, rate, engine.device_bytes)
+    with contextlib.closing(Engine(config, images, labels, trials, lanes=lanes, spread=spread)) as engine:
+        together = jax.tree.map(lambda leaf: np.repeat(leaf, min(trials, engine.capacity), axis=0), lane)
+        compile_seconds = engine.compile(together)
+        states, _ = engine.epoch(engine.to_devices(engine.init(together)), together)  # warms up
+        start = time.perf_counter()
+        engine.epoch(states, together)
+        rate = len(together.seed) * config.augment.samples / (time.perf_counter() - start)
+        return Cost(compile_seconds, rate, engine.device_bytes)
