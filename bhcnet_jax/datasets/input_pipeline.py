@@ -182,8 +182,11 @@ def _name(dataset: ConfigDict, kind: str, labelled: source.LabelledSet | None) -
     """What the data set is called: `dataset.label`, else as its folder or zip; published sets have their own names."""
     if kind != 'folder':
         return kind
+    label = dataset.get('label', '')
+    if '/' in label or not label.isprintable():
+        raise UserError(f'config.dataset.label is {label!r}, expected a name without / and line breaks.')
     root = Path(os.path.abspath(labelled.files.root))
-    name = dataset.get('label', '') or (root.stem if root.is_file() else root.name) or kind
+    name = label or (root.stem if root.is_file() else root.name) or kind
     name = name.encode('utf-8', 'backslashreplace').decode()
     return f'{name} (folder)' if name.casefold() in RESERVED else name
 

@@ -65,7 +65,7 @@ class Files:
     handles: dict[str, Any]
     open: Callable[[Any], BinaryIO]
 
-    def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:
+    def read(self, name: str, limit: int) -> bytes:
         """One file's bytes. UserError where they cannot be read or exceed the limit."""
         try:
             with self.open(self.handles[name]) as stream:
@@ -108,7 +108,7 @@ class LabelledSet:
     def records(self) -> Iterator[dict[str, Any]]:
         """What is prepared of each example: label, id, group and the fields of `images.read`. UserError: a bad file."""
         for each in self.examples:
-            data = self.files.read(each.path)
+            data = self.files.read(each.path, MAX_FILE_BYTES)
             published = images.read(data, f'{self.files.root}/{each.path}', self.layout.image_format)
             yield published | {'label': each.label, 'id': each.id, 'group': each.group}
 
@@ -167,6 +167,8 @@ def read(files: Files, layout: Layout, columns: str = '', positive: str = '') ->
         folder, where = '.', str(files.root)
         names, rows = (), _folder_rows(files)
     labels, class_names = table.classify(rows, positive, where)
+    if layout.class_names and class_names != table.NUMBERED:
+        raise UserError(f'{where}: labels {" and ".join(map(repr, class_names))}, expected 0 and 1.')
     paths = (PurePosixPath(row.path).relative_to(folder).as_posix() for row in rows)
     ids = [layout.image_id(path) for path in paths]
     examples = tuple(
@@ -174,7 +176,7 @@ def read(files: Files, layout: Layout, columns: str = '', positive: str = '') ->
         for image_id, label, row in zip(ids, labels, rows, strict=True)
     )
     _check_counts(files, examples, layout)
-    digests = (hashlib.sha256(files.read(each.path)).hexdigest() for each in examples)
+    digests = (hashlib.sha256(files.read(each.path, MAX_FILE_BYTES)).hexdigest() for each in examples)
     records = ((*dataclasses.astuple(each)[:3], digest) for each, digest in zip(examples, digests, strict=True))
     further = dict(zip(names, zip(*(row.further for row in rows), strict=True), strict=True))
     return LabelledSet(

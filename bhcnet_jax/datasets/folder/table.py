@@ -1,5 +1,6 @@
 """The csv of a labelled set, as people write it: which column is what, which file a row names, which label is 1."""
 
+import collections
 import csv
 import io
 import os
@@ -189,14 +190,10 @@ def classify(rows: Sequence[Row], positive: str, where: str) -> tuple[list[int],
     Words are compared whatever their case and sorted, as torchvision and Keras do; the second is positive.
     positive: the name of the class that is; '': as sorted.
     """
-    names: dict[str, str] = {}
-    for row in rows:
-        names.setdefault(row.label.casefold(), row.label)
-        if len(names) > 2:
-            raise UserError(
-                f'{row.where}: label {row.label!r} of {row.path} is a third class ({", ".join(names.values())}), '
-                'expected two, such as 0 and 1. Leave images out or unite classes.'
-            )
+    counts = collections.Counter(row.label.casefold() for row in rows)
+    names = {row.label.casefold(): row.label for row in rows}
+    if len(names) > 2:
+        _refuse_third(rows, counts)
     found = ['0', '1'] if set(names) <= {'0', '1'} else sorted(names)
     if len(found) < 2:
         raise UserError(f'{where}: one class ({rows[0].label!r}), expected two.')
@@ -213,3 +210,13 @@ def classify(rows: Sequence[Row], positive: str, where: str) -> tuple[list[int],
     classes = NUMBERED if found == ['0', '1'] else (names[negative], names[chosen])
     return [int(row.label.casefold() == chosen) for row in rows], classes
 
+
+def _refuse_third(rows: Sequence[Row], counts: collections.Counter[str]) -> None:
+    """Names the first row of the class that is hardly meant: not 0 or 1, and the rarest."""
+    odd = min(counts, key=lambda label: (label in ('0', '1'), counts[label]))
+    row = next(row for row in rows if row.label.casefold() == odd)
+    listed = ', '.join(map(repr, sorted(counts)[:5])) + (', ...' if len(counts) > 5 else '')
+    raise UserError(
+        f'{row.where}: label {row.label!r} of {row.path} makes {len(counts)} classes ({listed}), expected two, such as '
+        '0 and 1. Leave images out or unite classes.'
+    )
