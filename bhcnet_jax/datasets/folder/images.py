@@ -98,8 +98,9 @@ def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     parts, count = ndimage.label(pixels > pixels.mean())
     if not count:
         return 0, 0, *pixels.shape[::-1]
-    rows, columns = ndimage.find_objects(parts)[np.bincount(parts.ravel())[1:].argmax()]
-    return columns.start, rows.start, columns.stop, rows.stop
+    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    rows, columns = (np.flatnonzero(largest.any(axis=axis)).tolist() for axis in (1, 0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def equalise(grey: Image.Image, resolution: int) -> Image.Image:
@@ -128,7 +129,7 @@ def reason(error: BaseException) -> str:
 
 def _png(grey: Image.Image) -> bytes:
     written = io.BytesIO()
-    grey.save(written, 'PNG')
+    Image.fromarray(np.asarray(grey)).save(written, 'PNG')  # anew: Pillow would write what it knows beside the pixels
     return written.getvalue()
 
 
@@ -141,10 +142,14 @@ def _bits(image: Image.Image) -> int:
     """Bits of one sample as the file stores it, before Pillow reduces colours to 8."""
     if image.format == 'TIFF':
         return image.tag_v2.get(_BITS, (1,))[0]
-    if _is_deep(image):
+    if _is_deep(image) or (image.format == 'PPM' and _white_of_pnm(image) > 255):
         return 16
-    stored = [str(tile.args) for tile in getattr(image, 'tile', ())]  # '...;16B' for colours of a 16-bit PNG
-    return 16 if any(';16' in each for each in stored) else 8
+    return 16 if image.format == 'PNG' and ';16' in str(image.tile[0].args) else 8
+
+
+def _white_of_pnm(image: Image.Image) -> int:
+    args = image.tile[0].args  # of Pillow's decoder: the mode alone, or the mode and the value of white
+    return args[-1] if isinstance(args, tuple) else 255
 
 
 def _is_white_zero(image: Image.Image) -> bool:
@@ -173,5 +178,16 @@ def _check_header(image: Image.Image, name: str) -> None:
             f'{name}: {kind} grey (mode {image.mode}) has no fixed black and white. '
             'Apply a window and save it with 8 or 16 bits.'
         )
-    if getattr(image, 'is_animated', False):
-        raise UserError(f'{name}: {image.n_frames} pages, expected one image. Save each as a file of its own.')
+    pages = str(image.n_frames) if getattr(image, 'is_animated', False) else 'several' if _is_stack(image) else ''
+    if pages:
+        raise UserError(f'{name}: {pages} pages, expected one image. Save each as a file of its own.')
+
+
+def _is_stack(image: Image.Image) -> bool:
+    """Whether another image follows in a PPM file, which may hold any number of them (text ones only one)."""
+    if image.format != 'PPM' or image.tile[0].codec_name == 'ppm_plain':
+        return False
+    width, height = image.size
+    row_bytes = -(-width // 8) if image.mode == '1' else width * len(image.getbands()) * _bits(image) // 8
+    image.fp.seek(image.tile[0].offset + row_bytes * height)
+    return image.fp.read(100).lstrip()[:2] in (b'P4', b'P5', b'P6')

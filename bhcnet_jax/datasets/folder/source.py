@@ -152,7 +152,7 @@ def read(files: Files, layout: Layout, columns: str = '', positive: str = '') ->
     Without a csv the folders are the classes. columns, positive: see `table.choose_columns`, `table.classify`.
     """
     csvs = tables(files)
-    if len(csvs) > 1 or (not csvs and layout.header):
+    if len(csvs) > 1 or (not csvs and (layout.header or not class_folders(files))):
         found = ', '.join(csvs[:2]) or 'none'
         raise UserError(f'{files.root}: {len(csvs)} {TABLE} ({found}), expected one. Name its folder.')
     if layout.class_names and (columns or positive):
@@ -285,7 +285,13 @@ def _folder_rows(files: Files) -> list[table.Row]:
         )
     if '' in folders:
         raise UserError(f'{files.root}: {folders[""][0]} lies beside the folders of the classes. Move it.')
-    return [table.Row(str(files.root), path, name) for name, paths in folders.items() for path in paths]
+    rows = [table.Row(str(files.root), path, name) for name, paths in folders.items() for path in paths]
+    for row in rows:
+        try:
+            row.path.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f'{files.root}/{row.path}: is no name in UTF-8. Rename it.') from error
+    return rows
 
 
 def _check_counts(files: Files, examples: tuple[Example, ...], layout: Layout) -> None:

@@ -151,7 +151,7 @@ def choose_columns(header: Sequence[str], where: str, named: str) -> Columns:
         )
     file, label, group = places
     further = {name: place for place, name in enumerate(header) if name and place not in places}
-    if tuple(header) not in (('file', 'label'), ('file', 'label', 'group')):
+    if (header[file], header[label]) != ('file', 'label') or (group is not None and header[group] != 'group'):
         groups = '' if group is None else f', groups from {header[group]!r}'
         logging.warning('%s: images from %r, labels from %r%s.', where, header[file], header[label], groups)
     return Columns(file, label, group, further)
