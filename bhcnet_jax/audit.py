@@ -1,6 +1,9 @@
 """What could let a network cheat on an image set: duplicates, and shortcuts in size, format and grey level.
 
-    python -m bhcnet_jax.audit [--name=head_ct|folder|phantom|auto] [--dir=DIR] [--out=audit.json]
+    python -m bhcnet_jax.audit [--name=head_ct|folder|phantom|auto] [--dir=DIR] [--columns=FILE,LABEL]
+        [--positive=CLASS] [--out=audit.json]
+
+Without --name it finds out what lies in DIR.
 """
 
 import argparse
@@ -9,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
@@ -24,13 +29,13 @@ from bhcnet_jax.plan import groups
 def audit(image_set: ImageSet, grouping: groups.Grouping) -> dict[str, Any]:
     """Everything found, ready for JSON: no nan, plain numbers and strings.
 
-    Keys: mark ('PHANTOM' for synthetic images, else ''), dataset, fingerprint, images, the name of the positive class
-    (its number of images), reasons (number of pairs by reason), groups (ids of every group of two or more), pairs (two
-    ids, labels, reason, similarity; see groups.Pair), conflicts (pairs of exact or near duplicates with different
-    labels), modes (files of each class by Pillow's mode), coloured (files of each class, the negative one first, whose
-    red, green and blue differ anywhere) and shortcuts (see `shortcuts`).
+    Keys: mark ('PHANTOM' for synthetic images, else ''), dataset, fingerprint, images, classes (images by the class's
+    name, the negative one first), reasons (number of pairs by reason), groups (ids of every group of two or more),
+    pairs (two ids, labels, reason, similarity; see groups.Pair), conflicts (pairs of exact or near duplicates with
+    different labels), modes (files of each class by Pillow's mode), coloured (files of each class whose red, green and
+    blue differ anywhere) and shortcuts (see `shortcuts`).
     """
-    ids, labels, classes = image_set.ids, image_set.labels, image_set.class_names
+    ids, labels = image_set.ids, image_set.labels
     pairs = [
         {
             'a': ids[pair.a],
@@ -44,38 +49,42 @@ def audit(image_set: ImageSet, grouping: groups.Grouping) -> dict[str, Any]:
     members = collections.defaultdict(list)
     for image_id, group in zip(ids, grouping.groups.tolist(), strict=True):
         members[group].append(image_id)
-    modes = collections.Counter(zip(image_set.modes, labels.tolist(), strict=True))
     return {
         'mark': 'PHANTOM' if image_set.synthetic else '',
         'dataset': image_set.name,
         'fingerprint': image_set.fingerprint,
         'images': len(ids),
-        classes[1]: int(labels.sum()),
+        'classes': _by_class(image_set, np.ones(len(ids), bool)),
         'reasons': dict(collections.Counter(pair['reason'] for pair in pairs)),
         'groups': [group for group in members.values() if len(group) > 1],
         'pairs': pairs,
         'conflicts': sum(pair['reason'] != 'published' and len(set(pair['labels'])) == 2 for pair in pairs),
-        'coloured': {name: int(image_set.coloured[labels == label].sum()) for label, name in enumerate(classes)},
+        'coloured': _by_class(image_set, image_set.coloured),
         'modes': {
-            mode: {name: modes[mode, label] for label, name in enumerate(classes)}
-            for mode in sorted(set(image_set.modes))
+            mode: _by_class(image_set, np.array(image_set.modes) == mode) for mode in sorted(set(image_set.modes))
         },
         'shortcuts': shortcuts(image_set),
     }
+
+
+def _by_class(image_set: ImageSet, chosen: np.ndarray) -> dict[str, int]:
+    """How many of the chosen images (bool [N]) each class has, by its name."""
+    return {name: int(chosen[image_set.labels == label].sum()) for label, name in enumerate(image_set.class_names)}
 
 
 def report(found: dict[str, Any], console: Console) -> None:
     """Prints what `audit` found; every title begins with the mark."""
     mark = f'{found["mark"]} ' if found['mark'] else ''
     largest = max(map(len, found['groups']), default=0)
-    positive = _classes(found)[1]
-    console.print(
-        f'{mark}{found["dataset"]}: {found["images"]} images, {found[positive]} of them {positive}\n'
+    classes = ', '.join(f'{count} {name}' for name, count in found['classes'].items())
+    # Names are data: as a Text they are shown as they are, square brackets included.
+    console.print(Text(
+        f'{mark}{found["dataset"]}: {found["images"]} images, {classes}\n'
         f'fingerprint {found["fingerprint"]}\n'
         f'{len(found["groups"])} groups of images that must stay together, the largest of {largest}; '
         f'{found["conflicts"]} pairs of duplicates with different labels.\n'
         'Other slices of one patient that look different are not found.'
-    )
+    ))  # fmt: skip
     for table in (_pair_table(found, mark), _mode_table(found, mark), _shortcut_table(found, mark)):
         console.print(table)
 
@@ -90,12 +99,12 @@ def _pair_table(found: dict[str, Any], mark: str) -> Table:
     table = Table('image', 'image', 'labels', 'reason', 'similarity', title=f'{mark}Pairs: {counts}')
     for pair in sorted(found['pairs'], key=lambda pair: -pair['similarity']):
         labels = ' '.join(map(str, pair['labels']))
-        table.add_row(pair['a'], pair['b'], labels, pair['reason'], f'{pair["similarity"]:.3f}')
+        table.add_row(Text(pair['a']), Text(pair['b']), labels, pair['reason'], f'{pair["similarity"]:.3f}')
     return table
 
 
 def _mode_table(found: dict[str, Any], mark: str) -> Table:
-    table = Table('mode', *_classes(found), title=f'{mark}Colour modes')
+    table = Table('mode', *_headings(found), title=f'{mark}Colour modes')
     for mode, classes in found['modes'].items():
         table.add_row(mode, *map(str, classes.values()))
     table.add_row('with coloured pixels', *map(str, found['coloured'].values()))
@@ -104,17 +113,21 @@ def _mode_table(found: dict[str, Any], mark: str) -> Table:
 
 def _shortcut_table(found: dict[str, Any], mark: str) -> Table:
     title = f'{mark}Shortcuts: AUC of one number, max(a, 1 - a), n = {found["images"]}; medians'
-    table = Table('feature', 'AUC', '95 % interval', 'higher in', *_classes(found), title=title)
+    table = Table('feature', 'AUC', '95 % interval', 'higher in', *_headings(found), title=title)
     for shortcut in found['shortcuts']:
         low, high = shortcut['low'], shortcut['high']
         table.add_row(
             shortcut['feature'],
             _text(shortcut['auc']),
             '-' if low is None else f'{low:.2f} to {high:.2f}',
-            shortcut['higher_in'],
-            *(_text(shortcut[name]) for name in _classes(found)),
+            Text(shortcut['higher_in']),
+            *map(_text, shortcut['medians']),
         )
     return table
+
+
+def _headings(found: dict[str, Any]) -> list[Column]:
+    return [Column(Text(name)) for name in found['classes']]
 
 
 def _text(number: float | None) -> str:
@@ -126,10 +139,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--name', default='auto', choices=('head_ct', 'folder', 'phantom', 'auto'))
     parser.add_argument('--dir', default='', help='where the images are; default as for training')
+    parser.add_argument('--columns', default='', help='of the csv, as config.dataset.columns')
+    parser.add_argument('--positive', default='', help='the positive class, as config.dataset.positive')
     parser.add_argument('--out', default='audit.json', type=Path, help='the same as JSON')
     flags = parser.parse_args()
     try:
-        image_set = input_pipeline.load(ConfigDict({'name': flags.name, 'dir': flags.dir, 'image_size': 128}))
+        names = ('name', 'dir', 'columns', 'positive')
+        dataset = ConfigDict({'image_size': 128, **{name: getattr(flags, name) for name in names}})
+        image_set = input_pipeline.load(dataset)
         found = audit(image_set, groups.find_groups(image_set))
         write_json(flags.out, found)
     except (UserError, OSError) as error:

@@ -28,8 +28,14 @@ def get_config() -> ConfigDict:
 
 def dataset() -> ConfigDict:
     c = ConfigDict()
-    c.name = 'auto'  # head_ct, folder (any labelled folder), phantom (synthetic); auto: head_ct, else phantom
+    # head_ct, folder (any labelled folder), phantom (synthetic). auto: what lies in dir or $HEAD_CT_DIR; if neither is
+    # set, head_ct from the manual folder of tensorflow_datasets, else phantom.
+    c.name = 'auto'
     c.dir = ''  # where the images are; '': $HEAD_CT_DIR, then the manual folder of tensorflow_datasets
+    c.label = ''  # what tables call a folder's set; '': the folder's name
+    # Names of the csv's columns of files, labels and, if any, groups: 'image,finding,patient'; '': told by the names.
+    c.columns = ''
+    c.positive = ''  # name of a folder's positive class; '': 1, or the second name as sorted
     c.image_size = 128  # pixels, height and width after resizing; paper IV.B
     # Whether to remove what tells the classes apart without any anatomy: every image is cropped to the head, reduced to
     # the resolution of the smallest head and given a flat histogram.

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bhcnet_jax.datasets.folder import folder_dataset_builder, images, source
+from bhcnet_jax import machine
+from bhcnet_jax.datasets.folder import folder_dataset_builder, images, source, table
 from bhcnet_jax.datasets.head_ct import head_ct_dataset_builder
 from bhcnet_jax.errors import UserError
 
@@ -26,6 +27,10 @@ BUILDERS = {
     'head_ct': head_ct_dataset_builder.Builder,
     'folder': folder_dataset_builder.Builder,
 }
+RESERVED = ('head_ct', 'phantom')  # names of published sets, which a folder does not get
+MIN_RESOLUTION = 16  # pixels, of an equalised head
+DARK_LEVELS = 128  # of 256; a 16-bit image that keeps no more uses 15 bits or fewer
+IMAGE_BYTES = 2**30  # memory that decoding and equalising an image of images.MAX_PIXELS may take
 THUMBNAIL_SIZE = 128  # pixels; the size at which look-alikes were studied, see splits.py
 MANUAL = 'the manual folder of tensorflow_datasets'
 PHANTOM_NOTICE = """
@@ -43,20 +48,21 @@ class ImageSet:
     """A whole labelled image set in memory. N images, H = W pixels.
 
     Attributes:
-      name: the data set's name: head_ct, phantom or folder.
+      name: the data set's name: head_ct, phantom, or what `dataset.label` or the folder calls it.
       synthetic: True where the images are drawn, not taken; everything made from them is marked PHANTOM.
       fingerprint: SHA-256 over the published files, hex.
       ids: unique name of every image, N strings.
       images: uint8 [N, H, W], grey.
       thumbnails: uint8 [N, 128, 128], grey; what images are compared by, whatever H is.
       labels: int32 [N], 1 = positive.
-      class_names: of the negative class, 0, and of the positive class, 1.
       groups: N strings from the publisher's own grouping (a patient, say); '' where there is none.
       pixel_sha256: N hex digests of the grey pixels at the published size (equal = exact duplicate).
       heights, widths: int32 [N], pixels as published.
       modes: N strings, Pillow's mode as published (L, LA, P, RGB, RGBA, I;16 ...).
       coloured: bool [N], whether any pixel's red, green and blue differ.
       file_bytes: int32 [N], size of the published file.
+      class_names: of labels 0 and 1.
+      columns: further columns of the csv, N strings each, by name.
     """
 
     name: str
@@ -66,7 +72,6 @@ class ImageSet:
     images: np.ndarray
     thumbnails: np.ndarray
     labels: np.ndarray
-    class_names: tuple[str, str]
     groups: tuple[str, ...]
     pixel_sha256: tuple[str, ...]
     heights: np.ndarray
@@ -74,6 +79,8 @@ class ImageSet:
     modes: tuple[str, ...]
     coloured: np.ndarray
     file_bytes: np.ndarray
+    class_names: tuple[str, str] = table.NUMBERED
+    columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -84,8 +91,9 @@ class ImageSet:
 def load(dataset: ConfigDict) -> ImageSet:
     """Finds, checks, prepares (once) and decodes the set that config.dataset names.
 
-    dataset: name, dir, image_size and equalise (False where it is missing) as in configs/base.py. Images keep the
-    order of the labels.csv; their thumbnails are never equalised. The prepared copy lies in $TFDS_DATA_DIR (default
+    dataset: name, dir, image_size and, where they are not as in configs/base.py, equalise, label, columns and positive.
+    Images keep the order of the labels.csv or of the class folders; their thumbnails are never equalised. The prepared
+    copy holds pixels, no metadata, and only its owner can read it. It lies in $TFDS_DATA_DIR (default
     ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. An
     image's height and width are those of the published file turned upright by its EXIF tag.
     UserError, one line: no set there, or something wrong with it.
@@ -95,21 +103,24 @@ def load(dataset: ConfigDict) -> ImageSet:
     builder_cls, config = _choose(dataset)
     with _quiet_tfds():
         builder = _prepare(builder_cls, config)
-        columns = _read(builder, dataset)
+        columns, resolution = _read(builder, dataset)
     fingerprint = source.fingerprint(
         zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
     )
     if builder_cls.name != 'phantom' and fingerprint != config.name:
-        raise _damaged(builder, 'its images are not those of its source')
+        raise _damaged(builder.data_dir, 'its images are not those of its source')
+    if resolution:
+        logging.warning('dataset.equalise reduces all images to %s.', resolution)
+    _warn_of_dark(columns)
+    labelled = getattr(config, 'labelled', None)
     return ImageSet(
-        name=builder_cls.name,
+        name=_name(dataset, builder_cls.name, labelled),
         synthetic=builder_cls.name == 'phantom',
         fingerprint=fingerprint,
         ids=columns['id'],
         images=np.stack(columns['image']),
         thumbnails=np.stack(columns['thumbnail']),
         labels=np.array(columns['label'], np.int32),
-        class_names=builder_cls.CLASSES,
         groups=columns['group'],
         pixel_sha256=columns['pixel_sha256'],
         heights=np.array(columns['height'], np.int32),
@@ -117,20 +128,19 @@ def load(dataset: ConfigDict) -> ImageSet:
         modes=columns['mode'],
         coloured=np.array(columns['coloured'], bool),
         file_bytes=np.array(columns['file_bytes'], np.int32),
+        class_names=labelled.class_names if labelled else builder_cls.CLASSES,
+        columns=labelled.columns if labelled else {},
     )
 
 
 def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict[str, Any]:
-    """A record of the prepared copy -> one image's fields of ImageSet, and file_sha256.
+    """A record of the prepared copy -> one image's fields of ImageSet, file_sha256 and levels of grey (if 16 bits).
 
     resolution: pixels that `images.equalise` leaves of the head; 0: the image stays as published. The resize is
     Pillow's bilinear: a triangle filter that widens with the reduction (antialiased) and, unlike bicubic or Lanczos,
     never overshoots. The aspect ratio is not kept, as in the paper.
     """
-    data = record['image']
-    with Image.open(io.BytesIO(data)) as published:
-        mode, coloured = published.mode, images.is_coloured(published)
-        grey = images.to_grey(published)
+    grey = _grey(record)
     pixels = f'{grey.width}x{grey.height} '.encode() + grey.tobytes()
     return {
         'image': _resize(images.equalise(grey, resolution) if resolution else grey, image_size),
@@ -141,11 +151,44 @@ def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict
         'pixel_sha256': hashlib.sha256(pixels).hexdigest(),
         'height': grey.height,
         'width': grey.width,
-        'mode': mode,
-        'coloured': coloured,
-        'file_bytes': len(data),
-        'file_sha256': hashlib.sha256(data).hexdigest(),
+        'mode': record['mode'].decode(),
+        'coloured': bool(record['coloured']),
+        'file_bytes': int(record['file_bytes']),
+        'file_sha256': record['file_sha256'].decode(),
+        'levels': grey.getextrema()[1] + 1 if record['bits'] == 16 else 256,
     }
+
+
+def _grey(record: dict[str, Any]) -> Image.Image:
+    with images.open_image(record['image'], ('PNG',)) as grey:
+        grey.load()
+    return grey
+
+
+def _warn_of_dark(columns: dict[str, tuple[Any, ...]]) -> None:
+    """Says where 16 bits may hold fewer: greys of a scanner's 12 bits become nearly black, since white is 65535."""
+    dark = [place for place, levels in enumerate(columns['levels']) if levels <= DARK_LEVELS]
+    if dark:
+        levels = [columns['levels'][place] for place in dark]
+        logging.warning(
+            '%d of %d images have 16 bits a sample but keep only %s of 256 grey levels, the first %s. If their white '
+            'is not 65535, multiply them up to it.',
+            *(len(dark), len(columns['id'])),
+            *(f'{min(levels)} to {max(levels)}' if min(levels) < max(levels) else levels[0], columns['id'][dark[0]]),
+        )
+
+
+def _name(dataset: ConfigDict, kind: str, labelled: source.LabelledSet | None) -> str:
+    """What the data set is called: `dataset.label`, else as its folder or zip; published sets have their own names."""
+    if kind != 'folder':
+        return kind
+    label = dataset.get('label', '')
+    if '/' in label or not label.isprintable():
+        raise UserError(f'config.dataset.label is {label!r}, expected a name without / and line breaks.')
+    root = Path(os.path.abspath(labelled.files.root))
+    name = label or (root.stem if root.is_file() else root.name) or kind
+    name = name.encode('utf-8', 'backslashreplace').decode()
+    return f'{name} (folder)' if name.casefold() in RESERVED else name
 
 
 def _resize(grey: Image.Image, size: int) -> np.ndarray:
@@ -161,13 +204,17 @@ def _choose(dataset: ConfigDict) -> tuple[type[tfds.core.DatasetBuilder], tfds.c
         raise UserError(f'config.dataset.name is {dataset.name!r}, expected phantom, {names}.')
     builder_cls = BUILDERS[dataset.name]
     files, looked = _find(dataset)
-    if files is None and dataset.name == 'auto' and not dataset.dir:
+    if files is None and dataset.name == 'auto':
         logging.warning(PHANTOM_NOTICE, looked)
         return _phantom()
     if files is None:
         how_to_get = builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS
         raise UserError(f'no {builder_cls.name} images: looked in {looked}. {how_to_get}')
-    labelled = source.read(files, builder_cls.LAYOUT)
+    named = dataset.dir or os.environ.get('HEAD_CT_DIR')
+    if dataset.name == 'auto' and named and not source.is_laid_out(files, builder_cls.LAYOUT):
+        builder_cls = folder_dataset_builder.Builder
+    columns, positive = (dataset.get(key, '') for key in ('columns', 'positive'))
+    labelled = source.read(files, builder_cls.LAYOUT, columns, positive)
     if labelled.layout.published not in (None, labelled.fingerprint):
         logging.warning(
             '%s differs from the published set (fingerprint %s, published %s); going on with what is there.',
@@ -186,79 +233,138 @@ def _phantom() -> tuple[type[tfds.core.DatasetBuilder], tfds.core.BuilderConfig]
 def _find(dataset: ConfigDict) -> tuple[source.Files | None, str]:
     """The files of the first set found; or None and, in words, where it looked and what is there.
 
-    A place that the user named and that holds something else is an error: no other set may step in for it.
+    A place that the user named and that holds no set is an error: no other set may step in for it.
     """
     places = _places(dataset)
     looked = ['$HEAD_CT_DIR (not set)'] if list(places) == [MANUAL] else []
     for place, path in places.items():
         files = source.find(path)
-        if source.tables(files):
+        by_folders = place != MANUAL and dataset.name != 'head_ct'
+        if source.tables(files) or (by_folders and source.class_folders(files)):
             return files, ''
         count = len(files.handles)
         found = f'{count} files, no labels.csv' if count else 'empty' if path.exists() else 'does not exist'
         looked.append(f'{place} {path} ({found})')
-        if count and place != MANUAL:
-            raise UserError(f'no labelled images in {looked[-1]}, expected labels.csv or a zip with it.')
+        if place != MANUAL:
+            builder_cls = BUILDERS['head_ct' if dataset.name == 'head_ct' else 'folder']
+            raise UserError(f'no labelled images in {looked[-1]}. {builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS}')
     return None, ', '.join(looked)
 
 
 def _places(dataset: ConfigDict) -> dict[str, Path]:
     if dataset.dir:
-        return {'config.dataset.dir': Path(dataset.dir).expanduser()}
+        return {'config.dataset.dir': _path('config.dataset.dir', dataset.dir)}
     if dataset.name == 'folder':
         raise UserError('config.dataset.dir is empty, expected the folder or zip of the labelled images.')
     named = os.environ.get('HEAD_CT_DIR')
-    places = {'$HEAD_CT_DIR': Path(named).expanduser()} if named else {}
+    places = {'$HEAD_CT_DIR': _path('$HEAD_CT_DIR', named)} if named else {}
     return places | {MANUAL: _data_dir() / 'downloads' / 'manual'}
+
+
+def _path(place: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f'{place} is {text!r}, but there is no such user. Write the whole path.') from error
+
+
+def _data_dir() -> Path:
+    path = _path('$TFDS_DATA_DIR', os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f'$TFDS_DATA_DIR {path} is no name in UTF-8. Set it to another folder.') from error
+    return path
 
 
 def _prepare(
     builder_cls: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig
 ) -> tfds.core.DatasetBuilder:
     """Writes the prepared copy where there is none: into a temporary folder, renamed once it is complete."""
-    builder = builder_cls(data_dir=_data_dir(), config=config)
+    path = _data_dir() / builder_cls.name / config.name / str(builder_cls.VERSION)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _private():
+                builder_cls(data_dir=_data_dir(), config=config).download_and_prepare()
+        except UserError:
+            raise
+        except Exception as error:  # array_record raises its own on a full disk
+            if not path.exists():  # else another process has prepared the same copy meanwhile
+                raise UserError(
+                    f'{path}: the prepared copy cannot be written ({images.reason(error)}). '
+                    'Point TFDS_DATA_DIR to a folder with room.'
+                ) from error
     try:
-        builder.download_and_prepare()
-    except OSError as error:
-        if not builder.data_path.exists():  # else another process has prepared the same copy meanwhile
-            raise UserError(
-                f'{builder.data_dir}: the prepared copy cannot be written ({images.reason(error)}). '
-                'Point TFDS_DATA_DIR to a folder with room.'
-            ) from error
-    return builder_cls(data_dir=_data_dir(), config=config)  # as it is on disk, whoever wrote it
+        return builder_cls(data_dir=_data_dir(), config=config)  # as it is on disk, whoever wrote it
+    except Exception as error:  # protobuf and json raise each their own on a broken copy
+        raise _damaged(path, images.reason(error)) from error
 
 
-def _read(builder: tfds.core.DatasetBuilder, dataset: ConfigDict) -> dict[str, tuple[Any, ...]]:
-    """All records decoded, in the set's order, as columns."""
-    published_bytes = {
+def _read(builder: tfds.core.DatasetBuilder, dataset: ConfigDict) -> tuple[dict[str, tuple[Any, ...]], str]:
+    """All records decoded, in the set's order, as columns; and the resolution that they are reduced to, in words."""
+    stored_bytes = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
         if isinstance(feature, tfds.features.Image)
     }
+    resolution, said = 0, ''
     try:
-        (records,) = builder.as_data_source(decoders=published_bytes).values()
-        resolution = min(_each(records, _head_side)) if dataset.get('equalise', False) else 0
+        (records,) = builder.as_data_source(decoders=stored_bytes).values()
+        if dataset.get('equalise', False):
+            resolution, said = _smallest_head(records)
         rows = _each(records, functools.partial(decode, image_size=dataset.image_size, resolution=resolution))
+        return {key: tuple(row[key] for row in rows) for key in rows[0]}, said
+    except UserError:
+        raise
     except Exception as error:  # array_record, protobuf and Pillow raise each their own on a broken copy
-        raise _damaged(builder, images.reason(error)) from error
-    return {key: tuple(row[key] for row in rows) for key in rows[0]}
+        raise _damaged(builder.data_dir, images.reason(error)) from error
+
+
+def _smallest_head(records: Any) -> tuple[int, str]:
+    """Pixels of the shorter side of the smallest head, and that in words. UserError: too few to show anything."""
+    side, name = min(_each(records, _head_side))
+    said = f'{side} x {side} pixels, the shorter side of the head in {name}'
+    if side < MIN_RESOLUTION:
+        raise UserError(
+            f'dataset.equalise would reduce all images to {said}; expected {MIN_RESOLUTION} or more. '
+            'Leave that image out, or set config.dataset.equalise=False.'
+        )
+    return side, said
 
 
 def _each(records: Any, function: Callable[[dict[str, Any]], Any]) -> list[Any]:
     """A function of every record, in order, on all cores."""
-    threads = grain.ReadOptions(num_threads=os.cpu_count() or 1)
+    threads = grain.ReadOptions(num_threads=_threads())
     return list(grain.MapDataset.source(records).map(function).to_iter_dataset(threads))
 
 
-def _head_side(record: dict[str, Any]) -> int:
-    """The shorter side of the box around a head, pixels as published."""
-    with Image.open(io.BytesIO(record['image'])) as published:
-        left, top, right, bottom = images.head_box(np.asarray(images.to_grey(published)))
-    return min(right - left, bottom - top)
+def _threads() -> int:
+    """As many as there are cores, and as have memory for the largest image each."""
+    free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return max(1, min(machine.cores(), free // IMAGE_BYTES))
 
 
-def _damaged(builder: tfds.core.DatasetBuilder, what: str) -> UserError:
-    return UserError(f'{builder.data_dir}: prepared copy is damaged ({what}). Delete it and start again.')
+def _head_side(record: dict[str, Any]) -> tuple[int, str]:
+    """The shorter side of the box around a head, pixels as published, and the image's id."""
+    left, top, right, bottom = images.head_box(np.asarray(_grey(record)))
+    return min(right - left, bottom - top), record['id'].decode()
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    if not os.access(path, os.R_OK | os.X_OK):
+        return UserError(f'{path}: prepared copy of another user. Point TFDS_DATA_DIR to a folder of your own.')
+    return UserError(f'{path}: prepared copy is damaged ({what}). Delete it and start again.')
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """Files that are made meanwhile can be read by their owner alone."""
+    mask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
 
 
 @contextlib.contextmanager
@@ -273,6 +379,3 @@ def _quiet_tfds() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
 
-
-def _data_dir() -> Path:
-    return Path(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser().absolute()

@@ -15,17 +15,17 @@ GREY_MODES = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'F')  # of Pillow
 def shortcuts(image_set: ImageSet) -> list[dict[str, Any]]:
     """How well one number of a file tells the classes apart, the best first.
 
-    Each: feature, auc, low, high (DeLong's 95 % interval, None where undefined), n, higher_in (the class with the
-    higher values, or '') and, by the name of each class, its median. The AUC has no direction, max(a, 1 - a): 0.5 is
-    its least value, and chance alone lies somewhat above. Grey is that of the resized images.
+    Each: feature, auc, low, high (DeLong's 95 % interval, None where undefined), n, higher_in (the name of the class
+    with the higher values, or '') and medians, in the negative and the positive class. The AUC has no direction,
+    max(a, 1 - a): 0.5 is its least value, and chance alone lies somewhat above. Grey is that of the resized images.
     """
-    labels, (negative, positive) = image_set.labels, image_set.class_names
+    labels = image_set.labels
     found = []
     for name, values in _features(image_set).items():
         auc, low, high = metrics.delong(labels, values)
-        higher_in = positive if auc > 0.5 else ''
+        higher_in = image_set.class_names[1] if auc > 0.5 else ''
         if auc < 0.5:
-            auc, low, high, higher_in = 1 - auc, 1 - high, 1 - low, negative
+            auc, low, high, higher_in = 1 - auc, 1 - high, 1 - low, image_set.class_names[0]
         found.append({
             'feature': name,
             'auc': _plain(auc),
@@ -33,8 +33,7 @@ def shortcuts(image_set: ImageSet) -> list[dict[str, Any]]:
             'high': _plain(high),
             'n': len(labels),
             'higher_in': higher_in,
-            negative: _median(values[labels == 0]),
-            positive: _median(values[labels == 1]),
+            'medians': [_median(values[labels == label]) for label in (0, 1)],
         })
     return sorted(found, key=lambda shortcut: -(shortcut['auc'] or 0))
 

@@ -41,7 +41,7 @@ def _table(rows: pd.DataFrame) -> Table:
     first = rows.iloc[0]
     dataset = 'PHANTOM (synthetic images)' if first.dataset == 'PHANTOM' else first.dataset
     table = Table(
-        title=f'{dataset}, fingerprint {first.data_fingerprint[:12]}',
+        title=Text(f'{dataset}, fingerprint {first.data_fingerprint[:12]}'),
         caption='Mean over seeds; below it its 95 % interval over images; sd: standard deviation over seeds.',
         title_justify='left',
         caption_justify='left',
@@ -57,7 +57,7 @@ def _table(rows: pd.DataFrame) -> Table:
         table.add_column('sd', justify='right', overflow='fold')
     for row in rows.to_dict('records'):
         cells = [cell for name in METRICS for cell in _cells(row, name)]
-        table.add_row(*(str(row[name]) for name in ('recipe', 'model', 'trials', 'images', 'folds')), *cells)
+        table.add_row(*(Text(str(row[name])) for name in ('recipe', 'model', 'trials', 'images', 'folds')), *cells)
     return table
 
 

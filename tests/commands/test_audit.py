@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -26,7 +27,6 @@ def _image_set(seed=0, n=40):
         images=(images := rng.integers(0, 256, (n, 32, 32), np.uint8)),
         thumbnails=images,
         labels=rng.permutation(np.arange(n, dtype=np.int32) % 2),
-        class_names=('negative', 'positive'),
         groups=('',) * n,
         pixel_sha256=tuple(map(str, range(n))),
         heights=rng.integers(300, 500, n).astype(np.int32),
@@ -34,6 +34,7 @@ def _image_set(seed=0, n=40):
         modes=('RGB',) * n,
         coloured=np.zeros(n, bool),
         file_bytes=rng.integers(9000, 30000, n).astype(np.int32),
+        class_names=('normal', 'hemorrhage'),
     )
 
 
@@ -55,15 +56,14 @@ def test_a_planted_width_shortcut_comes_first():
     image_set = _image_set()
     widths = np.where(image_set.labels == 0, 400, 350) + np.arange(40, dtype=np.int32) % 7
     found = _audit(dataclasses.replace(image_set, widths=widths.astype(np.int32)))
-    assert found['shortcuts'][0] | {'negative': 0, 'positive': 0} == {
+    assert found['shortcuts'][0] | {'medians': [0, 0]} == {
         'feature': 'width, pixels',
         'auc': 1.0,
         'low': None,
         'high': None,
         'n': 40,
-        'higher_in': 'negative',
-        'negative': 0,
-        'positive': 0,
+        'higher_in': 'normal',
+        'medians': [0, 0],
     }
 
 
@@ -138,6 +138,50 @@ def test_phantom_is_said_in_every_table_and_in_the_json():
     assert found['mark'] == 'PHANTOM'
     assert _text(found).count('PHANTOM') == 4  # head line, pairs, modes, shortcuts
     assert 'PHANTOM' not in _text(_audit(_image_set()))
+
+
+def test_classes_and_files_have_the_names_of_the_set_whatever_is_in_them():
+    image_set = _image_set()
+    ids = ('a[/b].png', 'case [left].png', *image_set.ids[2:])
+    digests = ('same', 'same', *image_set.pixel_sha256[2:])
+    images = image_set.images.copy()
+    images[1] = images[0]
+    widths = (image_set.labels * 100 + 300 + np.arange(40)).astype(np.int32)
+    found = _audit(dataclasses.replace(
+        image_set, ids=ids, pixel_sha256=digests, images=images, thumbnails=images, widths=widths,
+        class_names=('no [bold]finding', 'tumour'),
+    ))  # fmt: skip
+    text = _text(found)
+    assert 'a[/b].png' in text and 'case [left].png' in text and 'no [bold]finding' in text
+    assert found['classes'] == {'no [bold]finding': 20, 'tumour': 20}
+    assert _shortcut(found, 'width, pixels')['higher_in'] == 'tumour'
+    assert 'hemorrhage' not in text and 'hemorrhage' not in json.dumps(found)
+
+
+@pytest.mark.parametrize('layout', ['csv', 'class folders', 'odd csv'])
+def test_the_command_finds_out_which_kind_of_set_it_is(labelled_folder, tmp_path, monkeypatch, capsys, layout):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    folder, extra = labelled_folder, []
+    if layout == 'class folders':
+        folder = tmp_path / 'scans'
+        for number in range(40):
+            target = folder / ('sick' if number % 2 else 'healthy') / f'{number:02}.png'
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(labelled_folder / f'{number:02}.png', target)
+    if layout == 'odd csv':
+        folder = tmp_path / 'odd'
+        shutil.copytree(labelled_folder, folder)
+        lines = (folder / 'labels.csv').read_text().splitlines()[1:]
+        rows = '\n'.join(line.replace(',', ';7;') for line in lines)
+        (folder / 'labels.csv').write_text(f'scan;age;finding\n{rows}\n')
+        extra = ['--columns=scan,finding']
+    monkeypatch.setattr('sys.argv', ['audit', f'--dir={folder}', f'--out={tmp_path / "audit.json"}', *extra])
+    audit.main()
+    found = json.loads((tmp_path / 'audit.json').read_text())
+    names = {'class folders': ('healthy', 'sick')}.get(layout, ('negative', 'positive'))
+    assert found['classes'] == dict.fromkeys(names, 20)
+    assert found['dataset'] == folder.name
+    assert folder.name in capsys.readouterr().out
 
 
 def test_the_command_ends_in_one_line_where_there_is_no_folder(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_images_come_back_in_the_order_of_the_csv(folder: Path) -> None:
     assert loaded.ids == ('d.png', 'a.png', 'c.png', 'b.png')
     assert loaded.labels.tolist() == [1, 0, 0, 1]
     assert loaded.groups == ('p1', '', 'p1', 'p2')
-    assert (loaded.name, loaded.synthetic) == ('folder', False)
+    assert (loaded.name, loaded.synthetic) == ('set', False)
     assert loaded.file_bytes.tolist() == [(folder / name).stat().st_size for name in loaded.ids]
 
 
@@ -163,8 +163,9 @@ def test_other_image_formats_are_read(folder: Path, image_format: str) -> None:
 
 
 BAD_ROWS = {
-    'label': ('a.png,2', "labels.csv, line 5: label '2' of a.png, expected 0 or 1"),
-    'word': ('a.png,yes', "label 'yes'"),
+    'label': ('a.png,2', "labels.csv, line 5: label '2' of a.png makes 3 classes ('0', '1', '2'), expected two"),
+    'word': ('a.png,yes', "line 5: label 'yes' of a.png makes 3 classes"),
+    'no word': ('a.png,', 'line 5: no label of a.png'),
     'no label': ('a.png', 'line 5: 1 columns, expected 2'),
     'duplicate': ('b.png,1', 'line 5: b.png is listed twice'),
     'missing': ('e.png,0', 'line 5: no file e.png'),
@@ -186,7 +187,8 @@ def test_a_bad_row_is_named(folder: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize('content', [
-    b'', b'file;label\na.png;0\n', b'a.png,0\n', b'file,label\n', 'file,label\né.png,0\n'.encode('latin-1'),
+    b'', b'file label\na.png 0\n', b'a.png,0\n', b'file,label,label\na.png,0,0\n',
+    b'file,label\n', 'file,label\né.png,0\n'.encode('latin-1'),
     'file,label\na.png,0\n'.encode('utf-16'), b'\0' * 100, os.urandom(500),
 ])  # fmt: skip
 def test_a_bad_table_is_named(folder: Path, content: bytes) -> None:
@@ -230,7 +232,7 @@ def test_random_damage_never_ends_in_anything_but_an_image_or_one_line(folder: P
         for _ in range(rng.integers(1, 6)):
             data[rng.integers(len(data))] = rng.integers(256)
         try:
-            images.check_image(bytes(data[: rng.integers(1, len(data) + 1)]), 'x.png', None)
+            images.read(bytes(data[: rng.integers(1, len(data) + 1)]), 'x.png')
         except UserError as error:
             rejected += 1
             assert str(error).startswith('x.png: ') and len(str(error).splitlines()) == 1
@@ -239,9 +241,9 @@ def test_random_damage_never_ends_in_anything_but_an_image_or_one_line(folder: P
 
 def test_the_largest_allowed_image_is_read_and_a_larger_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, 'MAX_PIXELS', 120)
-    images.check_image(encode(pixels(0, 12, 10)), 'x', None)
+    images.read(encode(pixels(0, 12, 10)), 'x')
     with pytest.raises(UserError, match='11 x 12 pixels'):
-        images.check_image(encode(pixels(0, 12, 11)), 'x', None)
+        images.read(encode(pixels(0, 12, 11)), 'x')
 
 
 def test_a_file_beyond_the_limit_of_bytes_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

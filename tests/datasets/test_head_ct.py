@@ -1,5 +1,6 @@
 """The builder of the real images: on 200 tiny stand-ins in the published layout, and on the real ones."""
 
+import hashlib
 import io
 import os
 import shutil
@@ -71,12 +72,17 @@ def test_a_labelled_stand_in_is_read_in_order_without_tensorflow(stand_in: Path)
     assert 'tensorflow' not in sys.modules
 
 
-def test_the_tfds_builder_alone_gives_the_published_bytes_back(stand_in: Path, data_dir: Path) -> None:
+def test_the_tfds_builder_alone_gives_the_published_pixels_back_in_grey(stand_in: Path, data_dir: Path) -> None:
     builder = head_ct_dataset_builder.Builder(data_dir=data_dir)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=stand_in))
     records = builder.as_data_source(split='train', decoders={'image': tfds.decode.SkipDecoding()})
     published = sorted((stand_in / 'head_ct' / 'head_ct').iterdir())
-    assert [record['image'] for record in records] == [path.read_bytes() for path in published]
+    for record, path in zip(records, published, strict=True):
+        with Image.open(io.BytesIO(record['image'])) as grey, Image.open(path) as image:
+            np.testing.assert_array_equal(grey, image.convert('L'))
+        assert record['mode'] == b'RGB' and record['coloured'] and record['bits'] == 8
+        assert record['file_bytes'] == path.stat().st_size
+        assert record['file_sha256'].decode() == hashlib.sha256(path.read_bytes()).hexdigest()
     assert builder.info.file_format.value == 'array_record'
     assert builder.info.features['label'].names == ['normal', 'hemorrhage']
     assert 'Kitamura' in builder.info.citation and 'Kaggle' in builder.info.description
@@ -160,6 +166,21 @@ def test_auto_takes_the_real_set_and_stops_at_a_broken_one(
     assert 'does not exist' in error_line(tmp_path / 'typo', name='auto')
 
 
+@pytest.mark.parametrize('key', ['HEAD_CT_DIR', 'dir'])
+@pytest.mark.parametrize('name', ['auto', 'head_ct'])
+def test_a_named_place_that_is_not_there_ends_in_one_line_not_in_the_phantom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str
+) -> None:
+    def line(path: str) -> str:
+        monkeypatch.setenv('HEAD_CT_DIR', path if key == 'HEAD_CT_DIR' else '')
+        return error_line(path if key == 'dir' else '', name=name)
+
+    assert f'{tmp_path}/archive.zip (does not exist)' in line(f'{tmp_path}/archive.zip')
+    (tmp_path / 'empty').mkdir()
+    assert f'{tmp_path}/empty (empty)' in line(f'{tmp_path}/empty')
+    assert "'~nosuchuser/x', but there is no such user" in line('~nosuchuser/x')
+
+
 def test_auto_without_a_set_takes_the_phantom_and_says_so(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +208,11 @@ def _replace(root: Path, old: str, new: str) -> None:
     (root / 'labels.csv').write_text((root / 'labels.csv').read_text().replace(old, new))
 
 
+def _words(root: Path) -> None:
+    _replace(root, ',0\n', ',no\n')
+    _replace(root, ',1\n', ',yes\n')
+
+
 def _write(root: Path, name: str, data: bytes) -> None:
     (root / 'head_ct' / 'head_ct' / name).write_bytes(data)
 
@@ -205,8 +231,9 @@ BROKEN = {
     'counts': (_drop_last, '99 images labelled 0 and 100 labelled 1, expected 100 and 100'),
     'label counts': (lambda root: _replace(root, '\n0,1\n', '\n0,0\n'), 'expected 100 and 100'),
     'header': (lambda root: _replace(root, 'hemorrhage', 'x'), "header 'id,x', expected 'id,hemorrhage'"),
-    'duplicate id': (lambda root: _replace(root, '\n1,1\n', '\n00,1\n'), 'line 3: 000 is listed twice'),
-    'label': (lambda root: _replace(root, '\n5,1\n', '\n5,2\n'), "line 7: label '2' of 005.png"),
+    'duplicate id': (lambda root: _replace(root, '\n1,1\n', '\n00,1\n'), 'line 3: head_ct/head_ct/000.png is listed'),
+    'label': (lambda root: _replace(root, '\n5,1\n', '\n5,2\n'), "line 7: label '2' of head_ct/head_ct/005.png makes"),
+    'words': (lambda root: _words(root), "labels 'no' and 'yes', expected 0 and 1"),
     'text': (lambda root: _write(root, '000.png', b'twelve bytes'), '000.png: 12 bytes, not an intact PNG'),
     'jpeg': (lambda root: _write(root, '000.png', _jpeg()), 'bytes, not an intact PNG'),
 }

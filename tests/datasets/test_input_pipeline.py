@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from bhcnet_jax import machine
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.folder import images
 from bhcnet_jax.errors import UserError
@@ -26,7 +27,7 @@ LOAD = """
 import sys
 from absl import flags
 from ml_collections import ConfigDict
-from bhcnet_jax import input_pipeline
+from bhcnet_jax.datasets import input_pipeline
 flags.FLAGS.mark_as_parsed()
 print(input_pipeline.load(ConfigDict({'name': 'folder', 'dir': sys.argv[1], 'image_size': 8})).fingerprint)
 """
@@ -47,11 +48,9 @@ def png(image: Image.Image | np.ndarray, **options: object) -> bytes:
 
 
 def grey(data: bytes) -> np.ndarray:
-    images.check_image(data, 'x', None)
-    with Image.open(io.BytesIO(data)) as image:
-        converted = images.to_grey(image)
-    assert converted.mode == 'L'
-    return np.asarray(converted)
+    with Image.open(io.BytesIO(images.read(data, 'x')['image'])) as converted:
+        assert converted.mode == 'L'
+        return np.asarray(converted)
 
 
 def random(*shape: int, high: int = 256, dtype: type = np.uint8) -> np.ndarray:
@@ -99,6 +98,48 @@ def test_equalised_images_tell_neither_size_nor_place_nor_grey_levels(tmp_path: 
         assert after < before / 5
     np.testing.assert_array_equal(plain.thumbnails, image_set.thumbnails)
     assert plain.fingerprint == image_set.fingerprint
+
+
+@pytest.mark.parametrize(('top', 'bottom', 'left', 'right'), [(3, 4, 3, 4), (2, 6, 2, 46), (22, 26, 22, 26)])
+def test_an_image_that_would_spoil_equalise_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, top: int, bottom: int, left: int, right: int
+) -> None:
+    odd = np.zeros((48, 48), np.uint8)
+    odd[top:bottom, left:right] = 255
+    sound = {f'{side}.png': png(head(side, 2, 3, (60, 60), 1.0)) for side in (40, 16, 50)}
+    dataset = {'name': 'folder', 'image_size': 64, 'equalise': True}
+    folder = folder_of(sound | {'odd.png': png(odd)}, tmp_path / 'odd')
+    side = min(bottom - top, right - left)
+    with pytest.raises(UserError, match=f'to {side} x {side} pixels, the shorter side of the head in odd.png'):
+        input_pipeline.load(ConfigDict(dataset | {'dir': str(folder)}))
+    input_pipeline.load(ConfigDict(dataset | {'dir': str(folder_of(sound, tmp_path / 'sound'))}))
+    assert 'reduces all images to 16 x 16 pixels, the shorter side of the head in 16.png' in caplog.text
+
+
+@pytest.mark.parametrize('colours', [False, True])
+def test_16_bits_of_which_12_are_used_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, colours: bool
+) -> None:
+    twelve = random(9, 7, high=4096, dtype=np.uint16)
+    twelve[0, 0] = 4095
+
+    def stored(values: np.ndarray) -> bytes:
+        return ppm(values) if colours else png(values)
+
+    files = {'a.png': png(random(9, 7)), 'b.png': stored(twelve), 'c.png': stored(twelve)}
+    load(folder_of(files, tmp_path / 'twelve'))
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert '2 of 3 images have 16 bits' in line and 'keep only 17 of 256 grey levels, the first b.png' in line
+    caplog.clear()
+    load(folder_of(files | {'b.png': stored(twelve * 16), 'c.png': png(twelve * 16)}, tmp_path / 'sixteen'))
+    assert not caplog.records
+
+
+def ppm(grey_values: np.ndarray) -> bytes:
+    """Colours of 16 bits, all three the same."""
+    height, width = grey_values.shape
+    return f'P6 {width} {height} 65535\n'.encode() + np.repeat(grey_values, 3).astype('>u2').tobytes()
 
 
 def test_an_image_without_a_head_is_equalised_whole() -> None:
@@ -176,12 +217,14 @@ def test_an_image_is_turned_upright_by_its_exif_tag() -> None:
 @pytest.mark.parametrize('shape', [(300, 200), (61, 43), (5, 7), (1, 1), (1, 4000)])
 def test_the_resize_is_the_antialiased_bilinear_one_of_jax(shape: tuple[int, int]) -> None:
     pixels = random(*shape)
-    record = {'image': png(pixels), 'label': 1, 'id': b'x', 'group': b''}
+    published = png(pixels)
+    record = images.read(published, 'x') | {'label': 1, 'id': 'x', 'group': ''}
+    record = {key: value.encode() if isinstance(value, str) else value for key, value in record.items()}
     decoded = input_pipeline.decode(record, 16)
     expected = jax.image.resize(pixels.astype(np.float32), (16, 16), 'linear', antialias=True)
     np.testing.assert_allclose(decoded['image'], expected, atol=1.01)
     assert decoded['image'].dtype == np.uint8
-    assert (decoded['height'], decoded['width'], decoded['file_bytes']) == (*shape, len(record['image']))
+    assert (decoded['height'], decoded['width'], decoded['file_bytes']) == (*shape, len(published))
 
 
 def test_fine_stripes_become_grey_not_moire(tmp_path: Path) -> None:
@@ -231,7 +274,7 @@ def test_a_prepared_copy_is_read_again_not_written_again(tmp_path: Path, data_di
     folder = folder_of({'a.png': png(random(3, 3))}, tmp_path / 'set')
     first = load(folder)
     (record_file,) = data_dir.rglob('*.array_record*')
-    assert record_file.parts[-4:-1] == ('folder', first.fingerprint, '1.0.0')
+    assert record_file.parts[-4:-1] == ('folder', first.fingerprint, '2.0.0')
     written = record_file.stat().st_mtime_ns
     np.testing.assert_array_equal(load(folder, 4).images.shape, (1, 4, 4))
     assert record_file.stat().st_mtime_ns == written
@@ -268,6 +311,84 @@ def test_a_data_dir_that_cannot_be_written_ends_in_one_line(tmp_path: Path, data
         load(folder)
 
 
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path: Path, data_dir: Path) -> None:
+    folder = folder_of({f'{index}.png': png(random(200, 200)) for index in range(6)}, tmp_path / 'set')
+    program = (
+        'import resource, signal\n'
+        'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+        f'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n{LOAD}'
+    )
+    command = [sys.executable, '-c', program, str(folder)]
+    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True)
+    *_, line = done.stderr.splitlines()
+    assert line.startswith('bhcnet_jax.errors.UserError: ') and 'cannot be written (' in line and 'with room' in line
+    assert not [path for path in data_dir.rglob('*') if path.is_file()]
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])
+@pytest.mark.parametrize('content', [b'', b'{', b'[1]', b'\xff\xfe', b'{"name": 3, "splits": "x"}'])
+def test_a_damaged_description_of_a_prepared_copy_ends_in_one_line(
+    tmp_path: Path, data_dir: Path, name: str, content: bytes
+) -> None:
+    folder = folder_of({'a.png': png(random(40, 40)), 'b.png': png(random(50, 40))}, tmp_path / 'set')
+    whole = load(folder)
+    (path,) = data_dir.rglob(name)
+    path.write_bytes(content)
+    try:
+        found = load(folder)
+    except UserError as error:
+        assert 'prepared copy is damaged' in str(error) and 'Delete it' in str(error)
+    else:
+        np.testing.assert_array_equal(found.images, whole.images)
+
+
+def test_a_prepared_copy_is_for_its_owner_alone(tmp_path: Path, data_dir: Path) -> None:
+    folder = folder_of({'a.png': png(random(3, 3))}, tmp_path / 'set')
+    mask = os.umask(0o022)
+    try:
+        load(folder)
+        (record_file,) = data_dir.rglob('*.array_record*')
+        assert {path.stat().st_mode & 0o777 for path in record_file.parent.iterdir()} == {0o600}
+        assert record_file.parent.stat().st_mode & 0o777 == 0o700
+        assert data_dir.stat().st_mode & 0o777 == 0o755  # others may prepare sets of their own
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(mask)
+
+
+def test_a_prepared_copy_holds_no_metadata(tmp_path: Path, data_dir: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text('PatientName', 'Ada Lovelace')
+    data = png(random(30, 30), pnginfo=info)
+    found = load(folder_of({'a.png': data}, tmp_path / 'set'))
+    assert b'Ada Lovelace' in data
+    assert not [path for path in data_dir.rglob('*') if path.is_file() and b'Lovelace' in path.read_bytes()]
+    assert found.file_bytes.tolist() == [len(data)]
+
+
+def test_a_data_dir_that_is_not_utf8_or_of_nobody_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of({'a.png': png(random(3, 3))}, tmp_path / 'set')
+    monkeypatch.setenv('TFDS_DATA_DIR', os.fsdecode(os.fsencode(tmp_path) + b'/\xff'))
+    with pytest.raises(UserError, match=r'TFDS_DATA_DIR .* is no name in UTF-8'):
+        load(folder)
+    monkeypatch.setenv('TFDS_DATA_DIR', '~nosuchuser/x')
+    with pytest.raises(UserError, match=r'TFDS_DATA_DIR is .*no such user'):
+        load(folder)
+
+
+def test_images_are_decoded_by_as_many_threads_as_have_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {'SC_PAGE_SIZE': 4096, 'SC_AVPHYS_PAGES': 3 * input_pipeline.IMAGE_BYTES // 4096}
+    monkeypatch.setattr(os, 'sysconf', pages.__getitem__)
+    monkeypatch.setattr(machine, 'cores', lambda: 64)
+    assert input_pipeline._threads() == 3
+    pages['SC_AVPHYS_PAGES'] = 1
+    assert input_pipeline._threads() == 1
+    pages['SC_AVPHYS_PAGES'] = 2**40
+    assert input_pipeline._threads() == 64
+
+
 def test_an_unknown_name_or_an_impossible_size_ends_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'head-ct', expected phantom, auto, head_ct, folder"):
         input_pipeline.load(ConfigDict({'name': 'head-ct', 'dir': '', 'image_size': 8}))
@@ -275,11 +396,14 @@ def test_an_unknown_name_or_an_impossible_size_ends_in_one_line(tmp_path: Path) 
         load(tmp_path, 0)
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def environment(folder: Path) -> dict[str, str]:
     path = f'{ROOT}:{os.environ.get("PYTHONPATH", "")}'
-    environment = os.environ | {'TMPDIR': str(folder.parent), 'PYTHONPATH': path}
+    return os.environ | {'TMPDIR': str(folder.parent), 'PYTHONPATH': path}
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-    return subprocess.Popen([sys.executable, '-c', LOAD, str(folder)], env=environment, text=True, **pipes)
+    return subprocess.Popen([sys.executable, '-c', LOAD, str(folder)], env=environment(folder), text=True, **pipes)
 
 
 def wait_for(data_dir: Path, pattern: str) -> None:
@@ -296,10 +420,10 @@ def test_processes_at_once_and_a_killed_one_leave_a_whole_copy(tmp_path: Path, d
     wait_for(data_dir, 'incomplete*/*.array_record*')
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert not list(data_dir.glob('folder/*/1.0.0')), 'killed too late to tell anything'
+    assert not list(data_dir.glob('folder/*/2.0.0')), 'killed too late to tell anything'
 
     together = [start(folder), start(folder)]
     outputs = [process.communicate() for process in together]
     assert [process.returncode for process in together] == [0, 0], outputs
     assert outputs[0] == outputs[1] == (load(folder).fingerprint + '\n', '')
-    assert len(list(data_dir.glob('folder/*/1.0.0'))) == 1
+    assert len(list(data_dir.glob('folder/*/2.0.0'))) == 1

@@ -1,51 +1,92 @@
 """One published image: what is accepted, and how it becomes grey."""
 
+import hashlib
 import io
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageOps, TiffImagePlugin
 from scipy import ndimage
 
 from bhcnet_jax.errors import UserError
 
-MAX_PIXELS = 2**25  # of one image, 5792 x 5792; as RGBA 128 MiB, of which grey takes up to four copies
+# Pillow's names of the formats that are opened. Of the others some run a program (EPS runs Ghostscript) and some are
+# no images (PDF, HDF5, MPEG).
+FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'WEBP', 'PPM', 'JPEG2000')
+EXTENSIONS = frozenset(end for end, name in Image.registered_extensions().items() if name in FORMATS)
+MAX_PIXELS = 2**25  # of one image, 5792 x 5792
+MAX_SIDE = 2**14  # pixels
+MAX_PIXEL_BYTES = 2**27  # of one decoded image: the largest as RGBA, of which grey takes up to four copies
+
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT, _TILE_SIDES = 262, 258, 339, (322, 323)  # tags of TIFF
+_SIGNED = 2
+
+# Greys that Pillow knows in one byte order or with black as zero only; `to_grey` inverts them. Twelve packed bits lie
+# alike in both orders.
+for _key, _modes in {
+    (b'MM', 0, (1,), 1, (16,), ()): ('I;16B', 'I;16B'),
+    (b'II', 0, (1,), 1, (12,), ()): ('I;16', 'I;12'),
+    (b'MM', 0, (1,), 1, (12,), ()): ('I;16', 'I;12'),
+    (b'MM', 1, (1,), 1, (12,), ()): ('I;16', 'I;12'),
+}.items():
+    TiffImagePlugin.OPEN_INFO.setdefault(_key, _modes)
 
 
-def check_image(data: bytes, name: str, image_format: str | None) -> None:
-    """Takes data through `to_grey` once. UserError, naming the image, where that fails.
+def read(data: bytes, name: str, image_format: str | None = None) -> dict[str, Any]:
+    """A published file as fields of a prepared record: its grey pixels and numbers, none of its metadata.
 
-    image_format: Pillow's name of the only format allowed; None: all.
+    image_format: Pillow's name of the only format allowed; None: any of FORMATS.
+    -> image (PNG of `to_grey`), mode (Pillow's), coloured, bits (of one sample, as stored), file_bytes, file_sha256.
+    UserError, naming the image: no image, or one that is not accepted.
     """
-    formats = None if image_format is None else (image_format,)
     try:
         with warnings.catch_warnings():
-            # What Pillow finds odd in metadata, and its limit of pixels; the limit here is MAX_PIXELS.
+            # What Pillow finds odd in metadata, and its limit of pixels; the limits here are MAX_PIXELS and the others.
             warnings.simplefilter('ignore')
-            with Image.open(io.BytesIO(data), formats=formats) as image:
+            with open_image(data, FORMATS if image_format is None else (image_format,)) as image:
                 _check_header(image, name)
-                to_grey(image)
+                published = {'mode': image.mode, 'coloured': is_coloured(image), 'bits': _bits(image)}
+                grey = to_grey(image)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f'{name}: more than the {MAX_PIXELS} pixels allowed. Scale it down.') from error
     except Exception as error:  # Pillow's decoders raise nearly anything on broken input
-        kind = 'an image that Pillow reads' if image_format is None else f'an intact {image_format}'
+        kind = f'an image that is read ({", ".join(FORMATS)})' if image_format is None else f'an intact {image_format}'
         raise UserError(
-            f'{name}: {len(data)} bytes, not {kind} ({reason(error)}). Download it again or remove its row.'
+            f'{name}: {len(data)} bytes, not {kind}: {reason(error)}. '
+            'Download it again, save it as PNG or remove its row.'
         ) from error
+    return published | {
+        'image': _png(grey),
+        'file_bytes': len(data),
+        'file_sha256': hashlib.sha256(data).hexdigest(),
+    }
+
+
+def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """The only way in for an image: Pillow's Image.open, of these formats alone."""
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def to_grey(image: Image.Image) -> Image.Image:
     """One channel of 8 bits (mode L): ITU-R 601 luminance of the image turned upright by its EXIF tag.
 
-    Transparency is composited on black; 16-bit grey is scaled by 255/65535, not clipped.
+    Transparency is composited on black. Grey of 12 or 16 bits is scaled by 255/4095 or 255/65535, not clipped. Black is
+    black, whichever value of a TIFF stands for it.
     """
-    deep = _is_16_bit(image)
+    deep, white, inverted = _is_deep(image), 2 ** _bits(image) - 1, _is_white_zero(image)
     image = ImageOps.exif_transpose(image)
     if deep:
         values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if inverted:
+            np.subtract(white, values, out=values)
+        values *= 255  # in place: an image may have 2**25 pixels
+        values += white // 2
+        values //= white
+        return Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
@@ -57,8 +98,9 @@ def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     parts, count = ndimage.label(pixels > pixels.mean())
     if not count:
         return 0, 0, *pixels.shape[::-1]
-    rows, columns = np.nonzero(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
-    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    rows, columns = (np.flatnonzero(largest.any(axis=axis)).tolist() for axis in (1, 0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def equalise(grey: Image.Image, resolution: int) -> Image.Image:
@@ -85,18 +127,67 @@ def reason(error: BaseException) -> str:
     return getattr(error, 'strerror', None) or str(error) or type(error).__name__
 
 
-def _is_16_bit(image: Image.Image) -> bool:
-    # Pillow opens some 16-bit files in its 32-bit mode I.
+def _png(grey: Image.Image) -> bytes:
+    written = io.BytesIO()
+    Image.fromarray(np.asarray(grey)).save(written, 'PNG')  # anew: Pillow would write what it knows beside the pixels
+    return written.getvalue()
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of more than 8 bits and not of 32; Pillow opens some of it in its 32-bit mode I."""
     return image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
 
 
+def _bits(image: Image.Image) -> int:
+    """Bits of one sample as the file stores it, before Pillow reduces colours to 8."""
+    if image.format == 'TIFF':
+        return image.tag_v2.get(_BITS, (1,))[0]
+    if _is_deep(image) or (image.format == 'PPM' and _white_of_pnm(image) > 255):
+        return 16
+    return 16 if image.format == 'PNG' and ';16' in str(image.tile[0].args) else 8
+
+
+def _white_of_pnm(image: Image.Image) -> int:
+    args = image.tile[0].args  # of Pillow's decoder: the mode alone, or the mode and the value of white
+    return args[-1] if isinstance(args, tuple) else 255
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    return image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0
+
+
 def _check_header(image: Image.Image, name: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
+    """Refuses what must not be decoded, or cannot become grey without a choice that is not ours."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UserError(f'{name}: {width} x {height} pixels, expected at most {MAX_PIXELS}. Scale it down.')
+    tags = image.tag_v2 if image.format == 'TIFF' else {}
+    sides = (width, height, *(tags.get(tag, 0) for tag in _TILE_SIDES))
+    if max(sides) > MAX_SIDE:
+        raise UserError(f'{name}: a side of {max(sides)} pixels, expected at most {MAX_SIDE}. Scale it down.')
+    sample_bytes = 4 if image.mode in ('I', 'F') else -(-_bits(image) // 8)
+    pixel_bytes = width * height * len(image.getbands()) * sample_bytes
+    if pixel_bytes > MAX_PIXEL_BYTES:
         raise UserError(
-            f'{name}: {image.width} x {image.height} pixels, expected at most {MAX_PIXELS}. Scale it down.'
+            f'{name}: {pixel_bytes} bytes of pixels, expected at most {MAX_PIXEL_BYTES}. Scale it down.'
         )
-    if image.mode in ('I', 'F') and not _is_16_bit(image):
+    signed = _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1))
+    if signed or (image.mode in ('I', 'F') and not _is_deep(image)):
+        kind = 'signed' if signed else '32-bit'
         raise UserError(
-            f'{name}: 32-bit grey (mode {image.mode}) has no fixed black and white. '
+            f'{name}: {kind} grey (mode {image.mode}) has no fixed black and white. '
             'Apply a window and save it with 8 or 16 bits.'
         )
+    pages = str(image.n_frames) if getattr(image, 'is_animated', False) else 'several' if _is_stack(image) else ''
+    if pages:
+        raise UserError(f'{name}: {pages} pages, expected one image. Save each as a file of its own.')
+
+
+def _is_stack(image: Image.Image) -> bool:
+    """Whether another image follows in a PPM file, which may hold any number of them (text ones only one)."""
+    if image.format != 'PPM' or image.tile[0].codec_name == 'ppm_plain':
+        return False
+    width, height = image.size
+    row_bytes = -(-width // 8) if image.mode == '1' else width * len(image.getbands()) * _bits(image) // 8
+    image.fp.seek(image.tile[0].offset + row_bytes * height)
+    return image.fp.read(100).lstrip()[:2] in (b'P4', b'P5', b'P6')

@@ -1,47 +1,54 @@
 """Finds a labelled image set in a folder or a zip and checks it, before anything is built from it."""
 
-import csv
 import dataclasses
 import hashlib
-import io
-import itertools
 import json
 import os
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from PIL import Image
-
-from bhcnet_jax.datasets.folder.images import check_image, reason
+from bhcnet_jax.datasets.folder import images, table
+from bhcnet_jax.datasets.folder.images import reason
+from bhcnet_jax.datasets.folder.table import Columns, Paths
 from bhcnet_jax.errors import UserError
 
 MAX_FILE_BYTES = 2**28  # of one file; a head-CT slice has 10^5
 TABLE = 'labels.csv'
+PARTS = ('train', 'training', 'test', 'testing', 'val', 'valid', 'validation')  # folders of parts of a set, no classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a set must look like. A further csv column, `group`, is always allowed.
+    """What a set must look like; as it stands that of any labelled folder.
 
     Attributes:
-      header: names of the csv's columns: the image, its label 0 or 1.
-      file_name: from the csv's first column to the image's file name.
-      any_subfolder: True where the csv names files but not the subfolders that they lie in.
-      image_format: Pillow's name of the only format allowed; None: all.
+      header: names of the csv's columns, of the image and its label, with `group` as a third; None: told by `table`.
+      file_name: from the csv's cell to the image's file name.
+      image_id: from the image's path below the csv's folder to its id.
+      image_format: Pillow's name of the only format allowed; None: all that are read.
+      class_names: of labels 0 and 1; None: as the csv or the folders name them.
       class_counts: images labelled 0 and labelled 1; None: any number.
       published: the fingerprint of the published set; None where there is none.
     """
 
-    header: tuple[str, str]
-    file_name: Callable[[str], str]
-    any_subfolder: bool = False
+    header: tuple[str, str] | None = None
+    file_name: Callable[[str], str] = str
+    image_id: Callable[[str], str] = str
     image_format: str | None = None
+    class_names: tuple[str, str] | None = None
     class_counts: tuple[int, int] | None = None
     published: str | None = None
+
+    def columns(self, header: list[str], where: str, named: str) -> Columns:
+        """Places of a csv's columns. UserError: another header than this layout has."""
+        if self.header is None:
+            return table.choose_columns(header, where, named)
+        if tuple(header) not in (self.header, (*self.header, 'group')):
+            raise UserError(f'{where}: header {",".join(header)!r}, expected {",".join(self.header)!r}.')
+        return Columns(0, 1, 2 if len(header) > 2 else None, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,25 +65,24 @@ class Files:
     handles: dict[str, Any]
     open: Callable[[Any], BinaryIO]
 
-    def read(self, name: str) -> bytes:
-        """One file's bytes. UserError where they cannot be read or exceed MAX_FILE_BYTES."""
+    def read(self, name: str, limit: int) -> bytes:
+        """One file's bytes. UserError where they cannot be read or exceed the limit."""
         try:
             with self.open(self.handles[name]) as stream:
-                data = stream.read(MAX_FILE_BYTES + 1)
-        # RuntimeError: zipfile's way of saying encrypted or of an unknown compression.
-        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+                data = stream.read(limit + 1)
+        except Exception as error:  # zipfile and its decompressors raise nearly anything on damaged input
             raise UserError(
                 f'{self.root}/{name}: cannot be read ({reason(error)}). '
                 'Check its permissions or download the set again.'
             ) from error
-        if len(data) > MAX_FILE_BYTES:
-            raise UserError(f'{self.root}/{name}: expected at most {MAX_FILE_BYTES} bytes. Scale it down.')
+        if len(data) > limit:
+            raise UserError(f'{self.root}/{name}: expected at most {limit} bytes. Scale it down.')
         return data
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the csv: the image's unique id, its label 0 or 1, its group or '', its path in Files."""
+class Example:
+    """An image of a set: its unique id, its label 0 or 1, its group or '', its path in Files."""
 
     id: str
     label: int
@@ -86,22 +92,25 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSet:
-    """Checked rows in the csv's order, and the files that they name.
+    """Checked examples in the order of the csv or of the folders, and the files that they are.
 
+    class_names: of labels 0 and 1. columns: the csv's further columns, a cell for each example, by name.
     fingerprint: SHA-256, see `fingerprint`; the same for a zip and its unpacked folder.
     """
 
     files: Files
-    rows: tuple[Row, ...]
+    examples: tuple[Example, ...]
+    class_names: tuple[str, str]
+    columns: dict[str, tuple[str, ...]]
     layout: Layout
     fingerprint: str
 
-    def examples(self) -> Iterator[dict[str, Any]]:
-        """image (the file's bytes, after a trial decoding), label, id, group. UserError names the file."""
-        for row in self.rows:
-            data = self.files.read(row.path)
-            check_image(data, f'{self.files.root}/{row.path}', self.layout.image_format)
-            yield {'image': data, 'label': row.label, 'id': row.id, 'group': row.group}
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What is prepared of each example: label, id, group and the fields of `images.read`. UserError: a bad file."""
+        for each in self.examples:
+            data = self.files.read(each.path, MAX_FILE_BYTES)
+            published = images.read(data, f'{self.files.root}/{each.path}', self.layout.image_format)
+            yield published | {'label': each.label, 'id': each.id, 'group': each.group}
 
 
 def fingerprint(records: Iterable[tuple[str, int, str, str]]) -> str:
@@ -113,7 +122,7 @@ def fingerprint(records: Iterable[tuple[str, int, str, str]]) -> str:
 
 
 def find(path: Path) -> Files:
-    """The files of a folder or a zip; where a folder has no labels.csv but a zip with one, that zip's files.
+    """The files of a folder or a zip; where a folder holds no labelled set but a zip with one, that zip's files.
 
     No files where path does not exist. UserError: unreadable, or several such zips.
     """
@@ -128,32 +137,85 @@ def find(path: Path) -> Files:
         return files
     zips = sorted(name for name in files.handles if name.lower().endswith('.zip'))
     archives = [_zip_files(files.handles[name]) for name in zips]
-    archives = [archive for archive in archives if tables(archive)]
-    if len(archives) > 1:
-        names = ', '.join(archive.root.name for archive in archives)
-        raise UserError(f'{path}: several zip files with {TABLE} ({names}), expected one. Name it.')
-    return archives[0] if archives else files
+    labelled = [archive for archive in archives if tables(archive)]
+    if not labelled and not class_folders(files):
+        labelled = [archive for archive in archives if class_folders(archive)]
+    if len(labelled) > 1:
+        names = ', '.join(archive.root.name for archive in labelled)
+        raise UserError(f'{path}: several zip files with labelled images ({names}), expected one. Name it.')
+    return labelled[0] if labelled else files
 
 
-def read(files: Files, layout: Layout) -> LabelledSet:
-    """Checks the csv, every row's file and every file's row, and hashes the files; decodes no image yet."""
+def read(files: Files, layout: Layout, columns: str = '', positive: str = '') -> LabelledSet:
+    """Checks the csv, every row's file and every file's row, and hashes the files; decodes no image yet.
+
+    Without a csv the folders are the classes. columns, positive: see `table.choose_columns`, `table.classify`.
+    """
     csvs = tables(files)
-    if len(csvs) != 1:
+    if len(csvs) > 1 or (not csvs and (layout.header or not class_folders(files))):
         found = ', '.join(csvs[:2]) or 'none'
         raise UserError(f'{files.root}: {len(csvs)} {TABLE} ({found}), expected one. Name its folder.')
-    folder = str(PurePosixPath(csvs[0]).parent)
-    paths = _paths_by_name(files, folder, layout)
-    rows = _read_rows(files, csvs[0], paths, layout)
-    _check_every_image_has_a_row(files, rows, paths)
-    _check_counts(files, rows, layout)
-    digests = (hashlib.sha256(files.read(row.path)).hexdigest() for row in rows)
-    records = ((row.id, row.label, row.group, digest) for row, digest in zip(rows, digests, strict=True))
-    return LabelledSet(files, rows, layout, fingerprint(records))
+    if layout.class_names and (columns or positive):
+        raise UserError(
+            f'config.dataset.columns is {columns!r} and positive {positive!r}, but this set has a fixed form. '
+            'Leave them out, or set config.dataset.name=folder.'
+        )
+    if csvs:
+        folder, where = str(PurePosixPath(csvs[0]).parent), f'{files.root}/{csvs[0]}'
+        names, rows = _table_rows(files, csvs[0], folder, layout, columns)
+    else:
+        folder, where = '.', str(files.root)
+        names, rows = (), _folder_rows(files)
+    labels, class_names = table.classify(rows, positive, where)
+    if layout.class_names and class_names != table.NUMBERED:
+        raise UserError(f'{where}: labels {" and ".join(map(repr, class_names))}, expected 0 and 1.')
+    paths = (PurePosixPath(row.path).relative_to(folder).as_posix() for row in rows)
+    ids = [layout.image_id(path) for path in paths]
+    examples = tuple(
+        Example(image_id, label, row.group, row.path)
+        for image_id, label, row in zip(ids, labels, rows, strict=True)
+    )
+    _check_counts(files, examples, layout)
+    digests = (hashlib.sha256(files.read(each.path, MAX_FILE_BYTES)).hexdigest() for each in examples)
+    records = ((*dataclasses.astuple(each)[:3], digest) for each, digest in zip(examples, digests, strict=True))
+    further = dict(zip(names, zip(*(row.further for row in rows), strict=True), strict=True))
+    return LabelledSet(
+        files, examples, layout.class_names or class_names, further, layout, fingerprint(records)
+    )
 
 
 def tables(files: Files) -> list[str]:
     """Paths of all files named labels.csv, sorted."""
     return sorted(name for name in files.handles if PurePosixPath(name).name == TABLE)
+
+
+def class_folders(files: Files) -> dict[str, list[str]]:
+    """The images in each folder, by the folder's name, sorted; '' for those beside the folders.
+
+    Folders that hold nothing but one folder are passed. {} where there are no two folders.
+    """
+    paths = [PurePosixPath(name) for name in sorted(files.handles) if _is_image(name)]
+    depth = 0
+    while paths and all(len(path.parts) > depth + 1 and path.parts[depth] == paths[0].parts[depth] for path in paths):
+        depth += 1
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folders.setdefault(path.parts[depth] if len(path.parts) > depth + 1 else '', []).append(str(path))
+    return folders if len(folders.keys() - {''}) > 1 else {}
+
+
+def is_laid_out(files: Files, layout: Layout) -> bool:
+    """Whether the set has one csv, with the header of a layout that has a header."""
+    csvs = tables(files)
+    if len(csvs) != 1:
+        return False
+    where = f'{files.root}/{csvs[0]}'
+    _, header = next(table.lines(files.read(csvs[0], table.MAX_BYTES), where), (0, []))
+    return tuple(header[:2]) == layout.header
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in images.EXTENSIONS
 
 
 def _is_hidden(name: str) -> bool:
@@ -181,82 +243,63 @@ def _folder_files(root: Path) -> Files:
 def _zip_files(path: Path) -> Files:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # zipfile raises nearly anything on damaged input
         raise UserError(f'{path}: not an intact zip ({reason(error)}). Download it again.') from error
     handles = {}
     for entry in archive.infolist():
         name = unicodedata.normalize('NFC', entry.filename.replace('\\', '/'))
-        if name.startswith('/') or '..' in name.split('/'):
-            raise UserError(f'{path}: holds {name!r}, a path that leads out. Download it again.')
+        if name.startswith('/') or not {'', '.', '..'}.isdisjoint(name.removesuffix('/').split('/')):
+            raise UserError(f'{path}: holds {name!r}, a path that leads out or nowhere. Download it again.')
         if name in handles:
             raise UserError(f'{path}: holds {name!r} twice. Download it again.')
-        if not entry.is_dir() and not _is_hidden(name):
+        if not name.endswith('/') and not _is_hidden(name):
             handles[name] = entry
     return Files(path, handles, archive.open)
 
 
-def _paths_by_name(files: Files, folder: str, layout: Layout) -> dict[str, list[str]]:
-    """From a file's name as the csv has it to its paths in files, for all files below the csv's folder."""
-    paths: dict[str, list[str]] = {}
-    for path in map(PurePosixPath, sorted(files.handles)):
-        if path.is_relative_to(folder):
-            name = path.name if layout.any_subfolder else str(path.relative_to(folder))
-            paths.setdefault(name, []).append(str(path))
-    return paths
+def _table_rows(
+    files: Files, name: str, folder: str, layout: Layout, columns: str
+) -> tuple[tuple[str, ...], list[table.Row]]:
+    """Names of the csv's further columns, and its rows; every image below its folder must have one."""
+    where = f'{files.root}/{name}'
+    paths = Paths(files.root, folder, files.handles)
+    further, rows = table.read_rows(
+        files.read(name, table.MAX_BYTES), where, paths, lambda header: layout.columns(header, where, columns),
+        layout.file_name,
+    )  # fmt: skip
+    listed = {row.path for row in rows}
+    for path in paths:
+        if path not in listed and _is_image(path):
+            raise UserError(f'{files.root}/{path}: an image without a row in {TABLE}. Add one or move it.')
+    return further, rows
 
 
-def _read_rows(files: Files, table: str, paths: dict[str, list[str]], layout: Layout) -> tuple[Row, ...]:
-    where = f'{files.root}/{table}'
-    try:
-        text = files.read(table).decode('utf-8-sig')
-        lines = csv.reader(io.StringIO(text, newline=''), strict=True)
-        cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{where}: not a csv in UTF-8 ({reason(error)}). Save it as such.') from error
-    cells = [(number, line) for number, line in cells if any(line)]
-    header = tuple(cells[0][1]) if cells else ()
-    if header not in (layout.header, (*layout.header, 'group')):
-        raise UserError(f'{where}: header {",".join(header)!r}, expected {",".join(layout.header)!r}.')
-    rows: dict[str, Row] = {}
-    for number, line in cells[1:]:
-        row = _read_row(line, f'{where}, line {number}', len(header), paths, layout)
-        if row.id in rows:
-            raise UserError(f'{where}, line {number}: {row.id} is listed twice. Remove one row.')
-        rows[row.id] = row
-    if not rows:
-        raise UserError(f'{where}: no rows below the header, expected one for each image.')
-    return tuple(rows.values())
+def _folder_rows(files: Files) -> list[table.Row]:
+    """A row for each image of the class folders. UserError: parts of a set in place of classes, images beside them."""
+    folders = class_folders(files)
+    parts = [name for name in folders if name.casefold() in PARTS]
+    if parts:
+        raise UserError(
+            f'{files.root}: {parts[0]!r} is a part of a set, expected a folder for each class. '
+            'Name one part, or put the images of a class together.'
+        )
+    if '' in folders:
+        raise UserError(f'{files.root}: {folders[""][0]} lies beside the folders of the classes. Move it.')
+    rows = [table.Row(str(files.root), path, name) for name, paths in folders.items() for path in paths]
+    for row in rows:
+        try:
+            row.path.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f'{files.root}/{row.path}: is no name in UTF-8. Rename it.') from error
+    return rows
 
 
-def _read_row(line: list[str], where: str, columns: int, paths: dict[str, list[str]], layout: Layout) -> Row:
-    if len(line) != columns:
-        raise UserError(f'{where}: {len(line)} columns, expected {columns}.')
-    name = str(PurePosixPath(unicodedata.normalize('NFC', layout.file_name(line[0])).replace('\\', '/')))
-    if line[1] not in ('0', '1'):
-        raise UserError(f'{where}: label {line[1]!r} of {name}, expected 0 or 1.')
-    found = paths.get(name, [])
-    if not found:
-        raise UserError(f'{where}: no file {name}. Download the set again or remove the row.')
-    if len(found) > 1:
-        raise UserError(f'{where}: {name} is there twice ({found[0]}, {found[1]}). Remove one of them.')
-    image_id = PurePosixPath(name).stem if layout.any_subfolder else name
-    return Row(image_id, int(line[1]), line[2] if columns > 2 else '', found[0])
-
-
-def _check_counts(files: Files, rows: tuple[Row, ...], layout: Layout) -> None:
-    positives = sum(row.label for row in rows)
-    counts = (len(rows) - positives, positives)
+def _check_counts(files: Files, examples: tuple[Example, ...], layout: Layout) -> None:
+    positives = sum(each.label for each in examples)
+    counts = (len(examples) - positives, positives)
     if layout.class_counts not in (None, counts):
         raise UserError(
             f'{files.root}: {counts[0]} images labelled 0 and {counts[1]} labelled 1, '
             f'expected {layout.class_counts[0]} and {layout.class_counts[1]}. For part of the set, use '
             'config.dataset.name=folder and a labels.csv of file,label.'
         )
-
-
-def _check_every_image_has_a_row(files: Files, rows: tuple[Row, ...], paths: dict[str, list[str]]) -> None:
-    extensions = Image.registered_extensions()
-    listed = {row.path for row in rows}
-    for path in itertools.chain.from_iterable(paths.values()):
-        if path not in listed and PurePosixPath(path).suffix.lower() in extensions:
-            raise UserError(f'{files.root}/{path}: an image without a row in {TABLE}. Add one or move it.')

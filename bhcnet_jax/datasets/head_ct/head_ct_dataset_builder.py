@@ -1,5 +1,7 @@
 """tfds builder of the head-CT images that Felipe Kitamura published on Kaggle: 100 normal, 100 hemorrhage."""
 
+from pathlib import PurePosixPath
+
 from etils import epath
 
 from bhcnet_jax.datasets.folder import folder_dataset_builder, source
@@ -16,8 +18,9 @@ class Builder(folder_dataset_builder.Builder):
     LAYOUT = source.Layout(
         header=('id', 'hemorrhage'),
         file_name=lambda number: f'{number.zfill(3)}.png',
-        any_subfolder=True,
+        image_id=lambda path: PurePosixPath(path).stem,
         image_format='PNG',
+        class_names=CLASSES,
         class_counts=(100, 100),
         published='6b93e0a7808bd2ff503025cb1013e1582b53cb4eda4bf841a95c3f1ea62047fb',
     )

@@ -11,6 +11,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
+from bhcnet_jax.datasets.folder import images
+from bhcnet_jax.datasets.folder.folder_dataset_builder import FEATURES
 from bhcnet_jax.datasets.phantom import drawing
 
 
@@ -30,8 +32,11 @@ def fingerprint(seed: int = drawing.SEED) -> str:
 class Builder(tfds.core.GeneratorBasedBuilder):
     """The set of drawing.SEED in one split, in the order of its ids; nothing is downloaded."""
 
-    VERSION = tfds.core.Version('1.0.0')
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'First version.'}
+    VERSION = tfds.core.Version('2.0.0')
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        '2.0.0': 'Fields of any labelled folder.',
+        '1.0.0': 'First version.',
+    }
     CLASSES = ('normal', 'hemorrhage')
     pkg_dir_path = epath.Path(__file__).parent
 
@@ -40,13 +45,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({
-                'image': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
-                'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
-                'label': tfds.features.ClassLabel(names=self.CLASSES),
-                'id': tfds.features.Text(),
-                'group': tfds.features.Text(),
-            }),
+            features=tfds.features.FeaturesDict(
+                FEATURES
+                | {
+                    'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
+                    'label': tfds.features.ClassLabel(names=self.CLASSES),
+                }
+            ),
             supervised_keys=('image', 'label'),
             disable_shuffling=True,
         )
@@ -57,7 +62,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, drawn in enumerate(drawing.draw_set()):
             yield index, {
-                'image': _png(drawn.image),
+                **images.read(_png(drawn.image), drawn.id),
                 'mask': _png(drawn.mask),
                 'label': int(drawn.kind != ''),
                 'id': drawn.id,

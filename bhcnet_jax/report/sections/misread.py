@@ -21,9 +21,10 @@ COMMAND = 'HEAD_CT_DIR=... python -m bhcnet_jax.report WORKDIR...'
 def load(evidence: Evidence) -> ImageSet | str:
     """The images that the trials are of, or why they are not there."""
     dataset = next((each.config['config']['dataset'] for each in evidence.run_dirs if each.config), {})
-    name = {'PHANTOM': 'phantom'}.get(evidence.dataset, evidence.dataset)
+    name = {'PHANTOM': 'phantom', 'head_ct': 'head_ct'}.get(evidence.dataset, 'folder')
     try:
-        found = input_pipeline.load(ConfigDict({'name': name, 'dir': dataset.get('dir', ''), 'image_size': SIDE}))
+        fixed = {'name': name, 'image_size': SIDE, 'equalise': False}
+        found = input_pipeline.load(ConfigDict({'dir': '', **dataset, **fixed}))
     except (UserError, OSError) as error:
         return f'The images are not at hand: {" ".join(str(error).split())}'
     if found.fingerprint != evidence.fingerprint:
