@@ -69,6 +69,7 @@ class Contestant:
             **entry.environment,
             'CUDA_VISIBLE_DEVICES': '',
             'JAX_PLATFORMS': 'cpu',
+            'JAX_TRACEBACK_FILTERING': 'off',  # else a remark of JAX follows the error, which `ask` shows
             'JAX_COMPILATION_CACHE_DIR': str(cache / 'jax'),
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
             'TORCHINDUCTOR_CACHE_DIR': str(cache / 'torch'),
