@@ -236,6 +236,15 @@ def test_one_recipe_on_two_data_sets_is_two_tables(tmp_path, capsys):
     assert output.count('smoke') == 2
 
 
+def test_recipes_and_data_sets_are_shown_as_they_are_called(tmp_path, capsys):
+    directories = [
+        write(tmp_path / 'a', [0], 'wide[a]', dataset='my [b]set'),
+        write(tmp_path / 'b', [0], '[/x]', dataset='[/b]'),
+    ]
+    output = command(capsys, *directories)
+    assert all(name in output for name in ('wide[a]', '[/x]', 'my [b]set, fingerprint', '[/b], fingerprint'))
+
+
 def test_recipes_of_one_label_are_told_apart(tmp_path):
     directories = [write(tmp_path / 'a', [0], 'first'), write(tmp_path / 'b', [0], 'second')]
     merged = merge.merge(directories)

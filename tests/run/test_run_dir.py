@@ -85,7 +85,7 @@ def test_a_folder_of_other_files_is_refused(image_set, tmp_path):
 def test_a_start_that_was_killed_while_writing_config_json_can_be_repeated(image_set, tmp_path):
     (tmp_path / 'config.json.partial').write_text('{"half')
     claim(tmp_path, image_set)
-    assert json.loads((tmp_path / 'config.json').read_text())['dataset'] == 'folder'
+    assert json.loads((tmp_path / 'config.json').read_text())['dataset'] == image_set.label
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{"identity'])
@@ -142,4 +142,4 @@ def test_the_data_are_recorded_by_image_id(image_set, tmp_path):
 def test_synthetic_images_are_called_phantom(image_set):
     synthetic = input_pipeline.ImageSet(**{**vars(image_set), 'name': 'phantom', 'synthetic': True})
     assert synthetic.label == 'PHANTOM'
-    assert image_set.label == 'folder'
+    assert image_set.label.startswith('labelled_folder')  # its name

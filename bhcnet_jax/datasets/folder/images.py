@@ -47,7 +47,8 @@ def read(data: bytes, name: str, image_format: str | None = None) -> dict[str, A
             warnings.simplefilter('ignore')
             with open_image(data, FORMATS if image_format is None else (image_format,)) as image:
                 _check_header(image, name)
-                published = {'mode': image.mode, 'coloured': is_coloured(image), 'bits': _bits(image)}
+                published = {'mode': image.mode, 'bits': _bits(image)}  # the header's, before decoding forgets it
+                published['coloured'] = is_coloured(image)
                 grey = to_grey(image)
     except UserError:
         raise
@@ -77,16 +78,16 @@ def to_grey(image: Image.Image) -> Image.Image:
     Transparency is composited on black. Grey of 12 or 16 bits is scaled by 255/4095 or 255/65535, not clipped. Black is
     black, whichever value of a TIFF stands for it.
     """
-    deep, white, inverted = _is_deep(image), 2 ** _bits(image) - 1, _is_white_zero(image)
-    image = ImageOps.exif_transpose(image)
-    if deep:
-        values = np.asarray(image).astype(np.uint32)
-        if inverted:
+    if _is_deep(image):
+        white = 2 ** _bits(image) - 1
+        values = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint32)
+        if image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0:
             np.subtract(white, values, out=values)
         values *= 255  # in place: an image may have 2**25 pixels
         values += white // 2
         values //= white
         return Image.fromarray(values.astype(np.uint8))
+    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
@@ -150,10 +151,6 @@ def _bits(image: Image.Image) -> int:
 def _white_of_pnm(image: Image.Image) -> int:
     args = image.tile[0].args  # of Pillow's decoder: the mode alone, or the mode and the value of white
     return args[-1] if isinstance(args, tuple) else 255
-
-
-def _is_white_zero(image: Image.Image) -> bool:
-    return image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0
 
 
 def _check_header(image: Image.Image, name: str) -> None:
