@@ -28,8 +28,8 @@ def estimate(
     """Metrics with their intervals over images and their spread over seeds, see `bootstrap.bootstrap`.
 
     Two kinds of PROPORTIONS have Wilson's interval (`metrics.wilson`) instead: those of a single seed whose images are
-    all of their own, and those that are the same in all draws, as at 100 %. Another metric that is the same in all draws
-    has no interval.
+    all of their own, and those that are the same in all draws, as at 100 %. Other metrics that are the same in all
+    draws have none.
 
     labels: bool [N]. probabilities: float [S, N] in [0, 1], nan for an image that a seed has not scored. groups: [N].
     measures: name -> Metric.

@@ -30,9 +30,9 @@ KINDS = {'network': 'network', 'shortcut': 'shortcut baseline', 'baseline': 'bas
 NAMES = {'auc': 'AUC', 'f1': 'F1', 'log_loss': 'log-loss (nats)', 'brier': 'Brier score'}  # of metrics, in a head
 STYLES = {'auc': 'plain', 'log_loss': 'plain', 'brier': 'plain'}  # of metrics; the others are shares, in per cent
 INTERVALS = (
-    f'Intervals are 95 % intervals over images: the percentile bootstrap, {recipes.DRAWS} draws of groups of look-alike '
-    'images with all their seeds. Shares have the Wilson interval where all draws agree, as at 100 %, and where a single '
-    'seed was scored on images without look-alikes.'
+    'Intervals are 95 % intervals over images: the percentile bootstrap, '
+    f'{recipes.DRAWS} draws of groups of look-alike images with all their seeds. Shares have the Wilson interval where '
+    'all draws agree, as at 100 %, and where a single seed was scored on images without look-alikes.'
 )
 PAPERS_DATA = 'head_ct'  # the data set of the paper
 STAND_IN = 'PHANTOM'  # synthetic images in its place

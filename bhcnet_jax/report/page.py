@@ -62,11 +62,11 @@ class Number:
         return '' if self.n is None else counted(self.n, self.noun) if self.noun else f'n = {self.n}'
 
     def __str__(self) -> str:
-        return _joined(self.text, '; '.join(filter(None, (self.interval, self.of))))
+        return _joined(self.text, [each for each in (self.interval, self.of) if each])
 
 
-def _joined(text: str, detail: str) -> str:
-    return f'{text} ({detail})' if detail else text
+def _joined(text: str, details: Sequence[str]) -> str:
+    return f'{text} ({"; ".join(details)})' if details else text
 
 
 def counted(number: int, noun: str) -> str:
@@ -110,7 +110,7 @@ class Column:
     @functools.cached_property
     def is_numeric(self) -> bool:
         """Whether it is set flush right."""
-        return bool(self.numbers) and all(isinstance(cell, Number) or len(cell) < 2 for cell in self.cells)
+        return 2 * len(self.numbers) > len(self.cells)
 
     @functools.cached_property
     def unit(self) -> str:
@@ -127,17 +127,15 @@ class Column:
     @property
     def head(self) -> str:
         """Its name with the unit of all its numbers."""
-        return f'{self.name}, {self.unit}' if self.unit else self.name
+        return f'{self.name},\N{NO-BREAK SPACE}{self.unit}' if self.unit else self.name
 
     def text(self, cell: Cell) -> str:
         """A cell's value, without the unit that the head has."""
         return cell if isinstance(cell, str) else cell.bare if self.unit else cell.text
 
-    def detail(self, cell: Cell) -> str:
+    def details(self, cell: Cell) -> list[str]:
         """A cell's interval, and what it is of where that is not in the head."""
-        if isinstance(cell, str):
-            return ''
-        return '; '.join(filter(None, (cell.interval, '' if self.of else cell.of)))
+        return [] if isinstance(cell, str) else [each for each in (cell.interval, '' if self.of else cell.of) if each]
 
     def padding(self, cell: Cell) -> str:
         """Spaces as wide as a point and digits, so that points stand below each other in a column set flush right."""
@@ -154,7 +152,7 @@ def _decimals(text: str) -> int:
     return len(re.search(r'(?:\.(\d+))?\D*$', text)[1] or '')
 
 
-LONG = 12  # rows; a longer table is folded
+LONG = 10  # rows; a longer table is folded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,8 +257,9 @@ def _environment() -> jinja2.Environment:
 
 
 def _prose(paragraph: str) -> Markup:
-    """A paragraph with `commands` in it."""
-    parts = html.escape(paragraph).split('`')
+    """A paragraph with `commands` in it. No line breaks inside 'n = 20', '95 %' and 'p < 0.05'."""
+    together = re.sub(r' (?=%)|(?<=[=<]) (?=\d)|(?<=\bn) (?== )', '\N{NO-BREAK SPACE}', paragraph)
+    parts = html.escape(together).split('`')
     return Markup(''.join(f'<code>{part}</code>' if place % 2 else part for place, part in enumerate(parts)))
 
 
@@ -269,7 +268,7 @@ def _markdown_cell(text: str) -> str:
 
 
 def _markdown_row(row: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
-    return [_joined(column.text(cell), column.detail(cell)) for column, cell in zip(columns, row, strict=True)]
+    return [_joined(column.text(cell), column.details(cell)) for column, cell in zip(columns, row, strict=True)]
 
 
 def as_html(page: Page) -> str:

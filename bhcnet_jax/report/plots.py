@@ -118,7 +118,7 @@ def reliability(name: str, caption: str, mark: str, curve: Curve, n: np.ndarray,
         there = ~np.isnan(curve.y)
         x, y = curve.x[there], curve.y[there]
         axes.vlines(x, curve.low[there], curve.high[there], color=COLOURS[0], linewidth=1)
-        axes.scatter(x, y, 12 + 3 * n[there], color=COLOURS[0], zorder=3)
+        axes.scatter(x, y, 12 + 3 * n[there], color=COLOURS[0], zorder=3, clip_on=False)
         for place, (at, images) in enumerate(zip(x, n[there], strict=True)):
             axes.text(at, -0.085 if place % 2 else -0.04, f'{images:.0f}', ha='center', fontsize=7.5, color=SOFT)
         axes.set(xlabel='predicted probability, mean of the bin', ylabel=f'share of {positive}')
@@ -175,7 +175,9 @@ def by_part(name: str, caption: str, mark: str, epochs: pd.DataFrame, part: str)
         table = 100 * epochs.groupby(['step', part]).test_accuracy.mean().unstack()
         for column in table:
             axes.plot(table.index, table[column], color=COLOURS[0], linewidth=0.9, alpha=0.55, marker='o', markersize=2)
-            axes.text(table.index[-1], table[column].iloc[-1], f' {column}', fontsize=7.5, va='center', color=SOFT)
+        for value, ending in table.iloc[-1].groupby(table.iloc[-1].round(1)):
+            names = ', '.join(map(str, ending.index)) if len(ending) < 4 else f'{len(ending)} {part}s'
+            axes.text(table.index[-1], value, f'  {names}', fontsize=7.5, va='center', color=SOFT)
         mean = {'color': COLOURS[1], 'linewidth': 2, 'label': f'mean over {part}s, {table.shape[1]}'}
         axes.plot(table.index, table.mean(axis=1), **mean)
         _phases(axes, epochs)
@@ -206,16 +208,20 @@ def dots(name: str, caption: str, mark: str, rows: Mapping[str, Number], unit: s
 
 
 def accuracies(
-    name: str, caption: str, mark: str, rows: Sequence[tuple[str, Number, str]], chance: float
+    name: str,
+    caption: str,
+    mark: str,
+    rows: Sequence[tuple[str, Number, str]],
+    kinds: Sequence[str],
+    chance: float,
 ) -> Figure:
-    """The accuracy of each row, (label, accuracy, kind), with its interval. Each kind has a colour and a marker."""
-    kinds = list(dict.fromkeys(kind for _, _, kind in rows))
-    styles = dict(zip(kinds, zip(COLOURS, MARKERS, strict=True), strict=False))
+    """The accuracy of each row, (label, accuracy, kind), with its interval. kinds: four, each with its own marker."""
+    styles = dict(zip(kinds, zip((*COLOURS[:3], INK), MARKERS, strict=True), strict=True))
 
     def paint(axes: Axes) -> None:
         _rows(axes, [row[:2] for row in rows], [styles[kind] for *_, kind in rows], chance)
-        for kind, (colour, marker) in styles.items():
-            axes.plot([], [], marker, color=colour, markersize=5, label=kind)
+        for kind in (each for each in kinds if any(each == kind for *_, kind in rows)):
+            axes.plot([], [], styles[kind][1], color=styles[kind][0], markersize=5, label=kind)
         axes.set(xlabel='accuracy, %')
         axes.figure.legend(loc='outside lower center', ncols=2, fontsize=8)
 
@@ -235,11 +241,16 @@ def _rows(axes: Axes, rows: Sequence[tuple[str, Number]], styles: Sequence[tuple
         value = {'transform': axes.get_yaxis_transform(), 'ha': 'right', 'va': 'center', 'fontsize': 8}
         axes.text(1.15, place, number.bare, color=INK, **value)
     axes.axvline(100 * line, color=SOFT, linewidth=0.9, linestyle=':')
-    labels = ['\n'.join(textwrap.wrap(_short(label, 52), 27)) for label, _ in rows]
-    axes.set_yticks(places, labels, color=INK, fontsize=8, linespacing=1)
+    axes.set_yticks(places, [_on_two_lines(label) for label, _ in rows], color=INK, fontsize=8, linespacing=1)
     axes.set(ylim=(-0.6, len(rows) - 0.4))
     axes.grid(axis='x', linewidth=0.6)
     axes.tick_params(axis='y', length=0)
+
+
+def _on_two_lines(label: str, most: int = 30) -> str:
+    """Lines of at most so many characters, of about one length."""
+    label = _short(label, 2 * most - 4).replace(' x ', '\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}')
+    return label if len(label) <= most else '\n'.join(textwrap.wrap(label, len(label) // 2 + 4))
 
 
 def parallel(name: str, caption: str, mark: str, values: pd.DataFrame, accuracy: np.ndarray) -> Figure:
@@ -253,7 +264,7 @@ def parallel(name: str, caption: str, mark: str, values: pd.DataFrame, accuracy:
             style = {'color': COLOURS[1], 'linewidth': 2.2, 'zorder': 3} if place == best else {'color': COLOURS[0]}
             axes.plot(range(len(row)), row, **{'alpha': 1 if place == best else 0.35, 'linewidth': 1, **style})
         for place, key in enumerate(table):
-            axes.axvline(place, color=SOFT, linewidth=0.8)
+            axes.vlines(place, 0, 1, color=SOFT, linewidth=0.8)
             for height, end in ((-0.06, table[key].min()), (1.03, table[key].max())):
                 axes.text(place, height, f'{end:.4g}', ha='center', fontsize=8, va='bottom' if height > 1 else 'center')
         axes.set_xticks(range(table.shape[1]), [key.replace('.', '\n') for key in table], fontsize=7.5, color=INK)

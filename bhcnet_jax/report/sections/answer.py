@@ -6,6 +6,7 @@ from bhcnet_jax.report.page import Figure, Note, Number, Section, counted
 
 MOST = 30  # networks in the figure
 CLAIM = "the paper's best, one training"
+PAPER = 'the paper'  # a kind, beside KINDS
 
 
 def answer(evidence: Evidence) -> Section:
@@ -25,7 +26,7 @@ def _figure(evidence: Evidence) -> Figure:
     shown = [each for each in evidence.recipes if each.kind != 'network' or each in networks]
     rows = [(each.label, each.number('accuracy'), KINDS[each.kind]) for each in shown]
     if evidence.is_of_paper:
-        rows.append((CLAIM, paper.claim(), 'the paper'))
+        rows.append((CLAIM, paper.claim(), PAPER))
     labels = shown[0].pooled.labels
     left = len(evidence.recipes) - len(shown)
     caption = 'Accuracy with its 95 % interval over images; dotted: always calling the larger class'
@@ -33,7 +34,7 @@ def _figure(evidence: Evidence) -> Figure:
         caption += f'; left out are {left} networks with a lower accuracy'
     rows.sort(key=lambda row: -row[1].value)
     chance = max(labels.mean(), 1 - labels.mean())
-    return plots.accuracies('accuracies', caption, evidence.mark, rows, chance)
+    return plots.accuracies('accuracies', caption, evidence.mark, rows, (*KINDS.values(), PAPER), chance)
 
 
 def _reached(best: Recipe) -> str:
@@ -53,26 +54,26 @@ def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
             f'(`{best.baseline_command}`).'
         )
     found = differences.difference(shortcut, best)
-    theirs = shortcut.number('accuracy')
-    told = f'{found.accuracy.text} ({found.accuracy.interval}; McNemar mid-p {Number(found.p, style="p").bare})'
+    change = f'{found.accuracy.text} ({found.accuracy.interval}; McNemar mid-p {Number(found.p, style="p").bare})'
+    theirs = f'the best shortcut baseline ({shortcut.label}, {shortcut.number("accuracy").text})'
     if found.accuracy.low > 0:
-        return f'It beats the best shortcut baseline, {shortcut.label}, which has {theirs.text}: {told}.'
+        return f'It beats {theirs} by {change.replace("+", "")}.'
     return (
-        f'It does not beat the best shortcut baseline, {shortcut.label}, which has {theirs.text}: {told}. '
-        'It has learnt nothing that the shortcuts do not tell, as far as these images can show.'
+        f'It does not beat {theirs}: the difference is {change}. '
+        'As far as these images can show, it has learnt nothing that the shortcuts do not tell.'
     )
 
 
 def _against_paper(evidence: Evidence, best: Recipe) -> str:
     """Of the best recipe that has a row in the paper's tables; where there is none, of the best."""
-    claim, of_paper = paper.claim(), _best_of_paper(evidence)
-    said = f'The paper reports {claim} from one training'
+    of_paper = _best_of_paper(evidence)
+    said = f'The paper reports {paper.claim()} from one training'
     found = paper.single_trainings((of_paper or best).trials)
     if found is None:
         return f'{said}.'
-    share = f'{found.reached} of {counted(found.trainings, "training")}'
-    whose = f'its best recipe here, {of_paper.label},' if of_paper else f'{best.label}, since none of its recipes is here,'
-    return f'{said}; {share} of {whose} with {found.n_test} test images each reach that.'
+    whose = f'its best recipe here, {of_paper.label}' if of_paper else f'{best.label} (none of its recipes is here)'
+    reach = '1 reaches' if found.reached == 1 else f'{found.reached} reach'
+    return f'{said}; of {counted(found.trainings, "training")} of {whose}, {reach} that on {found.n_test} test images.'
 
 
 def _best_of_paper(evidence: Evidence) -> Recipe | None:
@@ -91,18 +92,20 @@ def _caveats(evidence: Evidence, best: Recipe) -> list[str]:
     """What the sentences leave out."""
     count = sum(each.kind == 'network' and len(each.pooled.labels) == len(best.pooled.labels)
                 for each in evidence.recipes)  # fmt: skip
-    flattered = [f'The best network is the best of {count} by this very number, which flatters it.'] if count > 1 else []
+    flattered = f'The best network is the best of {count} by this very number, which flatters it.'
     scored = (
-        f'Accuracies are means over seeds, of {best.label} {len(best.pooled.seeds)}; every image was scored by a fold '
-        'that was not trained on it. Shortcut baselines know the size and the grey levels of an image, not what it shows.'
+        f'Accuracies are means over seeds; {best.label} has {len(best.pooled.seeds)}. Every image was scored by a fold '
+        'that was not trained on it. Shortcut baselines know the size and the grey levels of an image, not what it '
+        'shows.'
     )
+    caveats = [flattered, scored] if count > 1 else [scored]
     of_paper = _best_of_paper(evidence) if evidence.is_of_paper else None
     found = paper.single_trainings(of_paper.trials) if of_paper else None
     if found is None:
-        return [*flattered, scored]
+        return caveats
     lowest, highest = (Number(found.quantiles[place]).text for place in (0, -1))
     own = (
         f"The paper's best recipe here, {of_paper.label}, has an accuracy of {of_paper.number('accuracy')} over all "
         f'folds; its single trainings have {lowest} to {highest}.'
     )
-    return [*flattered, scored, own]
+    return [*caveats, own]

@@ -26,7 +26,7 @@ def _paper() -> Table:
         for each in (*found, *audit.REMARKS)
     ]
     read = len(audit.REMARKS)
-    caption = f'What cannot be right in the paper: {len(found)} findings by computation, {read} by reading'
+    caption = f'What cannot be right in the paper ({len(found)} findings by computation, {read} by reading)'
     return Table('paper-audit', caption, ('place', 'what', 'printed', 'recomputed', 'problem'), rows)
 
 
@@ -68,7 +68,7 @@ def _shortcuts(evidence: Evidence, images: ImageSet | str) -> list[Block]:
     baselines = [[each.label, each.number('accuracy'), each.number('auc')]
                  for each in evidence.recipes if each.kind == 'shortcut']  # fmt: skip
     if baselines:
-        caption = 'Shortcut baselines: random forests that know the size and the grey levels of an image, not what it shows'
+        caption = 'Shortcut baselines: random forests that know size and grey levels of an image, not what it shows'
         blocks.append(Table('shortcut-baselines', caption, ('baseline', 'accuracy', 'AUC'), baselines))
     return blocks
 

@@ -3,7 +3,7 @@
 from bhcnet_jax.report import plots, settings
 from bhcnet_jax.report.differences import Difference, difference
 from bhcnet_jax.report.evidence import KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Block, Number, Section, Table, counted
+from bhcnet_jax.report.page import Block, Cell, Number, Section, Table, counted
 from bhcnet_jax.statistics import comparison, metrics
 
 LONGEST = 40  # rows of the comparisons that are shown unfolded
@@ -18,11 +18,7 @@ def comparisons(evidence: Evidence, reference: Recipe) -> Section:
                                f'baselines: `{reference.baseline_command}`'])  # fmt: skip
     found = {each.recipe_id: difference(reference, each) for each in others}
     adjusted = comparison.holm([each.p for each in found.values()])
-    rows = [
-        [other.label, KINDS[other.kind], each.accuracy, each.auc, Number(each.only_second, style='whole'),
-         Number(each.only_first, style='whole'), Number(each.p, style='p', n=each.accuracy.n), Number(p, style='p', n=each.accuracy.n)]
-        for other, each, p in zip(others, found.values(), adjusted, strict=True)
-    ]  # fmt: skip
+    rows = [_row(other, found[other.recipe_id], p) for other, p in zip(others, adjusted, strict=True)]
     heads = ('recipe', 'kind', 'accuracy difference', 'AUC difference', 'only it is right', 'only the reference is',
              'McNemar mid-p', f'after Holm, {len(rows)} tests')  # fmt: skip
     note = (
@@ -31,9 +27,16 @@ def comparisons(evidence: Evidence, reference: Recipe) -> Section:
     )
     left = len(evidence.recipes) - len(others) - 1
     more = [f'{counted(left, "recipe")} with other folds are left out.'] if left else []
-    table = Table('comparisons', f'Each recipe minus the reference, {reference.label}', heads, rows, note, longest=LONGEST)
+    caption = f'Each recipe minus the reference, {reference.label}'
+    table = Table('comparisons', caption, heads, rows, note, longest=LONGEST)
     ablations = _ablations(evidence.mark, reference, others, found)
     return Section(title, [table, *more, *ablations, *_validation(reference, others)])
+
+
+def _row(recipe: Recipe, found: Difference, adjusted: float) -> list[Cell]:
+    only = [Number(count, style='whole') for count in (found.only_second, found.only_first)]
+    tests = [Number(p, style='p', n=found.accuracy.n) for p in (found.p, adjusted)]
+    return [recipe.label, KINDS[recipe.kind], found.accuracy, found.auc, *only, *tests]
 
 
 def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[str, Difference]) -> list[Block]:

@@ -9,11 +9,12 @@ from bhcnet_jax.statistics import metrics
 
 
 def curves(evidence: Evidence) -> Section:
-    """Shows how well the best network and the best baselines rank, how their probabilities hold, and what use that is."""
+    """Shows ROC, precision, calibration and net benefit of the best network and, in part, of the best baselines."""
     mark, leading = evidence.mark, evidence.leading
     negative, positive = evidence.classes
     best = leading[0]
-    of = f'n = {len(best.pooled.labels)} images, {counted(len(best.pooled.seeds), "seed")}; bands: pointwise 95 % over images'
+    seeds = counted(len(best.pooled.seeds), 'seed')
+    of = f'n = {len(best.pooled.labels)} images, {seeds}; bands: pointwise 95 % over images'
     share = best.pooled.labels.mean()
     roc = plots.lines(
         'roc', f'ROC curves; {of}', mark, {each.label: bands.roc(each) for each in leading},

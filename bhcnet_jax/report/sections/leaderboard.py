@@ -16,13 +16,15 @@ def leaderboard(evidence: Evidence) -> Section:
     heads = ('recipe', 'kind', 'folds', *_names(BOARD))
     blocks: list[Block] = [
         Table('leaderboard', 'Recipes and baselines, sorted by accuracy', heads, board, INTERVALS, longest=LONGEST),
-        _table('scores', 'Further metrics', OTHERS, [[each.label, *map(each.number, OTHERS)] for each in recipes]),
-    ]
+        Table('scores', 'Further metrics', ('recipe', *_names(OTHERS)),
+              [[each.label, *map(each.number, OTHERS)] for each in recipes]),
+    ]  # fmt: skip
     if several:
+        heads = ('recipe', 'seeds', *_names(BOARD))
         blocks += [
-            _table('spread', 'Standard deviation over seeds', BOARD, [_spread(each) for each in several]),
-            _table('ensembles', 'Ensembles: the mean probability over all seeds of a recipe', BOARD,
-                   [[each.label, *map(each.ensemble.number, BOARD)] for each in several]),
+            Table('spread', 'Standard deviation over seeds', heads, [_spread(each) for each in several]),
+            Table('ensembles', 'Ensembles: the mean probability over all seeds of a recipe', heads,
+                  [[each.label, _seeds(each), *map(each.ensemble.number, BOARD)] for each in several]),
         ]  # fmt: skip
     if not all(each.shares_folds(recipes[0]) for each in recipes):
         blocks.insert(0, 'Not all recipes were scored on the same images in the same folds: their rows do not compare.')
@@ -36,12 +38,10 @@ def _names(metrics: tuple[str, ...]) -> list[str]:
     return [NAMES.get(name, name) for name in metrics]
 
 
-def _table(name: str, caption: str, metrics: tuple[str, ...], rows: list[list[Number | str]]) -> Table:
-    return Table(name, caption, ('recipe', *_names(metrics)), rows)
+def _seeds(recipe: Recipe) -> Number:
+    return Number(len(recipe.pooled.seeds), style='whole')
 
 
 def _spread(recipe: Recipe) -> list[Number | str]:
-    seeds = len(recipe.pooled.seeds)
-    styles = [recipe.number(name).style for name in BOARD]
-    return [recipe.label, *(Number(recipe.scores[name].spread, n=seeds, style=style, noun='seed')
-                            for name, style in zip(BOARD, styles, strict=True))]  # fmt: skip
+    spreads = [Number(recipe.scores[name].spread, style=recipe.number(name).style) for name in BOARD]
+    return [recipe.label, _seeds(recipe), *spreads]

@@ -21,7 +21,7 @@ def misread(evidence: Evidence, images: ImageSet | str) -> Section:
     """
     title, best = 'Misread images', evidence.best('network') or evidence.recipes[0]
     lists = _wrong(best, evidence.classes)
-    told = [f'{name} of {best.label}: {_listed(best, places)}' for name, places in lists.items()]
+    told = [f'{name} by {best.label}, {_listed(best, places)}' for name, places in lists.items()]
     if isinstance(images, str):
         return Section(title, [f'Images are left out: {images} To have them: `{COMMAND}`', *told])
     blocks: list[Block] = []
@@ -40,7 +40,7 @@ def _wrong(recipe: Recipe, classes: tuple[str, str]) -> dict[str, np.ndarray]:
     order = np.argsort(probability, kind='stable')
     negative, positive = classes
     return {
-        f'Missed {positive}': order[labels[order] & (probability[order] < 0.5)],
+        f'{positive.capitalize()} called {negative}': order[labels[order] & (probability[order] < 0.5)],
         f'{negative.capitalize()} called {positive}': order[~labels[order] & (probability[order] >= 0.5)][::-1],
     }
 

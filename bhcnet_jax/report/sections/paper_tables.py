@@ -5,7 +5,7 @@ import numpy as np
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.report import paper
 from bhcnet_jax.report.evidence import INTERVALS, NAMES, Evidence, Recipe
-from bhcnet_jax.report.page import Block, Cell, Number, Section, Table, counted
+from bhcnet_jax.report.page import Block, Cell, Note, Number, Section, Table, counted
 from bhcnet_jax.statistics import metrics
 
 ROWS = (*bhcnet.TABLE_1, *bhcnet.TABLE_2, *bhcnet.TABLE_3)
@@ -32,12 +32,12 @@ def paper_tables(evidence: Evidence) -> Section:
     )
     blocks: list[Block] = []
     if both:
-        caption = f'The {len(both) // 2} of {len(ROWS)} rows of its tables 1, 2 and 3 that were trained here on all folds'
+        caption = f'The {len(both) // 2} of {len(ROWS)} rows of the paper\'s tables 1, 2 and 3 that were trained here'
         blocks.append(Table('paper', caption, HEADS, *_columns(both), longest=len(both)))
     if alone:
-        caption = f'The {"other " if both else ""}{len(alone)} rows of its tables 1, 2 and 3, as printed'
+        caption = f'The {"other " if both else ""}rows of the paper\'s tables 1, 2 and 3, as printed'
         blocks.append(Table('paper-alone', caption, HEADS, *_columns(alone)))
-    return Section("The paper's tables beside ours", [*_missing(evidence, networks), *blocks, note])
+    return Section("The paper's tables beside ours", [*blocks, Note(note), *_missing(evidence, networks)])
 
 
 def _columns(rows: list[tuple[list[Cell], str]]) -> tuple[list[list[Cell]], str, list[str]]:

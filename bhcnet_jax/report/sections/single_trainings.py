@@ -33,11 +33,10 @@ def _folds(evidence: Evidence) -> Table | str:
         found = paper.single_trainings(recipe.trials) if recipe.kind == 'network' else None
         if found is not None:
             reached = [_reached(found)] if of_paper else []
-            trainings = Number(found.trainings, style='whole')
-            rows.append([recipe.label, trainings, Number(found.n_test, style='whole'), *_range(found), *reached])
+            rows.append([recipe.label, Number(found.n_test, style='whole'), *_range(found), *reached])
     if not rows:
         return 'Missing: counts of single trainings of networks. `python -m bhcnet_jax.main --config=balanced`'
-    heads = ('recipe', 'trainings', 'test images', *RANGE, *(["reached the paper's best"] if of_paper else []))
+    heads = ('recipe', 'test images', *RANGE, *(["reached the paper's best"] if of_paper else []))
     note = 'The interval of the last column (Wilson) takes trainings as independent, which those of one fold are not.'
     caption = 'Accuracy of single trainings, a fold and a seed each'
     return Table('protocol', caption, heads, rows, note if of_paper else '')
