@@ -229,7 +229,7 @@ def accuracies(
 
 
 def _tall(rows: int) -> tuple[float, float]:
-    return SIZE[0], 0.8 + 0.29 * rows
+    return SIZE[0], 1.0 + 0.28 * rows
 
 
 def _rows(axes: Axes, rows: Sequence[tuple[str, Number]], styles: Sequence[tuple[str, str]], line: float) -> None:

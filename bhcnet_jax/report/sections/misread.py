@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 from bhcnet_jax.datasets.input_pipeline import ImageSet
-from bhcnet_jax.report.evidence import Evidence, Recipe
+from bhcnet_jax.report.evidence import PAPERS_DATA, Evidence, Recipe
 from bhcnet_jax.report.page import Block, Gallery, Section
 
 MOST = 12  # images per gallery
-COMMAND = 'HEAD_CT_DIR=... python -m bhcnet_jax.report WORKDIR...'
+COMMAND = 'python -m bhcnet_jax.report WORKDIR...'
 
 
 def misread(evidence: Evidence, images: ImageSet | str) -> Section:
@@ -23,7 +23,8 @@ def misread(evidence: Evidence, images: ImageSet | str) -> Section:
     lists = _wrong(best, evidence.classes)
     told = [f'{name} by {best.label}, {_listed(best, places)}' for name, places in lists.items()]
     if isinstance(images, str):
-        return Section(title, [f'Images are left out: {images} To have them: `{COMMAND}`', *told])
+        command = f'HEAD_CT_DIR=... {COMMAND}' if evidence.dataset == PAPERS_DATA else COMMAND
+        return Section(title, [f'Images are left out: {images} To have them: `{command}`', *told])
     blocks: list[Block] = []
     for (name, places), line in zip(lists.items(), told, strict=True):
         shown = places[:MOST]

@@ -102,7 +102,7 @@ def _of_model(evidence: Evidence, best: Recipe) -> dict[str, str]:
         'software': f'python {start["python"]}, {packages}' if start else 'not recorded: env.json is missing',
         'initial': 'random, from the seed of the trial; no pretrained weights',
         'training': f'phases {phases}, number of seeds {len(best.pooled.seeds)}' + (f'; {trained}' if trained else ''),
-        'choice': 'the weights after the last epoch; none was chosen by the test part. Of recipes: see "Leaderboard"',
+        'choice': 'the weights after the last epoch; none was chosen by the test part. Recipes: see "Leaderboard"',
         'ensemble': 'over seeds, under "Leaderboard"; all other metrics are means over seeds' if several else 'none',
         'updating': 'none',
         'output': f'probability of {positive} by a logistic output; 0.5 and more is called {positive}',
