@@ -44,7 +44,8 @@ def test_the_answer_tells_what_the_best_recipe_of_the_paper_reaches(tmp_path):
     best = found.best('network')
     reached = int((best.trials.tp + best.trials.tn == 12).sum())
     last = sentences(found)[-1]
-    assert 0 < reached < 8 and last.startswith('The paper reports 100.0 % (83.9 to 100.0; n = 20) from one training; of 8 trainings of ')
+    assert 0 < reached < 8
+    assert last.startswith('The paper reports 100.0 % (83.9 to 100.0; n = 20) from one training; of 8 trainings of ')
     assert f'its best recipe here, {best.label}, {reached} reach that on 12 test images.' in last
     other = [dataclasses.replace(each, settings={'model.convs': 2}) for each in found.recipes]
     last = sentences(dataclasses.replace(found, recipes=other))[-1]

@@ -10,8 +10,12 @@ import studies
 from studies import numbers, recipe_id_of, section
 
 
+def comparisons(folder):
+    return section(folder, 'Comparisons and ablations')
+
+
 def test_differences_and_disagreements_are_those_of_the_predictions(real):
-    reference_label = re.search(r'minus the reference, (.*\))\*\*', section(real, 'Comparisons and ablations'))[1]
+    reference_label = re.search(r'minus the reference, (.*\))\*\*', comparisons(real))[1]
     scored = studies.predictions([real / 'networks', real / 'baselines'])
     right = {}
     for label in numbers(real, 'leaderboard').index.unique('row'):
@@ -23,7 +27,7 @@ def test_differences_and_disagreements_are_those_of_the_predictions(real):
     found = numbers(real, 'comparisons')
     for label, (accuracy, is_right) in right.items():
         assert found.value[label, 'accuracy difference'] == pytest.approx(accuracy - first)
-        row = next(line for line in section(real, 'Comparisons and ablations').splitlines() if line.startswith(f'| {label} |'))
+        row = next(line for line in comparisons(real).splitlines() if line.startswith(f'| {label} |'))
         only = [str((is_right & ~first_right).sum()), str((~is_right & first_right).sum())]
         assert [cell.strip() for cell in row.split('|')][5:7] == only
     adjusted = found.value.xs('after Holm, 5 tests', level='column')
@@ -37,7 +41,7 @@ def test_ablations_differ_from_the_reference_in_one_setting(real):
 
 
 def test_validation_scores_are_those_of_the_database_with_losses_paired_by_seed_and_fold(real):
-    reference_label = re.search(r'minus the reference, (.*\))\*\*', section(real, 'Comparisons and ablations'))[1]
+    reference_label = re.search(r'minus the reference, (.*\))\*\*', comparisons(real))[1]
     studies.predictions([real / 'networks'])  # exports results.csv
     results = pd.read_csv(real / 'networks/results.csv')
     found = numbers(real, 'validation')
@@ -54,11 +58,11 @@ def test_validation_scores_are_those_of_the_database_with_losses_paired_by_seed_
         change = mine.val_loss - trials[reference_label].val_loss
         assert found.value[label, 'log-loss minus the reference'] == pytest.approx(change.mean())
         lower = '-' if label == reference_label else f'{(change < 0).sum()} of {len(change)}'
-        row = next(line for line in section(real, 'Comparisons and ablations').splitlines() if line.startswith(f'| {label} |') and lower in line)
+        row = next(line for line in comparisons(real).splitlines() if line.startswith(f'| {label} |') and lower in line)
         assert row.split('|')[-2].strip() == lower
 
 
 def test_the_reference_may_be_named(tmp_path):
     directories = studies.write(tmp_path)
     studies.make_report(tmp_path, *directories, '--reference', 'random forest on all shortcuts')
-    assert 'minus the reference, random forest on all shortcuts' in section(tmp_path, 'Comparisons and ablations')
+    assert 'minus the reference, random forest on all shortcuts' in comparisons(tmp_path)

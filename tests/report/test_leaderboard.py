@@ -1,7 +1,6 @@
 """The leaderboard's numbers are those of scikit-learn on the predictions, and its intervals follow one rule."""
 
 import json
-import re
 
 import numpy as np
 import pandas as pd

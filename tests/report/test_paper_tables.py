@@ -9,7 +9,8 @@ from studies import numbers, section, text
 
 
 def test_a_paper_row_stands_beside_the_recipe_with_its_model_phases_and_epochs(real):
-    rows = [line for line in section(real, "The paper's tables beside ours").splitlines() if line.startswith(('| Paper', '| This study'))]
+    lines = section(real, "The paper's tables beside ours").splitlines()
+    rows = [line for line in lines if line.startswith(('| Paper', '| This study'))]
     place = next(place for place, row in enumerate(rows) if row.startswith('| This study'))
     assert rows[place - 1].startswith('| Paper, table 2, 12 epochs: cnn, balanced then imbalanced | 100 (83.9')
 

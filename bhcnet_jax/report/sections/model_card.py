@@ -77,7 +77,7 @@ def _of_data(evidence: Evidence, best: Recipe, images: str) -> dict[str, str]:
         'all_images': f'{len(best.pooled.labels)} images are scored, of {images} in the set',
         'missing': 'no image lacks a label; there are no other variables',
         'labels': f'the label of each image as published with the set; how it came about: {TODO}',
-        'predictors': 'the grey values of one image; baselines: also size and file size of an image (see "Leaderboard")',
+        'predictors': 'the grey values of one image; baselines: also size and file size (see "Leaderboard")',
         'disjoint': disjoint,
         'size': f'the {images} images that the set has; no calculation was made',
         'patients': f'patients are not known; images: {images}; characteristics: {TODO}',
