@@ -56,9 +56,12 @@ class Browser:
 
     def show(
         self, page: pathlib.Path, width: int, script: str = 'null', scheme: str = 'light',
-        image: pathlib.Path | None = None,
+        image: pathlib.Path | None = None, medium: str = 'screen',
     ) -> Seen:
-        """Opens a page in a window so many pixels wide. scheme: light or dark. image: where a screenshot goes."""
+        """Opens a page in a window so many pixels wide. scheme: light or dark. image: where a screenshot goes.
+
+        medium: screen or print.
+        """
         target = self._ask('Target.createTarget', url='about:blank')['targetId']
         session = self._ask('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
         self._events.clear()
@@ -67,7 +70,7 @@ class Browser:
         size = {'width': width, 'height': 900, 'deviceScaleFactor': 1, 'mobile': width < 600}
         self._ask('Emulation.setDeviceMetricsOverride', session, **size)
         features = [{'name': 'prefers-color-scheme', 'value': scheme}]
-        self._ask('Emulation.setEmulatedMedia', session, features=features)
+        self._ask('Emulation.setEmulatedMedia', session, features=features, media=medium)
         self._ask('Page.navigate', session, url=page.resolve().as_uri())
         loaded = LOADED.replace('SCRIPT', script)
         result = self._ask('Runtime.evaluate', session, expression=loaded, returnByValue=True, awaitPromise=True)

@@ -1,8 +1,12 @@
-"""A small study, written straight into results databases: networks of a sweep, baselines, groups of look-alikes."""
+"""A small study, written straight into results databases: networks of a sweep, baselines, groups of look-alikes.
+
+And the report on it, read back.
+"""
 
 import contextlib
 import json
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,10 +16,12 @@ from bhcnet_jax.configs import base
 from bhcnet_jax.plan import trial
 from bhcnet_jax.plan.splits import Split
 from bhcnet_jax.records.database import Results, score_columns
+from bhcnet_jax.report import __main__ as command
 from bhcnet_jax.training.classifiers import BASELINES
 
 FOLDS, EPOCHS, FINGERPRINT, VAL_IMAGES = 4, 3, 'f' * 64, 12
 SWEEP = f'seed=0:2 split.fold=0:{FOLDS} model.dropout=0.5,0.25 optimizer.peak_lr=1e-3,1e-2'
+CLASSES = ('normal', 'hemorrhage')
 NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')
 
 
@@ -32,13 +38,18 @@ def labels(images: int) -> np.ndarray:
 
 
 def write(
-    directory: pathlib.Path, dataset: str = 'head_ct', skill: float = 3.5, images: int = 48, seeds: int = 2
+    directory: pathlib.Path,
+    dataset: str = 'head_ct',
+    skill: float = 3.5,
+    images: int = 48,
+    seeds: int = 2,
+    classes: tuple[str, str] = CLASSES,
 ) -> list[pathlib.Path]:
     """Run directories of four networks, as a sweep would leave them, and of two baselines. skill: of the networks."""
     networks, baselines = directory / 'networks', directory / 'baselines'
     first = config()
-    command = f"python -m bhcnet_jax.main --config=imbalanced --sweep='{SWEEP}'"
-    _write_files(networks, dataset, images, {'config': first.to_dict()}, command)
+    started = f"python -m bhcnet_jax.main --config=imbalanced --sweep='{SWEEP}'"
+    _write_files(networks, dataset, images, {'config': first.to_dict()}, started, classes)
     with contextlib.closing(Results(networks / 'results.sqlite')) as database:
         for place, (dropout, peak_lr) in enumerate([(0.5, 1e-3), (0.25, 1e-3), (0.5, 1e-2), (0.25, 1e-2)]):
             point = {'model.dropout': dropout, 'optimizer.peak_lr': peak_lr}
@@ -46,7 +57,7 @@ def write(
             row = {'recipe': 'imbalanced', 'recipe_id': recipe_id, 'model': 'cnn', 'phases': 'balanced+imbalanced'}
             row |= {'phase': 'imbalanced', 'epochs': 12, 'engine': 'lanes 1'}
             _train(database, row, dataset, images, seeds, skill - 0.3 * place)
-    _write_files(baselines, dataset, images, {}, 'python -m bhcnet_jax.baselines --config=balanced')
+    _write_files(baselines, dataset, images, {}, 'python -m bhcnet_jax.baselines --config=balanced', classes)
     with contextlib.closing(Results(baselines / 'results.sqlite')) as database:
         for each, of_baseline in ((BASELINES[3], 1.0), (BASELINES[4], 1.5)):
             row = {'recipe': each.name, 'recipe_id': each.name, 'model': each.method, 'engine': 'scikit-learn'}
@@ -59,8 +70,8 @@ def write_holdouts(directory: pathlib.Path, hits: dict[int, list[int]]) -> pathl
     first, holdouts = base.get_config(), directory / 'holdouts'
     first.recipe, first.phases = 'balanced', ('balanced',)
     splits = max(map(len, hits.values()))
-    command = f"python -m bhcnet_jax.main --sweep='balanced.epochs={','.join(map(str, hits))} split.seed=0:{splits}'"
-    _write_files(holdouts, 'head_ct', 48, {'config': first.to_dict()}, command)
+    started = f"python -m bhcnet_jax.main --sweep='balanced.epochs={','.join(map(str, hits))} split.seed=0:{splits}'"
+    _write_files(holdouts, 'head_ct', 48, {'config': first.to_dict()}, started)
     with contextlib.closing(Results(holdouts / 'results.sqlite')) as database:
         for epochs, split_seed, right in ((key, *each) for key, of_key in hits.items() for each in enumerate(of_key)):
             point = {'balanced.epochs': epochs, 'split.seed': split_seed}
@@ -80,15 +91,17 @@ def write_holdouts(directory: pathlib.Path, hits: dict[int, list[int]]) -> pathl
     return holdouts
 
 
-def _write_files(directory: pathlib.Path, dataset: str, images: int, written: dict, command: str) -> None:
+def _write_files(
+    directory: pathlib.Path, dataset: str, images: int, written: dict, started: str, classes: tuple[str, str] = CLASSES
+) -> None:
     directory.mkdir(parents=True)
     half = [int(count) for count in (np.sum(~labels(images)), labels(images).sum())]
     ids = [f'{image:03}.png' for image in range(images)]
     groups = [ids[start : start + 2] for start in range(0, images, 2)]
     pairs = [{'a': a, 'b': b, 'reason': 'near', 'similarity': 0.9} for a, b in groups]
     data = {'dataset': dataset, 'fingerprint': FINGERPRINT, 'groups': groups, 'pairs': pairs}
-    data['images'] = dict(zip(('normal', 'hemorrhage'), half, strict=True))
-    start = {'command': command, 'code': '0.1.0 abc', 'python': '3.11.0', 'packages': {'jax': '0.5'}}
+    data['images'] = dict(zip(classes, half, strict=True))
+    start = {'command': started, 'code': '0.1.0 abc', 'python': '3.11.0', 'packages': {'jax': '0.5'}}
     for name, tree in {'config': written, 'env': [start], 'data': data}.items():
         (directory / f'{name}.json').write_text(json.dumps(tree))
 
@@ -138,3 +151,44 @@ def predictions(directories: list[pathlib.Path]) -> pd.DataFrame:
         results = pd.read_csv(directory / 'results.csv')[['trial_id', 'recipe_id', 'seed', 'fold']]
         frames.append(pd.read_csv(directory / 'predictions.csv').merge(results, on='trial_id'))
     return pd.concat(frames)
+
+
+def report(folder: pathlib.Path, *flags: str, **study) -> pathlib.Path:
+    """Writes a study, and the report on it as folder/report.*; returns the folder. study: as of `write`."""
+    make_report(folder, *write(folder, **study), *flags)
+    return folder
+
+
+def make_report(folder: pathlib.Path, *arguments: object) -> None:
+    """folder/report.*, without images. arguments: of the command line."""
+    command.main([*map(str, arguments), f'--out={folder}/report.html', '--no_images'])
+
+
+def numbers(folder: pathlib.Path, table: str) -> pd.DataFrame:
+    """The rows of one table in report.csv: row, column -> value, low, high, n."""
+    found = pd.read_csv(folder / 'report.csv')
+    return found[found.table == table].set_index(['row', 'column'])[['value', 'low', 'high', 'n']]
+
+
+def text(folder: pathlib.Path, suffix: str = 'md') -> str:
+    """What report.SUFFIX says."""
+    return (folder / f'report.{suffix}').read_text()
+
+
+def section(folder: pathlib.Path, title: str) -> str:
+    """One of report.md, without its title."""
+    found = [part.split('\n', 1) for part in re.split(r'\n## \d+\. ', text(folder))[1:]]
+    return dict(found)[title]
+
+
+def recipe_id_of(label: str, scored: pd.DataFrame) -> str:
+    """Networks are told apart by their settings, baselines by their name. scored: as `predictions` has it."""
+    names = set(scored.recipe_id)
+    if label in names:
+        return label
+    told = re.search(r'dropout ([\d.]+), peak_lr ([\d.]+)', label).groups()
+    dropout, peak_lr = map(float, told)
+    point = {'model.dropout': dropout, 'optimizer.peak_lr': peak_lr}
+    found = trial.identify(trial.set_point(config().to_dict(), point), NO_SPLIT, '').recipe_id
+    assert found in names
+    return found

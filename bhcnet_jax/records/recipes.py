@@ -13,31 +13,42 @@ import pandas as pd
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.statistics import bootstrap, comparison, metrics
-from bhcnet_jax.statistics.bootstrap import Estimate
+from bhcnet_jax.statistics.bootstrap import DRAWS, Estimate, Metric
 
 METRICS = ('accuracy', 'sensitivity', 'specificity', 'auc')
-DRAWS = 2000
+PROPORTIONS = ('accuracy', 'sensitivity', 'specificity', 'precision')
 
 
 def estimate(
-    labels: np.ndarray, probabilities: np.ndarray, groups: Sequence[Hashable] | None = None
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    measures: Mapping[str, Metric] = bootstrap.METRICS,
 ) -> dict[str, Estimate]:
-    """Each of METRICS with its interval over images and its spread over seeds, see `bootstrap.bootstrap`.
+    """Metrics with their intervals over images and their spread over seeds, see `bootstrap.bootstrap`.
 
-    Wilson's interval (`metrics.wilson`) stands for the proportions of a single seed whose images are all of their own,
-    and where all draws give the same value, as at 100 %; an AUC then has none.
+    Two kinds of PROPORTIONS have Wilson's interval (`metrics.wilson`) instead: those of a single seed whose images are
+    all of their own, and those that are the same in all draws, as at 100 %. Other metrics that are the same in all
+    draws have none.
 
     labels: bool [N]. probabilities: float [S, N] in [0, 1], nan for an image that a seed has not scored. groups: [N].
+    measures: name -> Metric.
     """
-    measures = {name: bootstrap.METRICS[name] for name in METRICS}
     found = bootstrap.bootstrap(labels, probabilities, measures, groups, DRAWS)
     independent = len(probabilities) == 1 and (groups is None or len(set(groups)) == len(groups))
-    sizes = {'accuracy': len(labels), 'sensitivity': labels.sum(), 'specificity': (~labels).sum()}
-    for name, n in sizes.items():
+    for name in found.keys() & set(PROPORTIONS):
+        n = images_of(name, labels, probabilities)
         if n and (independent or np.isnan(found[name].low)):
             low, high = metrics.wilson(found[name].mean * n, n)
             found[name] = found[name]._replace(low=float(low), high=float(high))
     return found
+
+
+def images_of(name: str, labels: np.ndarray, probabilities: np.ndarray) -> int:
+    """Images that a metric is of; of precision those that are called positive, the mean over seeds, rounded."""
+    counts = {'sensitivity': labels.sum(), 'specificity': (~labels).sum()}
+    counts['precision'] = round(np.sum(probabilities >= 0.5) / len(probabilities))
+    return int(counts.get(name, len(labels)))
 
 
 def make(merged: Merged) -> pd.DataFrame:
@@ -102,17 +113,18 @@ def _row(trials: pd.DataFrame, scored: pd.DataFrame, group_of: Mapping[str, int]
         'trials': len(trials),
         'seeds': len(pooled.seeds),
         'images': len(pooled.image_ids),
-        'folds': _folds(trials),
+        'folds': folds_done(trials),
         **{name: first[name] for name in ('recipe', 'model', 'dataset', 'recipe_id', 'data_fingerprint')},
     }
-    for name, value in estimate(pooled.labels, pooled.probabilities, groups).items():
+    measures = {name: bootstrap.METRICS[name] for name in METRICS}
+    for name, value in estimate(pooled.labels, pooled.probabilities, groups, measures).items():
         found |= {name: value.mean, f'{name}_low': value.low, f'{name}_high': value.high}
         found[f'{name}_spread'] = value.spread
     return found
 
 
-def _folds(trials: pd.DataFrame) -> str:
-    """Folds done of folds planned, from the seed with the fewest to that with the most."""
+def folds_done(trials: pd.DataFrame) -> str:
+    """Folds done of folds planned, '10/10'; '3-10/10' where the seed with the fewest has 3."""
     planned = trials.folds.iloc[0] if trials.scheme.iloc[0] == 'kfold' else 1
     done = trials.groupby('seed').fold.nunique()
     return f'{done.min()}/{planned}' if done.min() == done.max() else f'{done.min()}-{done.max()}/{planned}'

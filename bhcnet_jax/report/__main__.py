@@ -10,22 +10,22 @@ from collections.abc import Sequence
 
 from bhcnet_jax import __version__, files
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.report import page
+from bhcnet_jax.report import images, page
+from bhcnet_jax.report.differences import most_neighbours
 from bhcnet_jax.report.evidence import Evidence, find, gather
 from bhcnet_jax.report.page import Figure, Page
-from bhcnet_jax.report.sections import (
-    answer,
-    audits,
-    comparisons,
-    curves,
-    leaderboard,
-    misread,
-    model_card,
-    paper_tables,
-    reruns,
-    sweep,
-    training,
-)
+from bhcnet_jax.report.sections.answer import answer
+from bhcnet_jax.report.sections.audits import audits
+from bhcnet_jax.report.sections.comparisons import comparisons
+from bhcnet_jax.report.sections.curves import curves
+from bhcnet_jax.report.sections.leaderboard import leaderboard
+from bhcnet_jax.report.sections.misread import misread
+from bhcnet_jax.report.sections.model_card import model_card
+from bhcnet_jax.report.sections.paper_tables import paper_tables
+from bhcnet_jax.report.sections.reruns import reruns
+from bhcnet_jax.report.sections.single_trainings import single_trainings
+from bhcnet_jax.report.sections.sweep import sweep
+from bhcnet_jax.report.sections.training import training
 
 
 def _about(evidence: Evidence) -> str:
@@ -40,22 +40,24 @@ def _about(evidence: Evidence) -> str:
 def make(evidence: Evidence, reference_name: str = '', with_images: bool = True) -> Page:
     """All sections in their order. UserError: no recipe of that name."""
     recipes = evidence.recipes
-    reference = find(recipes, reference_name) if reference_name else comparisons.most_neighbours(recipes)
-    images = misread.load(evidence) if with_images else '--no_images was given.'
+    reference = find(recipes, reference_name) if reference_name else most_neighbours(recipes)
+    found = images.load(evidence) if with_images else '--no_images was given.'
     sections = (
-        answer.answer(evidence),
-        paper_tables.paper_tables(evidence),
-        leaderboard.leaderboard(evidence),
-        curves.curves(evidence),
-        training.training(evidence),
-        comparisons.comparisons(evidence, reference),
-        audits.audits(evidence, images),
-        misread.gallery(evidence, images),
-        sweep.sweep(evidence),
-        reruns.reruns(evidence),
-        model_card.model_card(evidence),
+        answer(evidence),
+        *([paper_tables(evidence)] if evidence.is_of_paper else []),
+        leaderboard(evidence),
+        single_trainings(evidence),
+        curves(evidence),
+        training(evidence),
+        comparisons(evidence, reference),
+        audits(evidence, found),
+        misread(evidence, found),
+        sweep(evidence),
+        reruns(evidence),
+        model_card(evidence),
     )
-    title = f'Hemorrhage or not: what the recipes reach on {evidence.dataset}'
+    negative, positive = evidence.classes
+    title = f'{positive.capitalize()} or {negative}: what the recipes reach on {evidence.dataset}'
     return Page(title, evidence.mark, _about(evidence), sections)
 
 

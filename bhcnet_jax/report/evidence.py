@@ -21,14 +21,21 @@ from bhcnet_jax.records import merge, recipes, schema
 from bhcnet_jax.report import holdouts, settings
 from bhcnet_jax.report.holdouts import Holdouts
 from bhcnet_jax.report.page import Number
-from bhcnet_jax.statistics import bootstrap, comparison, metrics
+from bhcnet_jax.statistics import bootstrap, comparison
 from bhcnet_jax.statistics.bootstrap import Estimate, Metric
 from bhcnet_jax.statistics.comparison import Pooled
 from bhcnet_jax.training import classifiers
 
-DRAWS = 2000
 KINDS = {'network': 'network', 'shortcut': 'shortcut baseline', 'baseline': 'baseline on pixels'}
+NAMES = {'auc': 'AUC', 'f1': 'F1', 'log_loss': 'log-loss (nats)', 'brier': 'Brier score'}  # of metrics, in a head
 STYLES = {'auc': 'plain', 'log_loss': 'plain', 'brier': 'plain'}  # of metrics; the others are shares, in per cent
+INTERVALS = (
+    'Intervals are 95 % intervals over images: the percentile bootstrap, '
+    f'{recipes.DRAWS} draws of groups of look-alike images with all their seeds. Shares have the Wilson interval where '
+    'all draws agree, as at 100 %, and where a single seed was scored on images without look-alikes.'
+)
+PAPERS_DATA = 'head_ct'  # the data set of the paper
+STAND_IN = 'PHANTOM'  # synthetic images in its place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +74,12 @@ class Recipe:
         return self.estimate(bootstrap.METRICS)
 
     def estimate(self, measures: Mapping[str, Metric]) -> dict[str, Estimate]:
-        """See `bootstrap.bootstrap`; Wilson's interval stands for a share where all draws agree, as at 100 %."""
-        labels, probabilities = self.pooled.labels, self.pooled.probabilities
-        found = bootstrap.bootstrap(labels, probabilities, measures, self.groups, DRAWS)
-        for name in ('accuracy', 'sensitivity', 'specificity'):
-            n = self.n(name)
-            if name in found and n and np.isnan(found[name].low):
-                low, high = metrics.wilson(found[name].mean * n, n)
-                found[name] = found[name]._replace(low=float(low), high=float(high))
-        return found
+        """See `recipes.estimate`."""
+        return recipes.estimate(self.pooled.labels, self.pooled.probabilities, self.groups, measures)
 
     def n(self, name: str) -> int:
-        """Images that a metric is of; of precision as many as are called positive, the mean over seeds."""
-        labels, probabilities = self.pooled.labels, self.pooled.probabilities
-        counts = {'sensitivity': labels.sum(), 'specificity': (~labels).sum()}
-        counts['precision'] = round(np.sum(probabilities >= 0.5) / len(probabilities))
-        return int(counts.get(name, len(labels)))
+        """Images that a metric is of."""
+        return recipes.images_of(name, self.pooled.labels, self.pooled.probabilities)
 
     def number(self, name: str) -> Number:
         """A metric as a cell of a table."""
@@ -102,11 +99,8 @@ class Recipe:
 
     @property
     def folds_done(self) -> str:
-        """Folds done of folds planned, from the seed with the fewest to that with the most."""
-        first, done = self.trials.iloc[0], self.trials.groupby('seed').fold.nunique()
-        planned = first.folds if first.scheme == 'kfold' else 1
-        several = f' to {done.max()}' if done.min() < done.max() else ''
-        return f'{done.min()}{several} of {planned}'
+        """See `recipes.folds_done`."""
+        return recipes.folds_done(self.trials)
 
     @property
     def baseline_command(self) -> str:
@@ -120,10 +114,10 @@ class Recipe:
 
     def shares_folds(self, other: 'Recipe') -> bool:
         """Whether both were scored on the same images, each by a fold with the same test part."""
-        return self._parts == other._parts
+        return self.parts == other.parts
 
     @functools.cached_property
-    def _parts(self) -> tuple[bytes, tuple[str, ...]]:
+    def parts(self) -> tuple[bytes, tuple[str, ...]]:
         """How the images are parted, whatever the folds are called, and which images they are."""
         return pd.factorize(self.folds)[0].tobytes(), tuple(self.pooled.image_ids)
 
@@ -136,7 +130,7 @@ class Evidence:
       recipes: by accuracy, best first. holdouts: recipes on splits drawn again and again, which are none of
         `recipes`. trials: of all statuses. run_dirs: those that the trials are from.
       mark: words for synthetic images, or ''. dataset, fingerprint: of all finished trials.
-      data: a run directory's data.json of that fingerprint, {} if there is none. warnings: of `results.merge`.
+      data: a run directory's data.json of that fingerprint, {} if there is none. warnings: of `merge.merge`.
     """
 
     recipes: Sequence[Recipe]
@@ -148,6 +142,17 @@ class Evidence:
     fingerprint: str
     data: Mapping[str, Any]
     warnings: Sequence[str]
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """How the negative and the positive class are called."""
+        negative, positive = self.data.get('images') or ('negative', 'positive')
+        return negative, positive
+
+    @property
+    def is_of_paper(self) -> bool:
+        """Whether the images are those of the paper, or stand in for them."""
+        return self.dataset in (PAPERS_DATA, STAND_IN)
 
     def best(self, kind: str, like: Recipe | None = None) -> Recipe | None:
         """The most accurate recipe of a kind, of those with the most images; None if there is none.
@@ -174,7 +179,7 @@ class Evidence:
 
 
 def gather(directories: Sequence[pathlib.Path]) -> Evidence:
-    """Reads run directories. UserError, one line: as of `results.merge`, nothing finished, or several data sets."""
+    """Reads run directories. UserError, one line: as of `merge.merge`, nothing finished, or several data sets."""
     merged = merge.merge(directories)
     done = merged.trials[merged.trials.status == 'DONE']
     done = done[done.index.isin(merged.predictions.trial)]
@@ -191,7 +196,7 @@ def gather(directories: Sequence[pathlib.Path]) -> Evidence:
     if joined == set(done.recipe_id):  # a report needs recipes
         repeated, joined = [], set()
     found = _recipes(done[~done.recipe_id.isin(joined)], merged.predictions, group_of, known)
-    mark = MARK if dataset == 'PHANTOM' else ''
+    mark = MARK if dataset == STAND_IN else ''
     return Evidence(found, repeated, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
 
 
@@ -244,17 +249,18 @@ def _kind(row: pd.Series) -> str:
 
 
 def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """recipe_id -> its label; where several share one, with what is not as in most of them, else the id."""
-    label_of = dict(zip(done.recipe_id, done.recipe, strict=True))
+    """recipe_id -> its label: its name; where several share one, with what is not as in most of them, else the id."""
+    name_of = dict(zip(done.recipe_id, done.recipe, strict=True))
     found = {}
-    for label in dict.fromkeys(label_of.values()):
-        sharing = [each for each in label_of if label_of[each] == label]
+    for name in dict.fromkeys(name_of.values()):
+        sharing = [each for each in name_of if name_of[each] == name]
         of_sharing = [known[each] for each in sharing if known.get(each)]
         keys = settings.varying(of_sharing)
         usual = settings.usual(of_sharing, keys)
         for recipe_id in sharing:
-            told = settings.told(known[recipe_id], keys, usual) if keys and known.get(recipe_id) else recipe_id[:8]
-            found[recipe_id] = f'{label} ({told})' if told and len(sharing) > 1 else label
+            told = settings.label(name, known[recipe_id], keys, usual) if keys and known.get(recipe_id) else (
+                f'{name} ({recipe_id[:8]})')  # fmt: skip
+            found[recipe_id] = told if len(sharing) > 1 else name
     repeated = {label for label, count in Counter(found.values()).items() if count > 1}
     return {each: f'{label} {each[:8]}' if label in repeated else label for each, label in found.items()}
 

@@ -33,6 +33,5 @@ def find(done: pd.DataFrame, known: Mapping[str, settings.Settings]) -> list[Hol
     joined = []
     for recipe_ids, mine in zip(together, of, strict=True):
         trials = done[done.recipe_id.isin(recipe_ids)]
-        label, told = trials.recipe.iloc[0], settings.told(mine, keys, {})
-        joined.append(Holdouts(f'{label} ({told})' if told else label, trials, mine))
+        joined.append(Holdouts(settings.label(trials.recipe.iloc[0], mine, keys, {}), trials, mine))
     return sorted(joined, key=lambda each: (each.trials.phases.iloc[0], each.trials.epochs.iloc[0]))

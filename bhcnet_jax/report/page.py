@@ -1,6 +1,7 @@
 """What a report is made of, and how it becomes HTML, Markdown and CSV: all three from the same numbers."""
 
 import dataclasses
+import functools
 import html
 import math
 import re
@@ -34,21 +35,38 @@ class Number:
     noun: str = ''
 
     @property
-    def text(self) -> str:
-        """The value alone; '-' where it is undefined."""
-        return self.printed or _text(self.value, self.style, unit=True)
+    def bare(self) -> str:
+        """The value without its unit; '-' where it is undefined."""
+        return self.printed or _text(self.value, self.style)
 
     @property
-    def detail(self) -> str:
-        """Interval and n, '' where there are neither."""
-        has_interval = not (math.isnan(self.low) or math.isnan(self.high))
-        ends = (_text(self.low, self.style), _text(self.high, self.style))
-        interval = ' to '.join(ends) if has_interval else ''
-        of = '' if self.n is None else counted(self.n, self.noun) if self.noun else f'n = {self.n}'
-        return '; '.join(part for part in (interval, of) if part)
+    def unit(self) -> str:
+        """'%', 'points' or ''."""
+        return _STYLES[self.style][2]
+
+    @property
+    def text(self) -> str:
+        """The value with its unit."""
+        return f'{self.bare} {self.unit}' if self.unit and self.bare != '-' else self.bare
+
+    @property
+    def interval(self) -> str:
+        """Its ends, '' where there is none."""
+        if math.isnan(self.low) or math.isnan(self.high):
+            return ''
+        return f'{_text(self.low, self.style)} to {_text(self.high, self.style)}'
+
+    @property
+    def of(self) -> str:
+        """What it is of, '' where that has no meaning."""
+        return '' if self.n is None else counted(self.n, self.noun) if self.noun else f'n = {self.n}'
 
     def __str__(self) -> str:
-        return f'{self.text} ({self.detail})' if self.detail else self.text
+        return _joined(self.text, [each for each in (self.interval, self.of) if each])
+
+
+def _joined(text: str, details: Sequence[str]) -> str:
+    return f'{text} ({"; ".join(details)})' if details else text
 
 
 def counted(number: int, noun: str) -> str:
@@ -60,8 +78,8 @@ Cell = str | Number
 
 
 _STYLES = {  # factor, format, unit
-    'percent': (100, '.1f', ' %'),
-    'points': (100, '+.1f', ' points'),
+    'percent': (100, '.1f', '%'),
+    'points': (100, '+.1f', 'points'),
     'plain': (1, '.3f', ''),
     'signed': (1, '+.3f', ''),
     'whole': (1, '.0f', ''),
@@ -69,25 +87,104 @@ _STYLES = {  # factor, format, unit
 }
 
 
-def _text(value: float, style: str, unit: bool = False) -> str:
+def _text(value: float, style: str) -> str:
     if math.isnan(value):
         return '-'
     if style == 'p' and value < 0.001:
-        return 'below 0.001'
-    factor, digits, sign = _STYLES[style]
-    return f'{factor * value:{digits}}{sign if unit else ""}'.replace('-', '\N{MINUS SIGN}')
+        return '< 0.001'
+    factor, digits, _ = _STYLES[style]
+    return f'{factor * value:{digits}}'.replace('-', '\N{MINUS SIGN}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table. What all its numbers share, unit and n, stands once in its head."""
+
+    name: str
+    cells: Sequence[Cell]
+
+    @functools.cached_property
+    def numbers(self) -> list[Number]:
+        return [cell for cell in self.cells if isinstance(cell, Number)]
+
+    @functools.cached_property
+    def is_numeric(self) -> bool:
+        """Whether it is set flush right."""
+        return 2 * len(self.numbers) > len(self.cells)
+
+    @functools.cached_property
+    def unit(self) -> str:
+        return self._shared('unit')
+
+    @functools.cached_property
+    def of(self) -> str:
+        return self._shared('of')
+
+    def _shared(self, name: str) -> str:
+        values = {getattr(each, name) for each in self.numbers}
+        return values.pop() if len(values) == 1 else ''
+
+    @property
+    def head(self) -> str:
+        """Its name with the unit of all its numbers."""
+        return f'{self.name},\N{NO-BREAK SPACE}{self.unit}' if self.unit else self.name
+
+    def text(self, cell: Cell) -> str:
+        """A cell's value, without the unit that the head has."""
+        return cell if isinstance(cell, str) else cell.bare if self.unit else cell.text
+
+    def details(self, cell: Cell) -> list[str]:
+        """A cell's interval, and what it is of where that is not in the head."""
+        return [] if isinstance(cell, str) else [each for each in (cell.interval, '' if self.of else cell.of) if each]
+
+    def padding(self, cell: Cell) -> str:
+        """Spaces as wide as a point and digits, so that points stand below each other in a column set flush right."""
+        missing = self._decimals - _decimals(self.text(cell)) if isinstance(cell, Number) and self.is_numeric else 0
+        full = missing == self._decimals
+        return '\N{PUNCTUATION SPACE}' * (full and missing > 0) + '\N{FIGURE SPACE}' * missing
+
+    @functools.cached_property
+    def _decimals(self) -> int:
+        return max((_decimals(self.text(each)) for each in self.numbers), default=0)
+
+
+def _decimals(text: str) -> int:
+    return len(re.search(r'(?:\.(\d+))?\D*$', text)[1] or '')
+
+
+LONG = 10  # rows; a longer table is folded
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table. name: what report.csv calls it. The first cell of a row is the row's name."""
+    """A table. The first cell of a row is the row's name.
+
+    Attributes:
+      name: what report.csv calls it.
+      remarks: of each row, below it; '' for none. () where no row has one.
+      longest: rows with which it is not folded yet.
+    """
 
     name: str
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ''
+    remarks: Sequence[str] = ()
+    longest: int = LONG
     kind: str = 'table'
+
+    @functools.cached_property
+    def columns(self) -> list[Column]:
+        return [Column(head, [row[place] for row in self.rows]) for place, head in enumerate(self.heads)]
+
+    @property
+    def is_folded(self) -> bool:
+        return len(self.rows) > self.longest
+
+    def remark(self, place: int) -> str:
+        """That of a row."""
+        return self.remarks[place] if self.remarks else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +214,15 @@ class Code:
     kind: str = 'code'
 
 
-Block = str | Table | Figure | Gallery | Code  # str: a paragraph
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """A paragraph in small print."""
+
+    text: str
+    kind: str = 'note'
+
+
+Block = str | Table | Figure | Gallery | Code | Note  # str: a paragraph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,18 +251,24 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters['svg'] = Markup  # drawn here, and its texts are escaped by matplotlib
     environment.filters['cell'] = _markdown_cell
+    environment.filters['row'] = _markdown_row
     environment.filters['prose'] = _prose
     return environment
 
 
 def _prose(paragraph: str) -> Markup:
-    """A paragraph with `commands` in it."""
-    parts = html.escape(paragraph).split('`')
+    """A paragraph with `commands` in it. No line breaks inside 'n = 20', '95 %' and 'p < 0.05'."""
+    together = re.sub(r' (?=%)|(?<=[=<]) (?=\d)|(?<=\bn) (?== )', '\N{NO-BREAK SPACE}', paragraph)
+    parts = html.escape(together).split('`')
     return Markup(''.join(f'<code>{part}</code>' if place % 2 else part for place, part in enumerate(parts)))
 
 
-def _markdown_cell(cell: Cell) -> str:
-    return html.escape(str(cell), quote=False).replace('|', '\\|').replace('\n', ' ')
+def _markdown_cell(text: str) -> str:
+    return html.escape(text, quote=False).replace('|', '\\|').replace('\n', ' ')
+
+
+def _markdown_row(row: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
+    return [_joined(column.text(cell), column.details(cell)) for column, cell in zip(columns, row, strict=True)]
 
 
 def as_html(page: Page) -> str:

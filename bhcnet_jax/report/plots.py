@@ -5,6 +5,7 @@ Every function returns a Figure of `page.py`. mark: drawn into the figure, '' fo
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
@@ -109,36 +110,41 @@ def _legend(axes: Axes) -> None:
         axes.figure.legend(loc='outside lower center', ncols=1, fontsize=8)
 
 
-def reliability(name: str, caption: str, mark: str, curve: Curve, n: np.ndarray) -> Figure:
-    """Points with their intervals, as large as their bins are full."""
+def reliability(name: str, caption: str, mark: str, curve: Curve, n: np.ndarray, positive: str) -> Figure:
+    """Points with their intervals, as large as their bins are full. positive: how that class is called."""
 
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.9, linestyle=':')
         there = ~np.isnan(curve.y)
         x, y = curve.x[there], curve.y[there]
         axes.vlines(x, curve.low[there], curve.high[there], color=COLOURS[0], linewidth=1)
-        axes.scatter(x, y, 12 + 3 * n[there], color=COLOURS[0], zorder=3)
+        axes.scatter(x, y, 12 + 3 * n[there], color=COLOURS[0], zorder=3, clip_on=False)
         for place, (at, images) in enumerate(zip(x, n[there], strict=True)):
             axes.text(at, -0.085 if place % 2 else -0.04, f'{images:.0f}', ha='center', fontsize=7.5, color=SOFT)
-        axes.set(xlabel='predicted probability, mean of the bin', ylabel='share with a hemorrhage')
+        axes.set(xlabel='predicted probability, mean of the bin', ylabel=f'share of {positive}')
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.12, 1.03))
         axes.grid(linewidth=0.6)
 
     return draw(name, caption, mark, paint)
 
 
-def histogram(name: str, caption: str, mark: str, labels: np.ndarray, probabilities: np.ndarray) -> Figure:
-    """Probabilities of both classes. labels: bool [N]. probabilities: float [S, N]; heights are means over seeds."""
+def histogram(
+    name: str, caption: str, mark: str, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, str]
+) -> Figure:
+    """Probabilities of both classes. labels: bool [N]. probabilities: float [S, N]; heights are means over seeds.
+
+    classes: how the negative and the positive one are called.
+    """
 
     def paint(axes: Axes) -> None:
         edges = np.linspace(0, 1, 2 * BINS + 1)
-        for place, (label, mine) in enumerate((('normal', ~labels), ('hemorrhage', labels))):
+        for place, (label, mine) in enumerate(zip(classes, (~labels, labels), strict=True)):
             counts, _ = np.histogram(probabilities[:, mine], edges)
             style = {'color': COLOURS[place], 'linestyle': LINES[place], 'linewidth': 1.5}
             axes.stairs(counts / len(probabilities), edges, label=f'{label} (n = {mine.sum()})', **style)
             axes.stairs(counts / len(probabilities), edges, fill=True, color=COLOURS[place], alpha=0.15)
         axes.axvline(0.5, color=SOFT, linewidth=0.9, linestyle=':')
-        axes.set(xlabel='predicted probability of hemorrhage', ylabel='images', xlim=(0, 1))
+        axes.set(xlabel=f'predicted probability of {classes[1]}', ylabel='images', xlim=(0, 1))
         _legend(axes)
 
     return draw(name, caption, mark, paint)
@@ -169,7 +175,9 @@ def by_part(name: str, caption: str, mark: str, epochs: pd.DataFrame, part: str)
         table = 100 * epochs.groupby(['step', part]).test_accuracy.mean().unstack()
         for column in table:
             axes.plot(table.index, table[column], color=COLOURS[0], linewidth=0.9, alpha=0.55, marker='o', markersize=2)
-            axes.text(table.index[-1], table[column].iloc[-1], f' {column}', fontsize=7.5, va='center', color=SOFT)
+        for value, ending in table.iloc[-1].groupby(table.iloc[-1].round(1)):
+            names = ', '.join(map(str, ending.index)) if len(ending) < 4 else f'{len(ending)} {part}s'
+            axes.text(table.index[-1], value, f'  {names}', fontsize=7.5, va='center', color=SOFT)
         mean = {'color': COLOURS[1], 'linewidth': 2, 'label': f'mean over {part}s, {table.shape[1]}'}
         axes.plot(table.index, table.mean(axis=1), **mean)
         _phases(axes, epochs)
@@ -190,19 +198,59 @@ def _phases(axes: Axes, epochs: pd.DataFrame) -> None:
 
 
 def dots(name: str, caption: str, mark: str, rows: Mapping[str, Number], unit: str, line: float = 0.0) -> Figure:
-    """A dot with its interval for each row, in per cent. line: a share, where a dotted one is drawn."""
+    """A dot with its interval for each row, and its value. line: a share, where a dotted one is drawn."""
 
     def paint(axes: Axes) -> None:
-        places = np.arange(len(rows))[::-1]
-        for place, number in zip(places, rows.values(), strict=True):
-            axes.plot([100 * number.low, 100 * number.high], [place, place], color=COLOURS[0])
-            axes.plot(100 * number.value, place, 'o', color=COLOURS[0], markersize=5)
-        axes.axvline(100 * line, color=SOFT, linewidth=0.9, linestyle=':')
-        axes.set_yticks(places, [_short(label, 34) for label in rows], color=INK, fontsize=8)
-        axes.set(xlabel=unit, ylim=(-0.6, len(rows) - 0.4))
-        axes.grid(axis='x', linewidth=0.6)
+        _rows(axes, list(rows.items()), [(COLOURS[0], MARKERS[0])] * len(rows), line)
+        axes.set(xlabel=unit)
 
-    return draw(name, caption, mark, paint, (SIZE[0], 1.3 + 0.26 * len(rows)))
+    return draw(name, caption, mark, paint, _tall(len(rows)))
+
+
+def accuracies(
+    name: str,
+    caption: str,
+    mark: str,
+    rows: Sequence[tuple[str, Number, str]],
+    kinds: Sequence[str],
+    chance: float,
+) -> Figure:
+    """The accuracy of each row, (label, accuracy, kind), with its interval. kinds: four, each with its own marker."""
+    styles = dict(zip(kinds, zip((*COLOURS[:3], INK), MARKERS, strict=True), strict=True))
+
+    def paint(axes: Axes) -> None:
+        _rows(axes, [row[:2] for row in rows], [styles[kind] for *_, kind in rows], chance)
+        for kind in (each for each in kinds if any(each == kind for *_, kind in rows)):
+            axes.plot([], [], styles[kind][1], color=styles[kind][0], markersize=5, label=kind)
+        axes.set(xlabel='accuracy, %')
+        axes.figure.legend(loc='outside lower center', ncols=2, fontsize=8)
+
+    return draw(name, caption, mark, paint, _tall(len(rows) + 2))
+
+
+def _tall(rows: int) -> tuple[float, float]:
+    return SIZE[0], 1.0 + 0.28 * rows
+
+
+def _rows(axes: Axes, rows: Sequence[tuple[str, Number]], styles: Sequence[tuple[str, str]], line: float) -> None:
+    """Dots, intervals and values in per cent, from the top. styles: colour and marker of each."""
+    places = np.arange(len(rows))[::-1]
+    for place, (_, number), (colour, marker) in zip(places, rows, styles, strict=True):
+        axes.plot([100 * number.low, 100 * number.high], [place, place], color=colour)
+        axes.plot(100 * number.value, place, marker, color=colour, markersize=5)
+        value = {'transform': axes.get_yaxis_transform(), 'ha': 'right', 'va': 'center', 'fontsize': 8}
+        axes.text(1.15, place, number.bare, color=INK, **value)
+    axes.axvline(100 * line, color=SOFT, linewidth=0.9, linestyle=':')
+    axes.set_yticks(places, [_on_two_lines(label) for label, _ in rows], color=INK, fontsize=8, linespacing=1)
+    axes.set(ylim=(-0.6, len(rows) - 0.4))
+    axes.grid(axis='x', linewidth=0.6)
+    axes.tick_params(axis='y', length=0)
+
+
+def _on_two_lines(label: str, most: int = 30) -> str:
+    """Lines of at most so many characters, of about one length."""
+    label = _short(label, 2 * most - 4).replace(' x ', '\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}')
+    return label if len(label) <= most else '\n'.join(textwrap.wrap(label, len(label) // 2 + 4))
 
 
 def parallel(name: str, caption: str, mark: str, values: pd.DataFrame, accuracy: np.ndarray) -> Figure:
@@ -216,7 +264,7 @@ def parallel(name: str, caption: str, mark: str, values: pd.DataFrame, accuracy:
             style = {'color': COLOURS[1], 'linewidth': 2.2, 'zorder': 3} if place == best else {'color': COLOURS[0]}
             axes.plot(range(len(row)), row, **{'alpha': 1 if place == best else 0.35, 'linewidth': 1, **style})
         for place, key in enumerate(table):
-            axes.axvline(place, color=SOFT, linewidth=0.8)
+            axes.vlines(place, 0, 1, color=SOFT, linewidth=0.8)
             for height, end in ((-0.06, table[key].min()), (1.03, table[key].max())):
                 axes.text(place, height, f'{end:.4g}', ha='center', fontsize=8, va='bottom' if height > 1 else 'center')
         axes.set_xticks(range(table.shape[1]), [key.replace('.', '\n') for key in table], fontsize=7.5, color=INK)

@@ -17,7 +17,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import sweep, trial
 from bhcnet_jax.plan.splits import Split
 
-SPEAKING = ('phases', 'model.dtype')  # keys whose values need no name beside them in a label
+SPEAKING = ('model.dtype',)  # keys whose values need no name beside them in a label
 NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
 _LEFT_OUT = trial.NEUTRAL  # of identities, at these values
 _NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
@@ -124,13 +124,39 @@ def usual(known: Sequence[Settings], keys: Sequence[str]) -> Settings:
     return found
 
 
-def told(settings: Settings, keys: Sequence[str], usual: Settings) -> str:
-    """The settings of these keys in a label, as far as they are there and not as usual."""
-    pairs = [(key, shown(settings[key])) for key in keys if key in settings and settings[key] != usual.get(key)]
-    return ', '.join(value if key in SPEAKING else f'{short(key, keys)} {value}' for key, value in pairs)
+def label(recipe: str, settings: Settings, keys: Sequence[str], usual: Settings) -> str:
+    """A recipe's name with its settings of these keys, as far as they are there and not as usual.
+
+    Phases continue a name that ends with the first of them: 'gru_balanced + imbalanced', 'balanced 24 epochs'.
+    """
+    unusual = [key for key in keys if key in settings and settings[key] != usual.get(key)]
+    phases = settings.get('phases', ())
+    epochs = [f'{phase}.epochs' for phase in phases]
+    told = [_told(key, settings[key], keys) for key in unusual if key not in ('phases', *epochs)]
+    if {'phases', *epochs} & set(unusual):
+        course = _course(settings, [key in keys for key in epochs])
+        if recipe == phases[0] or recipe.endswith(f'_{phases[0]}'):
+            recipe = recipe.removesuffix(phases[0]) + course
+        else:
+            told.insert(0, course)
+    return f'{recipe} ({", ".join(told)})' if told else recipe
+
+
+def _course(settings: Settings, with_epochs: Sequence[bool]) -> str:
+    """As in 'balanced 24 + imbalanced 4 epochs'. with_epochs: of each phase, whether its epochs are told."""
+    parts = [f'{phase} {settings[f"{phase}.epochs"]}' if told else phase
+             for phase, told in zip(settings['phases'], with_epochs, strict=True)]  # fmt: skip
+    return ' + '.join(parts) + (' epochs' if any(with_epochs) else '')
+
+
+def _told(key: str, value: Any, keys: Sequence[str]) -> str:
+    """As in 'dropout 0.5', 'equalise' and 'no equalise'."""
+    if isinstance(value, bool):
+        return f'{"" if value else "no "}{short(key, keys)}'
+    return shown(value) if key in SPEAKING else f'{short(key, keys)} {shown(value)}'
 
 
 def shown(value: Any) -> str:
-    """A setting's value in a label."""
+    """A setting's value in words."""
     words = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
     return ' + '.join(value) if words else str(value)

@@ -16,7 +16,7 @@ from bhcnet_jax.statistics import metrics
 # labels: bool [N], probabilities: float [S, N], weights: float [B, N] -> in each draw the mean over the seeds for which
 # it is defined, [B]; nan where it is for none.
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-DRAWS = 10_000
+DRAWS = 2000
 _PART_SIZE = 2**22  # comparisons of two probabilities that are held in memory at once
 
 

@@ -1,76 +1,111 @@
-"""The answer in a few sentences."""
+"""The answer: the accuracy of every recipe in one figure, then three sentences."""
 
+from bhcnet_jax.report import differences, paper, plots
 from bhcnet_jax.report.evidence import KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Number, Section, counted
-from bhcnet_jax.report.sections import comparisons, protocol
-from bhcnet_jax.report.sections.paper_tables import _row_of
-from bhcnet_jax.statistics import metrics
+from bhcnet_jax.report.page import Figure, Note, Number, Section, counted
+
+MOST = 30  # networks in the figure
+CLAIM = "the paper's best, one training"
+PAPER = 'the paper'  # a kind, beside KINDS
 
 
 def answer(evidence: Evidence) -> Section:
-    """Section 1."""
-    asked = (
-        f'Asked was whether the recipes of this study tell head-CT slices with a hemorrhage from slices without '
-        f'({evidence.dataset}, {KINDS["network"]}s and baselines on pooled out-of-fold predictions), how sure that is, '
-        'and whether it is more than the way in which the images were collected gives away.'
-    )
-    best = evidence.best('network')
+    """Shows what the recipes reach, whether that is more than shortcuts give, and whether the paper's claim holds."""
+    figure, best = _figure(evidence), evidence.best('network')
+    research = 'For research only: no medical device, no advice for a diagnosis.'
     if best is None:
         missing = 'Missing: a network. `python -m bhcnet_jax.main --config=balanced`'
-        return Section('Question and answer', [asked, missing])
-    sentences = [_reached(evidence, best), _against_shortcuts(evidence, best), _against_paper(evidence, best)]
-    note = 'For research only: no part of this is a medical device or advice for a diagnosis.'
-    return Section('Question and answer', [asked, ' '.join(sentences), note])
+        return Section('Answer', [figure, missing, Note(research)])
+    last = _against_paper(evidence, best) if evidence.is_of_paper else _over_seeds(best)
+    notes = [*_caveats(evidence, best), research]
+    return Section('Answer', [figure, _reached(best), _against_shortcuts(evidence, best), last, Note(' '.join(notes))])
 
 
-def _reached(evidence: Evidence, best: Recipe) -> str:
-    count = sum(each.kind == 'network' and len(each.pooled.labels) == len(best.pooled.labels)
-                for each in evidence.recipes)  # fmt: skip
-    chosen = f', the best of {count} by this very number and so flattered by the choice,' if count > 1 else ''
-    return (
-        f'The network {best.label}{chosen} has an accuracy of {best.number("accuracy")} and an AUC of '
-        f'{best.number("auc")}, over {counted(len(best.pooled.seeds), "seed")}, every image scored by a fold that was '
-        'not trained on it.'
-    )
+def _figure(evidence: Evidence) -> Figure:
+    networks = [each for each in evidence.recipes if each.kind == 'network'][:MOST]
+    shown = [each for each in evidence.recipes if each.kind != 'network' or each in networks]
+    rows = [(each.label, each.number('accuracy'), KINDS[each.kind]) for each in shown]
+    if evidence.is_of_paper:
+        rows.append((CLAIM, paper.claim(), PAPER))
+    labels = shown[0].pooled.labels
+    left = len(evidence.recipes) - len(shown)
+    caption = 'Accuracy with its 95 % interval over images; dotted: always calling the larger class'
+    if left:
+        caption += f'; left out are {left} networks with a lower accuracy'
+    rows.sort(key=lambda row: -row[1].value)
+    chance = max(labels.mean(), 1 - labels.mean())
+    return plots.accuracies('accuracies', caption, evidence.mark, rows, (*KINDS.values(), PAPER), chance)
+
+
+def _reached(best: Recipe) -> str:
+    return f'The best network, {best.label}, has an accuracy of {best.number("accuracy")} and an AUC of {_auc(best)}.'
+
+
+def _auc(recipe: Recipe) -> str:
+    found = recipe.number('auc')
+    return f'{found.text} ({found.interval})' if found.interval else found.text
 
 
 def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
     shortcut = evidence.best('shortcut', best)
     if shortcut is None:
         return (
-            'Whether it beats the shortcut baselines, which never look at the head, is not known, since none was '
-            f'trained on the same folds (`{best.baseline_command}`).'
+            'Whether it beats the shortcut baselines is not known: none was trained on the same folds '
+            f'(`{best.baseline_command}`).'
         )
-    found = comparisons.difference(shortcut, best)
+    found = differences.difference(shortcut, best)
+    change = f'{found.accuracy.text} ({found.accuracy.interval}; McNemar mid-p {Number(found.p, style="p").bare})'
+    theirs = f'the best shortcut baseline ({shortcut.label}, {shortcut.number("accuracy").text})'
     if found.accuracy.low > 0:
-        verdict = 'it beats them'
-    else:
-        verdict = (
-            'it does not beat them and so, as far as these images can show, it has learnt nothing that the shortcuts '
-            'do not tell'
-        )
+        return f'It beats {theirs} by {change.replace("+", "")}.'
     return (
-        f'Against the best shortcut baseline on the same folds, {shortcut.label}, which never looks at the head and '
-        f'has {shortcut.number("accuracy")}, {verdict}: the difference in accuracy is {found.accuracy}, McNemar mid-p '
-        f'{Number(found.p, style="p")}.'
+        f'It does not beat {theirs}: the difference is {change}. '
+        'As far as these images can show, it has learnt nothing that the shortcuts do not tell.'
     )
 
 
 def _against_paper(evidence: Evidence, best: Recipe) -> str:
     """Of the best recipe that has a row in the paper's tables; where there is none, of the best."""
-    hits, n = protocol.best_printed()
-    printed = Number(hits / n, *map(float, metrics.wilson(hits, n)), n)
-    networks = [each for each in evidence.recipes if each.kind == 'network']
-    of_paper = next((each for each in networks if _row_of(each.trials, each.settings)), None)
-    own = f'the best of its recipes here, {of_paper.label}, has {of_paper.number("accuracy")}' if of_paper else (
-        f'none of its recipes was trained here, so what follows is of {best.label}')  # fmt: skip
-    said = f'The paper reports an accuracy of {printed} of one training on one split; {own}'
-    found = protocol.of_best_printed((of_paper or best).trials)
+    of_paper = _best_of_paper(evidence)
+    said = f'The paper reports {paper.claim()} from one training'
+    found = paper.single_trainings((of_paper or best).trials)
     if found is None:
         return f'{said}.'
-    share = Number(found.share, found.low, found.high)
-    single = f'{Number(found.quantiles[0]).text} to {Number(found.quantiles[-1]).text}'
-    return (
-        f'{said}: of {found.trainings} trainings with {found.n_test} test images each, accuracies range over {single}, '
-        f'and {share} reach the figure of the paper.'
+    whose = f'its best recipe here, {of_paper.label}' if of_paper else f'{best.label} (none of its recipes is here)'
+    reach = '1 reaches' if found.reached == 1 else f'{found.reached} reach'
+    return f'{said}; of {counted(found.trainings, "training")} of {whose}, {reach} that on {found.n_test} test images.'
+
+
+def _best_of_paper(evidence: Evidence) -> Recipe | None:
+    networks = [each for each in evidence.recipes if each.kind == 'network']
+    return next((each for each in networks if paper.row_of(each.trials, each.settings)), None)
+
+
+def _over_seeds(best: Recipe) -> str:
+    score, seeds = best.scores['accuracy'], len(best.pooled.seeds)
+    if seeds == 1:
+        return 'One seed was trained, so how much another seed would change is not known.'
+    return f'Between its {seeds} seeds the accuracy has a standard deviation of {100 * score.spread:.1f} points.'
+
+
+def _caveats(evidence: Evidence, best: Recipe) -> list[str]:
+    """What the sentences leave out."""
+    count = sum(each.kind == 'network' and len(each.pooled.labels) == len(best.pooled.labels)
+                for each in evidence.recipes)  # fmt: skip
+    flattered = f'The best network is the best of {count} by this very number, which flatters it.'
+    scored = (
+        f'Accuracies are means over seeds; {best.label} has {len(best.pooled.seeds)}. Every image was scored by a fold '
+        'that was not trained on it. Shortcut baselines know the size and the grey levels of an image, not what it '
+        'shows.'
     )
+    caveats = [flattered, scored] if count > 1 else [scored]
+    of_paper = _best_of_paper(evidence) if evidence.is_of_paper else None
+    found = paper.single_trainings(of_paper.trials) if of_paper else None
+    if found is None:
+        return caveats
+    lowest, highest = (Number(found.quantiles[place]).text for place in (0, -1))
+    own = (
+        f"The paper's best recipe here, {of_paper.label}, has an accuracy of {of_paper.number('accuracy')} over all "
+        f'folds; its single trainings have {lowest} to {highest}.'
+    )
+    return [*caveats, own]

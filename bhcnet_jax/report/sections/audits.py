@@ -1,4 +1,4 @@
-"""Audits of the paper and of the data."""
+"""Audits of the data and of the paper."""
 
 import pandas as pd
 
@@ -11,9 +11,12 @@ from bhcnet_jax.report.page import Block, Number, Section, Table
 
 
 def audits(evidence: Evidence, images: ImageSet | str) -> Section:
-    """Section 7. images: or why there are none."""
-    blocks = [_paper(), *_leakage(evidence), *_shortcuts(evidence, images)]
-    return Section('Audits of the paper and of the data', blocks)
+    """Shows what leaks and what shortcuts tell in the data, and what cannot be right in the paper.
+
+    images: or why there are none.
+    """
+    blocks = [*_leakage(evidence), *_shortcuts(evidence, images)]
+    return Section('Audits', [*blocks, _paper()] if evidence.is_of_paper else blocks)
 
 
 def _paper() -> Table:
@@ -23,7 +26,7 @@ def _paper() -> Table:
         for each in (*found, *audit.REMARKS)
     ]
     read = len(audit.REMARKS)
-    caption = f'What cannot be right in the paper: {len(found)} findings by computation, {read} by reading'
+    caption = f'What cannot be right in the paper ({len(found)} findings by computation, {read} by reading)'
     return Table('paper-audit', caption, ('place', 'what', 'printed', 'recomputed', 'problem'), rows)
 
 
@@ -39,19 +42,15 @@ def _leakage(evidence: Evidence) -> list[Block]:
     mixed = sum(len({label_of[image] for image in group if image in label_of}) > 1 for group in data['groups'])
     crossed = sum(map(crossing, evidence.recipes))
     rows: list[list[str | Number]] = [
-        ['images, normal + hemorrhage', f'{data["images"]["normal"]} + {data["images"]["hemorrhage"]}'],
+        [f'images, {" + ".join(evidence.classes)}', ' + '.join(map(str, data['images'].values()))],
         ['pairs of look-alike images', pairs],
-        ['groups of two or more images', _whole(len(data['groups']))],
-        ['images in the largest group', _whole(max(map(len, data['groups']), default=1))],
-        ['groups with both labels', _whole(mixed)],
-        ['groups with images in two test parts, over all recipes', _whole(crossed)],
+        ['groups of two or more images', Number(len(data['groups']), style='whole')],
+        ['images in the largest group', Number(max(map(len, data['groups']), default=1), style='whole')],
+        ['groups with both labels', Number(mixed, style='whole')],
+        ['groups with images in two test parts, over all recipes', Number(crossed, style='whole')],
     ]
-    note = 'Slices of one patient that do not look alike are not found: the set has no patient identifiers.'
+    note = 'Images of one patient that do not look alike are not found here.'
     return [Table('leakage', 'Leakage audit of the images', ('what', 'found'), rows, note)]
-
-
-def _whole(count: int) -> Number:
-    return Number(count, style='whole')
 
 
 def _shortcuts(evidence: Evidence, images: ImageSet | str) -> list[Block]:
@@ -69,7 +68,7 @@ def _shortcuts(evidence: Evidence, images: ImageSet | str) -> list[Block]:
     baselines = [[each.label, each.number('accuracy'), each.number('auc')]
                  for each in evidence.recipes if each.kind == 'shortcut']  # fmt: skip
     if baselines:
-        caption = 'Shortcut baselines: random forests that never look at the head'
+        caption = 'Shortcut baselines: random forests that know size and grey levels of an image, not what it shows'
         blocks.append(Table('shortcut-baselines', caption, ('baseline', 'accuracy', 'AUC'), baselines))
     return blocks
 

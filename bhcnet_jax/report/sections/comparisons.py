@@ -1,43 +1,16 @@
 """Each recipe minus another one on the same folds, and what validation images say of them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from bhcnet_jax.report import plots, settings
-from bhcnet_jax.report.evidence import DRAWS, KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Block, Number, Section, Table, counted
-from bhcnet_jax.statistics import bootstrap, comparison, metrics
+from bhcnet_jax.report.differences import Difference, difference
+from bhcnet_jax.report.evidence import KINDS, Evidence, Recipe
+from bhcnet_jax.report.page import Block, Cell, Number, Section, Table, counted
+from bhcnet_jax.statistics import comparison, metrics
 
-
-class Difference(NamedTuple):
-    """A recipe minus another one on the same images: accuracy and AUC, and McNemar's test of the accuracies.
-
-    only_first, only_second: images that only the other one, or only the recipe, has right.
-    """
-
-    accuracy: Number
-    auc: Number
-    only_first: int
-    only_second: int
-    p: float
-
-
-def difference(first: Recipe, second: Recipe) -> Difference:
-    """second - first. McNemar's test, which knows one answer per image, is of probabilities averaged over seeds."""
-    pooled, other = first.pooled, second.pooled
-    measures = {name: bootstrap.METRICS[name] for name in ('accuracy', 'auc')}
-    of_pair = (pooled.labels, pooled.probabilities, other.probabilities, measures, first.groups, DRAWS)
-    found, n = bootstrap.difference(*of_pair), len(pooled.labels)
-    test = comparison.mcnemar(pooled.labels, first.mean_probability, second.mean_probability)
-    numbers = (
-        Number(found[name].mean, found[name].low, found[name].high, n, style)
-        for name, style in (('accuracy', 'points'), ('auc', 'signed'))
-    )
-    return Difference(*numbers, *test)
+LONGEST = 40  # rows of the comparisons that are shown unfolded
 
 
 def comparisons(evidence: Evidence, reference: Recipe) -> Section:
-    """Section 6: every recipe on the reference's folds minus the reference, then those one setting away."""
+    """Shows every recipe on the reference's folds minus the reference, then those one setting away from it."""
     others = [each for each in evidence.recipes if each is not reference and each.shares_folds(reference)]
     title = 'Comparisons and ablations'
     if not others:
@@ -45,22 +18,25 @@ def comparisons(evidence: Evidence, reference: Recipe) -> Section:
                                f'baselines: `{reference.baseline_command}`'])  # fmt: skip
     found = {each.recipe_id: difference(reference, each) for each in others}
     adjusted = comparison.holm([each.p for each in found.values()])
-    rows = [
-        [other.label, KINDS[other.kind], each.accuracy, each.auc, str(each.only_second), str(each.only_first),
-         Number(each.p, style='p', n=each.accuracy.n), Number(p, style='p', n=each.accuracy.n)]
-        for other, each, p in zip(others, found.values(), adjusted, strict=True)
-    ]  # fmt: skip
+    rows = [_row(other, found[other.recipe_id], p) for other, p in zip(others, adjusted, strict=True)]
     heads = ('recipe', 'kind', 'accuracy difference', 'AUC difference', 'only it is right', 'only the reference is',
              'McNemar mid-p', f'after Holm, {len(rows)} tests')  # fmt: skip
     note = (
         "Differences are of both recipes on the same bootstrap draws. McNemar's test is of the probabilities averaged "
-        'over seeds at the threshold 0.5; it takes images as independent, which look-alikes are not quite.'
+        'over seeds, at the threshold 0.5. It takes images as independent, which look-alikes are not quite.'
     )
     left = len(evidence.recipes) - len(others) - 1
     more = [f'{counted(left, "recipe")} with other folds are left out.'] if left else []
-    table = Table('comparisons', f'Each recipe minus the reference, {reference.label}', heads, rows, note)
+    caption = f'Each recipe minus the reference, {reference.label}'
+    table = Table('comparisons', caption, heads, rows, note, longest=LONGEST)
     ablations = _ablations(evidence.mark, reference, others, found)
     return Section(title, [table, *more, *ablations, *_validation(reference, others)])
+
+
+def _row(recipe: Recipe, found: Difference, adjusted: float) -> list[Cell]:
+    only = [Number(count, style='whole') for count in (found.only_second, found.only_first)]
+    tests = [Number(p, style='p', n=found.accuracy.n) for p in (found.p, adjusted)]
+    return [recipe.label, KINDS[recipe.kind], found.accuracy, found.auc, *only, *tests]
 
 
 def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[str, Difference]) -> list[Block]:
@@ -112,13 +88,3 @@ def _validation(reference: Recipe, others: list[Recipe]) -> list[Block]:
     )
     return [Table('validation', caption, heads, sorted(rows, key=lambda row: row[2].value), note)]
 
-
-def most_neighbours(recipes: Sequence[Recipe]) -> Recipe:
-    """The recipe that most others are one setting away from, on the same folds; the first network of several."""
-    networks = [each for each in recipes if each.kind == 'network'] or list(recipes)
-
-    def neighbours(one: Recipe) -> int:
-        known = [each for each in networks if each.settings and one.settings and one.shares_folds(each)]
-        return sum(len(settings.differing(one.settings, each.settings)) == 1 for each in known)
-
-    return max(networks, key=neighbours)

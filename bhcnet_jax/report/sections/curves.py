@@ -2,37 +2,33 @@
 
 import numpy as np
 
-from bhcnet_jax.report import bands as points
-from bhcnet_jax.report import plots
+from bhcnet_jax.report import bands, plots
 from bhcnet_jax.report.evidence import Evidence, Recipe
-from bhcnet_jax.report.page import Block, Number, Section, Table
+from bhcnet_jax.report.page import Block, Number, Section, Table, counted
 from bhcnet_jax.statistics import metrics
 
 
 def curves(evidence: Evidence) -> Section:
-    """Section 4, of the best network and, where they allow it, the best baselines."""
+    """Shows ROC, precision, calibration and net benefit of the best network and, in part, of the best baselines."""
     mark, leading = evidence.mark, evidence.leading
+    negative, positive = evidence.classes
     best = leading[0]
-    of = f'n = {len(best.pooled.labels)} images, {_seeds(best)}; bands: pointwise 95 % over images'
+    seeds = counted(len(best.pooled.seeds), 'seed')
+    of = f'n = {len(best.pooled.labels)} images, {seeds}; bands: pointwise 95 % over images'
     share = best.pooled.labels.mean()
     roc = plots.lines(
-        'roc', f'ROC curves; {of}', mark, {each.label: points.roc(each) for each in leading},
-        ('false alarms, share of normal images', 'sensitivity'), {'chance': ([0, 1], [0, 1])},
+        'roc', f'ROC curves; {of}', mark, {each.label: bands.roc(each) for each in leading},
+        (f'false alarms, share of {negative}', 'sensitivity'), {'chance': ([0, 1], [0, 1])},
         xlim=(-0.01, 1.01), ylim=(-0.01, 1.01),
     )  # fmt: skip
     recall = plots.lines(
         'precision-recall', f'Precision against sensitivity; {of}', mark,
-        {each.label: points.precision_recall(each) for each in leading}, ('sensitivity', 'precision'),
-        {'share of hemorrhages': ([0, 1], [share, share])}, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01),
+        {each.label: bands.precision_recall(each) for each in leading}, ('sensitivity', 'precision'),
+        {f'share of {positive}': ([0, 1], [share, share])}, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01),
     )  # fmt: skip
-    figures = (roc, recall, *_calibration_figures(mark, best, of), _decisions(mark, best, of))
+    figures = (roc, recall, *_calibration_figures(evidence, best, of), _decisions(evidence, best, of))
     blocks = [_chosen(evidence), *figures, _calibration_table(leading)]
     return Section('Discrimination, calibration and use', blocks)
-
-
-def _seeds(recipe: Recipe) -> str:
-    count = len(recipe.pooled.seeds)
-    return f'{count} seed' + ('' if count == 1 else 's')
 
 
 def _chosen(evidence: Evidence) -> str:
@@ -41,29 +37,29 @@ def _chosen(evidence: Evidence) -> str:
     return f'{told}: {labels}.'
 
 
-def _calibration_figures(mark: str, best: Recipe, of: str) -> list[Block]:
-    curve, n = points.reliability(best)
+def _calibration_figures(evidence: Evidence, best: Recipe, of: str) -> list[Block]:
+    curve, n = bands.reliability(best)
     told = f'Reliability of {best.label}; {of.partition(";")[0]}; bars: 95 % intervals; below: images per bin and seed'
     told_too = f'Predicted probabilities of {best.label} by actual class; images per bin, mean over seeds'
-    pooled = best.pooled
+    mark, pooled = evidence.mark, best.pooled
     return [
-        plots.reliability('reliability', told, mark, curve, n),
-        plots.histogram('probabilities', told_too, mark, pooled.labels, pooled.probabilities),
+        plots.reliability('reliability', told, mark, curve, n, evidence.classes[1]),
+        plots.histogram('probabilities', told_too, mark, pooled.labels, pooled.probabilities, evidence.classes),
     ]
 
 
-def _decisions(mark: str, best: Recipe, of: str) -> Block:
+def _decisions(evidence: Evidence, best: Recipe, of: str) -> Block:
     share = best.pooled.labels.mean()
-    everyone = share - (1 - share) * points.THRESHOLDS / (1 - points.THRESHOLDS)
+    everyone = share - (1 - share) * bands.THRESHOLDS / (1 - bands.THRESHOLDS)
     straight = {
-        'treat all': (points.THRESHOLDS, everyone),
-        'treat none': (points.THRESHOLDS[[0, -1]], (0, 0)),
+        'treat all': (bands.THRESHOLDS, everyone),
+        'treat none': (bands.THRESHOLDS[[0, -1]], (0, 0)),
     }
     caption = (
-        f'Decision curve of {best.label}; {of}. Net benefit depends on the share of hemorrhages, here '
-        f'{100 * share:.0f} %, which is not that of a clinic'
+        f'Decision curve of {best.label}; {of}. Net benefit depends on the share of '
+        f'{evidence.classes[1]}, here {100 * share:.0f} %, which is not that of a clinic'
     )
-    curve = points.net_benefit(best)
+    curve, mark = bands.net_benefit(best), evidence.mark
     labels = ('threshold probability', 'net benefit, true positives per image')
     return plots.lines('decision', caption, mark, {best.label: curve}, labels, straight, ylim=(-0.1, 1.08 * share))
 
@@ -72,14 +68,14 @@ def _calibration_table(recipes: list[Recipe]) -> Table:
     rows = []
     for recipe in recipes:
         n = len(recipe.pooled.labels)
-        error = recipe.estimate({'ece': points.calibration_error})['ece']
+        error = recipe.estimate({'ece': bands.calibration_error})['ece']
         ece = Number(error.mean, error.low, error.high, n, 'plain')
         rows.append([recipe.label, *_calibration(recipe), ece, recipe.number('brier')])
     heads = ('recipe', 'intercept', 'slope', 'expected calibration error', 'Brier score')
     note = (
-        'Logistic recalibration: perfect are intercept 0 and slope 1; both and their Wald intervals are means over '
-        'seeds. The calibration error (10 bins) is biased upwards, and more so in bootstrap draws, so that its '
-        'interval may lie above it.'
+        'Logistic recalibration: intercept 0 and slope 1 are perfect; both and their Wald intervals are means over '
+        'seeds. The calibration error (10 bins) is biased upwards, and more so in bootstrap draws, so its interval may '
+        'lie above it.'
     )
     return Table('calibration', 'Calibration', heads, rows, note)
 

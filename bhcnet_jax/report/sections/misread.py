@@ -4,61 +4,45 @@ import base64
 import io
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
-from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
-from bhcnet_jax.errors import UserError
-from bhcnet_jax.report.evidence import Evidence, Recipe
+from bhcnet_jax.report.evidence import PAPERS_DATA, Evidence, Recipe
 from bhcnet_jax.report.page import Block, Gallery, Section
 
 MOST = 12  # images per gallery
-SIDE = 128  # pixels
-COMMAND = 'HEAD_CT_DIR=... python -m bhcnet_jax.report WORKDIR...'
+COMMAND = 'python -m bhcnet_jax.report WORKDIR...'
 
 
-def load(evidence: Evidence) -> ImageSet | str:
-    """The images that the trials are of, or why they are not there."""
-    dataset = next((each.config['config']['dataset'] for each in evidence.run_dirs if each.config), {})
-    name = {'PHANTOM': 'phantom', 'head_ct': 'head_ct'}.get(evidence.dataset, 'folder')
-    try:
-        fixed = {'name': name, 'image_size': SIDE, 'equalise': False}
-        found = input_pipeline.load(ConfigDict({'dir': '', **dataset, **fixed}))
-    except (UserError, OSError) as error:
-        return f'The images are not at hand: {" ".join(str(error).split())}'
-    if found.fingerprint != evidence.fingerprint:
-        return (
-            f'The images at hand have the fingerprint {found.fingerprint[:12]}, the trials are of '
-            f'{evidence.fingerprint[:12]}.'
-        )
-    return found
+def misread(evidence: Evidence, images: ImageSet | str) -> Section:
+    """Shows missed positives and false alarms of the best network, the most certain first.
 
-
-def gallery(evidence: Evidence, images: ImageSet | str) -> Section:
-    """Missed hemorrhages and false alarms, the most certain first."""
+    images: or why there are none.
+    """
     title, best = 'Misread images', evidence.best('network') or evidence.recipes[0]
-    lists = _wrong(best)
-    told = [f'{name} of {best.label}: {_listed(best, places)}' for name, places in lists.items()]
+    lists = _wrong(best, evidence.classes)
+    told = [f'{name} by {best.label}, {_listed(best, places)}' for name, places in lists.items()]
     if isinstance(images, str):
-        return Section(title, [f'Images are left out: {images} To have them: `{COMMAND}`', *told])
+        command = f'HEAD_CT_DIR=... {COMMAND}' if evidence.dataset == PAPERS_DATA else COMMAND
+        return Section(title, [f'Images are left out: {images} To have them: `{command}`', *told])
     blocks: list[Block] = []
     for (name, places), line in zip(lists.items(), told, strict=True):
         shown = places[:MOST]
         blocks.append(line)
         if len(shown):
-            of = f'{name}, {len(shown)} of {len(places)}; probability of hemorrhage, mean over seeds'
+            of = f'{name}, {len(shown)} of {len(places)}; probability of {evidence.classes[1]}, mean over seeds'
             blocks.append(Gallery(of, [_picture(best, place, images) for place in shown]))
     return Section(title, blocks)
 
 
-def _wrong(recipe: Recipe) -> dict[str, np.ndarray]:
+def _wrong(recipe: Recipe, classes: tuple[str, str]) -> dict[str, np.ndarray]:
     """Places in the pooled images by the probability averaged over seeds, the most certain mistakes first."""
     labels, probability = recipe.pooled.labels, recipe.mean_probability
     order = np.argsort(probability, kind='stable')
+    negative, positive = classes
     return {
-        'Missed hemorrhages': order[labels[order] & (probability[order] < 0.5)],
-        'False alarms': order[~labels[order] & (probability[order] >= 0.5)][::-1],
+        f'{positive.capitalize()} called {negative}': order[labels[order] & (probability[order] < 0.5)],
+        f'{negative.capitalize()} called {positive}': order[~labels[order] & (probability[order] >= 0.5)][::-1],
     }
 
 

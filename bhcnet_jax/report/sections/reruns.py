@@ -6,11 +6,10 @@ import pandas as pd
 
 from bhcnet_jax.report.evidence import Evidence, RunDir
 from bhcnet_jax.report.page import Code, Number, Section, Table
-from bhcnet_jax.report.sections.audits import _whole
 
 
 def reruns(evidence: Evidence) -> Section:
-    """Section 10."""
+    """Shows code, hardware and data of each run directory, and the commands that make every number again."""
     heads = ('run directory', 'trials', 'code', 'hardware', 'training time', 'data')
     rows, commands = [], []
     for each in evidence.run_dirs:
@@ -28,7 +27,7 @@ def reruns(evidence: Evidence) -> Section:
 def _rerun(run: RunDir, done: pd.DataFrame) -> list[str | Number]:
     return [
         str(run.path),
-        _whole(len(done)),
+        Number(len(done), style='whole'),
         _distinct(done.code) or _distinct(pd.Series([start.get('code') for start in run.starts])),
         _distinct(done.hardware) or 'not recorded',
         f'{done.train_seconds.sum():.0f} s' if done.train_seconds.notna().any() else 'not recorded',

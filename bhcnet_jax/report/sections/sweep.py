@@ -11,7 +11,7 @@ from bhcnet_jax.report.page import Section
 
 
 def sweep(evidence: Evidence) -> Section:
-    """Section 9."""
+    """Shows each recipe as a line over the settings that were swept, and its accuracy."""
     networks = [each for each in evidence.recipes if each.kind == 'network' and each.settings]
     keys = [key for key in settings.varying([each.settings for each in networks]) if _numeric(networks, key)]
     title = 'The sweep at a glance'
@@ -25,7 +25,7 @@ def sweep(evidence: Evidence) -> Section:
     accuracy = np.array([each.scores['accuracy'].mean for each in networks])
     caption = (
         f'Each line is one of {len(networks)} recipes, the thick one the most accurate of them; differences between '
-        'recipes have intervals in section 6'
+        'recipes have intervals under "Comparisons and ablations"'
     )
     return Section(title, [plots.parallel('parallel', caption, evidence.mark, values, accuracy)])
 

@@ -12,7 +12,7 @@ NORMAL = 1.959964  # quantile 0.975 of the normal distribution: an interval's wi
 
 
 def training(evidence: Evidence) -> Section:
-    """Section 5."""
+    """Shows loss and accuracy over epochs, by fold and seed, and how much of the noise is that of seeds."""
     best = evidence.best('network')
     epochs = evidence.epochs(best) if best else pd.DataFrame()
     noise = _noise(evidence)
@@ -71,7 +71,7 @@ def _noise(evidence: Evidence) -> list[Block]:
                 "`python -m bhcnet_jax.main --config=balanced --sweep='seed=0:5'`"]
     heads = ('recipe', 'sd over seeds', 'standard error over images', 'part of the variance from seeds')
     note = (
-        'The standard error over images is the width of the bootstrap interval over 2 x 1.96. More seeds make the '
-        'first smaller; only more images (and not more folds or seeds) make the second smaller.'
+        'The standard error over images is the width of the 95 % interval divided by 2 x 1.96. More seeds make the '
+        'first smaller. Only more images make the second smaller, not more folds or seeds.'
     )
     return [Table('noise', 'Seed noise against sampling noise, of the accuracy of a single seed', heads, rows, note)]

@@ -1,0 +1,45 @@
+"""The paper's rows beside ours, and single trainings as the paper reports one."""
+
+import numpy as np
+import pytest
+
+import studies
+from bhcnet_jax.report import evidence, paper
+from studies import numbers, section, text
+
+
+def test_a_paper_row_stands_beside_the_recipe_with_its_model_phases_and_epochs(real):
+    lines = section(real, "The paper's tables beside ours").splitlines()
+    rows = [line for line in lines if line.startswith(('| Paper', '| This study'))]
+    place = next(place for place, row in enumerate(rows) if row.startswith('| This study'))
+    assert rows[place - 1].startswith('| Paper, table 2, 12 epochs: cnn, balanced then imbalanced | 100 (83.9')
+
+
+def test_a_holdout_that_is_drawn_again_is_told_by_its_spread_and_not_as_so_many_recipes(tmp_path):
+    directories = studies.write(tmp_path)
+    again = studies.write_holdouts(tmp_path, {4: [16, 12, 15], 24: [19, 20, 11]})
+    studies.make_report(tmp_path, *directories, again)
+    rows = numbers(tmp_path, 'holdouts').value
+    of_4, of_24 = (rows[f'balanced {epochs} epochs'] for epochs in (4, 24))
+    for of, right, printed in ((of_4, [16, 12, 15], 0.8), (of_24, [19, 20, 11], 0.95)):
+        accuracies = np.array(right) / 20
+        names = ('lowest', 'lower quartile', 'median', 'upper quartile', 'highest')
+        np.testing.assert_allclose(of[list(names)], np.quantile(accuracies, (0, 0.25, 0.5, 0.75, 1)))
+        assert of['mean'] == pytest.approx(accuracies.mean())
+        assert of["the paper's"] == printed
+        assert of["reached the paper's"] == pytest.approx(np.mean(accuracies >= printed))
+    assert not [row for row, _ in numbers(tmp_path, 'leaderboard').index if row.startswith('balanced')]
+    assert 'id="holdouts"' in text(tmp_path, 'html')
+
+
+def test_holdouts_alone_are_recipes(tmp_path):
+    again = studies.write_holdouts(tmp_path, {4: [16, 12]})
+    studies.make_report(tmp_path, again)
+    assert len({row for row, _ in numbers(tmp_path, 'leaderboard').index}) == 2
+
+
+@pytest.mark.parametrize(('key', 'value'), [('model.convs', 2), ('model.norm', 'group')])
+def test_another_network_than_the_papers_stands_beside_no_row_of_the_paper(tmp_path, key, value):
+    found = evidence.gather(studies.write(tmp_path)[:1]).recipes[0]
+    beside = [paper.row_of(found.trials, each) for each in (found.settings, {key: value})]
+    assert beside[0] and beside[1] is None
