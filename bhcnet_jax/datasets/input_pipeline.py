@@ -56,6 +56,7 @@ class ImageSet:
       modes: N strings, Pillow's mode as published (L, LA, P, RGB, RGBA, I;16 ...).
       coloured: bool [N], whether any pixel's red, green and blue differ.
       file_bytes: int32 [N], size of the published file.
+      turned_sha256: N hex digests, equal where the pixels are after one of the eight turns and flips; () if unknown.
     """
 
     name: str
@@ -72,6 +73,7 @@ class ImageSet:
     modes: tuple[str, ...]
     coloured: np.ndarray
     file_bytes: np.ndarray
+    turned_sha256: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -114,6 +116,7 @@ def load(dataset: ConfigDict) -> ImageSet:
         modes=columns['mode'],
         coloured=np.array(columns['coloured'], bool),
         file_bytes=np.array(columns['file_bytes'], np.int32),
+        turned_sha256=columns['turned_sha256'],
     )
 
 
@@ -136,6 +139,7 @@ def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict
         'id': record['id'].decode(),
         'group': record['group'].decode(),
         'pixel_sha256': hashlib.sha256(pixels).hexdigest(),
+        'turned_sha256': _turned_sha256(np.asarray(grey)),
         'height': grey.height,
         'width': grey.width,
         'mode': mode,
@@ -143,6 +147,12 @@ def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict
         'file_bytes': len(data),
         'file_sha256': hashlib.sha256(data).hexdigest(),
     }
+
+
+def _turned_sha256(pixels: np.ndarray) -> str:
+    """The same for an image [H, W] and all that it becomes by turns of 90 degrees and flips."""
+    ways = [np.rot90(each, quarter) for each in (pixels, pixels.T) for quarter in range(4)]
+    return hashlib.sha256(min(f'{way.shape} '.encode() + way.tobytes() for way in ways)).hexdigest()
 
 
 def _resize(grey: Image.Image, size: int) -> np.ndarray:
