@@ -240,7 +240,7 @@ def test_more_folds_than_images_end_in_one_line(labelled_folder, tmp_path, monke
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     config = tiny_config(labelled_folder)
     config.split.folds = 30
-    with pytest.raises(UserError, match=r'split.folds is 30: a class has only'):
+    with pytest.raises(UserError, match=r'split.folds is 30: class 0 has only 20 groups'):
         train.run(config, Options(workdir=str(tmp_path / 'run')))
     assert not (tmp_path / 'run').exists()
 
