@@ -63,7 +63,8 @@ class Study:
                 point = {**listed, **axes_point}
                 settings = trial.set_point(base, point)
                 trial.check(settings, changed=point)
-                yield trial.identify(settings, self._split(settings['split']), self.image_set.fingerprint, point)
+                split, labels = self._split(settings['split']), self.image_set.labels
+                yield trial.identify(settings, split, self.image_set.fingerprint, point, labels)
 
     def _split(self, part: Mapping[str, Any]) -> Split:
         key = tuple(part[name] for name in ('scheme', 'folds', 'fold', 'seed', 'val_folds'))
@@ -113,7 +114,8 @@ class Study:
             return ''
         config = self.config_of(this)
         config.phases = config.phases[:-1]
-        return trial.identify(config, self.split_of(config), self.image_set.fingerprint).trial_id
+        split, labels = self.split_of(config), self.image_set.labels
+        return trial.identify(config, split, self.image_set.fingerprint, labels=labels).trial_id
 
     def plan(self, this: Identity) -> Trial:
         """The trial of an identity, ready to be trained. UserError: these images do not allow it."""

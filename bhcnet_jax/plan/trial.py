@@ -76,12 +76,27 @@ class Trial:
         return self.identity.trial_id
 
 
-def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str, Any] | None = None) -> Identity:
-    """The identity of the trial that a config spans on a split of a data set (fingerprint of its files)."""
+def identify(
+    config: Config,
+    split: Split,
+    fingerprint: str,
+    point: Mapping[str, Any] | None = None,
+    labels: np.ndarray | None = None,
+) -> Identity:
+    """The identity of the trial that a config spans on a split of a data set (fingerprint of its files).
+
+    labels: int [N]; None where only the recipe's id is wanted.
+    """
     recipe = resolve(config)
     parts, recipe_id = _encode_recipe(recipe)
     rest = {'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
-    signature = _sign(_shapes(recipe, config, split))
+    shapes = _shapes(recipe, config, split)
+    if config['optimizer']['ema']:
+        rest['ema'] = 'corrected'  # for its start; trials from before it was have another identity
+    if labels is not None:
+        rest |= phases.changes(config, labels, split.train)
+        shapes['samples'] = phases.epoch_samples(config, labels, split.train)
+    signature = _sign(shapes)
     return Identity(
         trial_id=_digest(parts | {key: _encode(value) for key, value in rest.items()}),
         recipe_id=recipe_id,
@@ -95,11 +110,16 @@ def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str,
 
 def make(config: ConfigDict, labels: np.ndarray, split: Split, fingerprint: str) -> Trial:
     """The trial that a config spans, ready to be trained; see `identify` and `plan`."""
-    return plan(identify(config, split, fingerprint), config, labels, split)
+    return plan(identify(config, split, fingerprint, labels=labels), config, labels, split)
 
 
 def plan(identity: Identity, config: ConfigDict, labels: np.ndarray, split: Split) -> Trial:
-    """The trial of an identity, ready to be trained. labels: int [N]. ValueError as of `phases.plan`."""
+    """The trial of an identity, ready to be trained. labels: int [N]. ValueError as of `phases.plan`.
+
+    The trial's config says the number of images per epoch, also where `augment.samples` was 0.
+    """
+    samples = phases.epoch_samples(config, labels, split.train)
+    config = type(config)(set_point(config.to_dict(), {'augment.samples': samples}))
     return Trial(identity, config, split, phases.plan(config, labels, split.train))
 
 
@@ -234,13 +254,13 @@ _RANGES = (
     ('split.folds', 2, 2**16),
     ('split.seed', 0, MAX_SEED),
     ('split.val_folds', 0, 2**16),
-    ('imbalanced.positives', 1, MAX_SEED),
+    ('imbalanced.positives', 1, 10**6),
     *((f'{name}.epochs', 1, 10**6) for name in phases.NAMES),
     ('model.convs', 1, 16),
     ('model.hidden_units', 0, 2**16),
     ('model.recurrent_units', 1, 2**16),
     ('model.dropout', 0.0, 0.99),
-    ('augment.samples', 1, 10**8),
+    ('augment.samples', 0, 10**8),
     ('augment.affine.flip', 0.0, 1.0),
     ('augment.affine.shear', 0.0, 60.0),
     ('augment.affine.zoom', 0.0, 0.9),
@@ -249,7 +269,7 @@ _RANGES = (
     ('augment.distort.crop', 0.1, 1.0),
     ('augment.distort.rotation', 0.0, 180.0),
     ('augment.distort.resize', 0.0, 0.9),
-    ('augment.distort.optical', 0.0, 0.9),
+    ('augment.distort.optical', 0.0, 1 / 3),
     ('augment.distort.grid', 0.0, 0.9),
     ('augment.distort.noise', 0.0, 1.0),
     ('optimizer.peak_lr', 0.0, 10.0),
@@ -284,6 +304,8 @@ _CHOICES = {
 
 
 def _check_combinations(config: Config) -> None:
+    if config['augment']['samples'] == 1:
+        raise UserError('augment.samples is 1, but each phase needs an image of each class; expected 2 or more, or 0 (all).')
     names = tuple(config['phases'])
     if not names or set(names) - set(phases.NAMES) or len(set(names)) < len(names):
         raise UserError(f'phases is {names}; expected {", ".join(phases.NAMES)} or both, each once.')

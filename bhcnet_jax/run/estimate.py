@@ -38,7 +38,7 @@ def text(study: Study, missing: Sequence[Identity]) -> str:
     seconds = 0.0
     for signature, total in epochs.items():
         cost = costs.get(signature, costs[measured[-1]])
-        samples = study.config_of(example[signature]).augment.samples
+        samples = study.plan(example[signature]).config.augment.samples
         seconds += cost.compile_seconds + total * samples / cost.images_per_second
     rest = f', of {MEASURED} of {len(epochs)} groups' if len(epochs) > MEASURED else ''
     megabytes = max(cost.device_bytes for cost in costs.values()) / 1e6
@@ -64,5 +64,5 @@ def _measure(study: Study, this: Identity, count: int) -> Cost:
         start = time.perf_counter()
         states, _ = engine.epoch(states, lanes)
         seconds = time.perf_counter() - start
-    trained = len(lanes.seed) * len(planned.phases[0].sources)
+    trained = len(lanes.seed) * planned.phases[0].samples
     return Cost(compile_seconds, trained / seconds, engine.device_bytes)

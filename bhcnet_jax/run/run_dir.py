@@ -153,7 +153,7 @@ def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, tri
             'train': ids[trial.split.train].tolist(),
             'test': ids[trial.split.test].tolist(),
             'phases': {
-                phase.name: {'normal': phase.counts[0], 'hemorrhage': phase.counts[1], 'augmented': len(phase.sources)}
+                phase.name: {'normal': phase.counts[0], 'hemorrhage': phase.counts[1], 'augmented': phase.samples}
                 for phase in trial.phases
             },
         }
