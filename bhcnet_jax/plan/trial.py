@@ -95,7 +95,8 @@ def identify(
         rest['ema'] = 'corrected'  # for its start; trials from before it was have another identity
     if labels is not None:
         rest |= phases.changes(config, labels, split.train)
-        shapes['samples'] = phases.epoch_samples(config, labels, split.train)
+        if not config['augment']['samples']:
+            shapes['samples'] = phases.epoch_samples(config, labels, split.train)
     signature = _sign(shapes)
     return Identity(
         trial_id=_digest(parts | {key: _encode(value) for key, value in rest.items()}),
@@ -118,8 +119,9 @@ def plan(identity: Identity, config: ConfigDict, labels: np.ndarray, split: Spli
 
     The trial's config says the number of images per epoch, also where `augment.samples` was 0.
     """
-    samples = phases.epoch_samples(config, labels, split.train)
-    config = type(config)(set_point(config.to_dict(), {'augment.samples': samples}))
+    if not config.augment.samples:
+        samples = phases.epoch_samples(config, labels, split.train)
+        config = type(config)(set_point(config.to_dict(), {'augment.samples': samples}))
     return Trial(identity, config, split, phases.plan(config, labels, split.train))
 
 

@@ -197,8 +197,9 @@ def make_train_step(config: ConfigDict, axis: str | None = None) -> Callable[...
         with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer step count
             updates, opt_state = adam.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        kept = optim.kept_share(lane.ema, opt_state)
         average = jax.tree.map(
-            lambda old, new: lane.ema * old + (1 - lane.ema) * new,
+            lambda old, new: kept * old + (1 - kept) * new,
             *(state.average, {'params': params, 'batch_stats': batch_stats}),
         )
         return TrainState(params, opt_state, batch_stats, average), sums
