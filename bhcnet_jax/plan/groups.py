@@ -55,8 +55,8 @@ class Grouping:
 
     groups: np.ndarray
     pairs: tuple[Pair, ...]
-    apart: tuple[Pair, ...]
-    warnings: tuple[str, ...]
+    apart: tuple[Pair, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class _Near(NamedTuple):
