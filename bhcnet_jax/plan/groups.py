@@ -23,9 +23,9 @@ MAX_HASH_DISTANCE = 14  # bits of 63
 MIN_OUTLYINGNESS = 5.4  # robust standard deviations
 # Near pairs below it may be neighbouring slices of one patient, or of two: it is the least of the copies seen by eye.
 COPY_OUTLYINGNESS = 8.4
-CHAINED = 2  # images; two groups of so many are not tied by a single pair below COPY_OUTLYINGNESS
-# Share of the images without a published group whose nearest is below COPY_OUTLYINGNESS, from which a set is taken for
-# consecutive slices: the 200 single head CTs have 0.09, 1137 consecutive slices of 37 patients 0.37.
+CHAINED = 3  # images; two groups of so many are not tied by a single pair below COPY_OUTLYINGNESS
+# Pairs below COPY_OUTLYINGNESS per image without a published group, from which a set is taken for consecutive slices:
+# the 200 single head CTs have 0.10, 1137 consecutive slices of 37 patients 0.37.
 CONSECUTIVE = 0.2
 
 
@@ -98,7 +98,7 @@ def find_groups(image_set: ImageSet) -> Grouping:
     groups = _tie_near(groups, [bool(group) for group in published], list(near.values()))
     together = tuple(pair for pair in pairs if groups[pair.a] == groups[pair.b])
     apart = tuple(pair for pair in pairs if groups[pair.a] != groups[pair.b])
-    warnings = (*_copies(image_set, together), *_strangers(published, apart), *_consecutive(published, near.values()))
+    warnings = (*_copies(image_set, together), *_strangers(published, apart), *_consecutive(published, list(near.values())))
     return Grouping(groups, together, apart, warnings)
 
 
@@ -128,7 +128,7 @@ def _tie_near(groups: np.ndarray, published: list[bool], near: list[_Near]) -> n
     """Merges groups by near pairs, the nearest first. groups: int32 [N]; published: N. -> int32 [N].
 
     Neighbouring slices are alike from one end of a head to the other, and now and then like a slice of somebody else:
-    single pairs chained 13 of 37 patients. So a pair below COPY_OUTLYINGNESS ties two groups of CHAINED images or more
+    single pairs chained 13 of 37 patients, 80 images. So a pair below COPY_OUTLYINGNESS ties two groups of CHAINED images or more
     only if another pair does too.
     """
     group_of, members, alike = groups.tolist(), collections.defaultdict(list), collections.defaultdict(list)
@@ -176,18 +176,14 @@ def _two_groups(published: tuple[str, ...], pair: Pair) -> bool:
 
 
 def _consecutive(published: tuple[str, ...], near: Sequence[_Near]) -> Iterator[str]:
-    """Warns where look-alikes cannot tell patients apart: too many images are only somewhat alike."""
-    nearest = collections.defaultdict(float)
-    for pair in near:
-        for image in (pair.a, pair.b):
-            nearest[image] = max(nearest[image], pair.outlyingness)
+    """Warns where look-alikes cannot tell patients apart: too many images are alike, but less than copies."""
+    weak = [pair for pair in near if pair.outlyingness < COPY_OUTLYINGNESS and not published[pair.a] + published[pair.b]]
     count = published.count('')
-    weak = sum(not published[image] and found < COPY_OUTLYINGNESS for image, found in nearest.items())
-    if weak > CONSECUTIVE * count:
+    if len(weak) > CONSECUTIVE * count:
         yield (
-            f'{weak} of {count} images without a published group look like others, but not as copies do: these may be '
-            'consecutive slices, whose patients look-alikes cannot tell apart, so that a patient may be on both sides '
-            'of a split. Add a column `group` with the patient to labels.csv.'
+            f'{len(weak)} pairs of the {count} images without a published group look alike, but less than copies do: '
+            'these may be consecutive slices, whose patients look-alikes cannot tell apart, so that a patient may be on '
+            'both sides of a split. Add a column `group` with the patient to labels.csv.'
         )
 
 
