@@ -88,7 +88,8 @@ def report(found: dict[str, Any], console: Console) -> None:
     counts = ', '.join(f'{count} {reason}' for reason, count in found['reasons'].items()) or 'none'
     console.print(_pair_table(found['pairs'], f'{mark}Pairs: {counts}'))
     if found['apart']:
-        console.print(_pair_table(found['apart'], f'{mark}Look-alikes that are not kept together: {len(found["apart"])}'))
+        title = f'{mark}Look-alikes that are not kept together: {len(found["apart"])}'
+        console.print(_pair_table(found['apart'], title))
     for table in (_mode_table(found, mark), _shortcut_table(found, mark)):
         console.print(table)
 

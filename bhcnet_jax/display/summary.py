@@ -69,15 +69,13 @@ def describe(
 def _print_folds(sizes: np.ndarray) -> None:
     """The range of the folds' test parts. sizes: images of each class, int [2, folds]."""
     images, bleeding = sizes.sum(axis=0), sizes[1]
-    print(
-        f'Test parts of {len(images)} folds: {images.min()} to {images.max()} images, '
-        f'{bleeding.min()} to {bleeding.max()} of them hemorrhage'
-    )
+    ranges = [' to '.join(map(str, sorted({counts.min(), counts.max()}))) for counts in (images, bleeding)]
+    print(f'Test parts of {len(images)} folds: {ranges[0]} images, {ranges[1]} of them hemorrhage')
     for name, counts in (('images', images), ('hemorrhages', bleeding)):
         if counts.max() > 2 * counts.min():
             print(
-                f'warning: the largest fold has {counts.max()} {name}, the smallest {counts.min()}: no group of images '
-                'is torn apart; fewer split.folds are more even.'
+                f'warning: the largest fold has {counts.max()} {name}, the smallest {counts.min()}, since groups stay '
+                'together; fewer split.folds are more even.'
             )
 
 
@@ -90,8 +88,8 @@ def _print_phase(phase: Phase, images: int) -> None:
     if phase.used < images:
         other = 'more epochs' if phase.is_fresh else 'augment.frozen=False'
         print(
-            f'warning: phase {phase.name} uses {phase.used} of {images} training images and leaves out the others in all '
-            f'epochs; augment.samples=0 uses all in each epoch, and {other} uses more.'
+            f'warning: phase {phase.name} uses {phase.used} of {images} training images and leaves out the others in '
+            f'all epochs; augment.samples=0 uses all in each epoch, {other} more of them.'
         )
 
 

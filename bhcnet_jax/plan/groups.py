@@ -5,7 +5,7 @@ N images, H = W pixels, S = SIDE, P features of an image.
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -98,8 +98,8 @@ def find_groups(image_set: ImageSet) -> Grouping:
     groups = _tie_near(groups, [bool(group) for group in published], list(near.values()))
     together = tuple(pair for pair in pairs if groups[pair.a] == groups[pair.b])
     apart = tuple(pair for pair in pairs if groups[pair.a] != groups[pair.b])
-    warnings = (*_copies(image_set, together), *_strangers(published, apart), *_consecutive(published, list(near.values())))
-    return Grouping(groups, together, apart, warnings)
+    warnings = [*_copies(image_set, together), *_strangers(published, apart), *_consecutive(published, near.values())]
+    return Grouping(groups, together, apart, tuple(warnings))
 
 
 def _links(keys: tuple[str, ...]) -> Iterator[tuple[int, int]]:
@@ -128,8 +128,8 @@ def _tie_near(groups: np.ndarray, published: list[bool], near: list[_Near]) -> n
     """Merges groups by near pairs, the nearest first. groups: int32 [N]; published: N. -> int32 [N].
 
     Neighbouring slices are alike from one end of a head to the other, and now and then like a slice of somebody else:
-    single pairs chained 13 of 37 patients, 80 images. So a pair below COPY_OUTLYINGNESS ties two groups of CHAINED images or more
-    only if another pair does too.
+    80 images of 13 patients became one group. So a pair below COPY_OUTLYINGNESS ties two groups of CHAINED images or
+    more only if another pair does too.
     """
     group_of, members, alike = groups.tolist(), collections.defaultdict(list), collections.defaultdict(list)
     for image, group in enumerate(group_of):
@@ -175,15 +175,15 @@ def _two_groups(published: tuple[str, ...], pair: Pair) -> bool:
     return '' not in (published[pair.a], published[pair.b]) and published[pair.a] != published[pair.b]
 
 
-def _consecutive(published: tuple[str, ...], near: Sequence[_Near]) -> Iterator[str]:
+def _consecutive(published: tuple[str, ...], near: Iterable[_Near]) -> Iterator[str]:
     """Warns where look-alikes cannot tell patients apart: too many images are alike, but less than copies."""
-    weak = [pair for pair in near if pair.outlyingness < COPY_OUTLYINGNESS and not published[pair.a] + published[pair.b]]
-    count = published.count('')
-    if len(weak) > CONSECUTIVE * count:
+    alone = [pair for pair in near if not published[pair.a] and not published[pair.b]]
+    weak, count = sum(pair.outlyingness < COPY_OUTLYINGNESS for pair in alone), published.count('')
+    if weak > CONSECUTIVE * count:
         yield (
-            f'{len(weak)} pairs of the {count} images without a published group look alike, but less than copies do: '
-            'these may be consecutive slices, whose patients look-alikes cannot tell apart, so that a patient may be on '
-            'both sides of a split. Add a column `group` with the patient to labels.csv.'
+            f'{weak} pairs of the {count} images without a published group look alike, but less than copies do: '
+            'these may be consecutive slices, whose patients look-alikes cannot tell apart, so that a patient may be '
+            'on both sides of a split. Add a column `group` with the patient to labels.csv.'
         )
 
 

@@ -307,7 +307,7 @@ _CHOICES = {
 
 def _check_combinations(config: Config) -> None:
     if config['augment']['samples'] == 1:
-        raise UserError('augment.samples is 1, but each phase needs an image of each class; expected 2 or more, or 0 (all).')
+        raise UserError('augment.samples is 1, but each phase needs both classes; expected 2 or more, or 0 for all.')
     names = tuple(config['phases'])
     if not names or set(names) - set(phases.NAMES) or len(set(names)) < len(names):
         raise UserError(f'phases is {names}; expected {", ".join(phases.NAMES)} or both, each once.')

@@ -83,7 +83,7 @@ def test_an_enlarged_set_has_the_same_images_in_every_epoch():
 
 def test_zero_samples_are_all_training_images_in_every_epoch_of_both_phases():
     for frozen in (True, False):
-        planned, labels = paper_plan(augment__samples=0, augment__frozen=frozen)
+        planned, _ = paper_plan(augment__samples=0, augment__frozen=frozen)
         assert [phase.samples for phase in planned] == [256, 256]  # 90 + 153, in whole steps of 32
         assert [phase.used for phase in planned] == [180, 180]
         assert all(set(phase.sources_of(0)) == set(range(180)) for phase in planned)

@@ -208,7 +208,7 @@ def test_no_random_set_is_refused_that_has_as_many_groups_of_each_class_as_folds
 
 
 def _deviations(labels, part, folds):
-    """How far folds are from equal shares: chi-square over normal images, hemorrhages and all; the largest, in images."""
+    """How far folds are from equal shares: chi-square over normal, hemorrhage and all; the largest of each."""
     counts = np.stack([np.bincount(part[kept], minlength=folds) for kept in (labels == 0, labels == 1, labels >= 0)])
     ideal = counts.sum(axis=1, keepdims=True) / folds
     return ((counts - ideal) ** 2 / ideal).sum(), np.abs(counts - ideal).max(axis=1)
@@ -248,10 +248,10 @@ def test_the_validation_part_is_taken_from_the_training_part_and_tears_no_group(
 def test_an_impossible_validation_part_names_its_own_key():
     labels, groups = np.arange(24) % 2, np.arange(24)
     whole = splits.split(labels, groups, 'holdout', 4, 0, 0)
-    with pytest.raises(ValueError, match=r'split.val_folds is 50: class 0 has only 9 groups .* use split.val_folds=9 or'):
+    with pytest.raises(ValueError, match=r'split.val_folds is 50: class 0 .* 9 groups .* use split.val_folds=9 or'):
         splits.hold_out_validation(whole, labels, groups, 50, 0)
     single = splits.split(np.r_[labels[:22:2], 1, 1], np.arange(13), 'holdout', 2, 0, 0)
-    with pytest.raises(ValueError, match=r'only 1 group of images in the training part.*; use split.val_folds=0 for no'):
+    with pytest.raises(ValueError, match=r'only 1 group of images in the training.*; use split.val_folds=0 for no'):
         splits.hold_out_validation(single, np.r_[labels[:22:2], 1, 1], np.arange(13), 2, 0)
 
 
