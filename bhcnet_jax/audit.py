@@ -9,6 +9,7 @@ Without --name it finds out what lies in DIR.
 import argparse
 import collections
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,26 @@ def audit(image_set: ImageSet, grouping: groups.Grouping) -> dict[str, Any]:
     """Everything found, ready for JSON: no nan, plain numbers and strings.
 
     Keys: mark ('PHANTOM' for synthetic images, else ''), dataset, fingerprint, images, classes (images by the class's
-    name, the negative one first), reasons (number of pairs by reason), groups (ids of every group of two or more),
-    pairs (two ids, labels, reason, similarity; see groups.Pair), conflicts (pairs of exact or near duplicates with
-    different labels), modes (files of each class by Pillow's mode), coloured (files of each class whose red, green and
-    blue differ anywhere) and shortcuts (see `shortcuts`).
+    name, the negative one first), warnings (lines), reasons (number of pairs by reason), groups (ids of every group of
+    two or more), pairs (two ids, labels, reason, similarity; see groups.Pair), apart (the same of look-alikes that are
+    not kept together), conflicts (pairs of exact or near duplicates with different labels), modes (files of each class
+    by Pillow's mode), coloured (files of each class whose red, green and blue differ anywhere) and shortcuts (see
+    `shortcuts`).
     """
     ids, labels = image_set.ids, image_set.labels
-    pairs = [
-        {
-            'a': ids[pair.a],
-            'b': ids[pair.b],
-            'labels': [int(labels[pair.a]), int(labels[pair.b])],
-            'reason': pair.reason,
-            'similarity': round(pair.similarity, 4),
-        }
-        for pair in grouping.pairs
-    ]
+    pairs, apart = (
+        [
+            {
+                'a': ids[pair.a],
+                'b': ids[pair.b],
+                'labels': [int(labels[pair.a]), int(labels[pair.b])],
+                'reason': pair.reason,
+                'similarity': round(pair.similarity, 4),
+            }
+            for pair in kind
+        ]
+        for kind in (grouping.pairs, grouping.apart)
+    )
     members = collections.defaultdict(list)
     for image_id, group in zip(ids, grouping.groups.tolist(), strict=True):
         members[group].append(image_id)
@@ -55,9 +60,11 @@ def audit(image_set: ImageSet, grouping: groups.Grouping) -> dict[str, Any]:
         'fingerprint': image_set.fingerprint,
         'images': len(ids),
         'classes': _by_class(image_set, np.ones(len(ids), bool)),
+        'warnings': list(grouping.warnings),
         'reasons': dict(collections.Counter(pair['reason'] for pair in pairs)),
         'groups': [group for group in members.values() if len(group) > 1],
         'pairs': pairs,
+        'apart': apart,
         'conflicts': sum(pair['reason'] != 'published' and len(set(pair['labels'])) == 2 for pair in pairs),
         'coloured': _by_class(image_set, image_set.coloured),
         'modes': {
@@ -85,19 +92,20 @@ def report(found: dict[str, Any], console: Console) -> None:
         f'{found["conflicts"]} pairs of duplicates with different labels.\n'
         'Other slices of one patient that look different are not found.'
     ))  # fmt: skip
-    for table in (_pair_table(found, mark), _mode_table(found, mark), _shortcut_table(found, mark)):
+    for warning in found['warnings']:
+        console.print(f'warning: {warning}', markup=False)
+    counts = ', '.join(f'{count} {reason}' for reason, count in found['reasons'].items()) or 'none'
+    console.print(_pair_table(found['pairs'], f'{mark}Pairs: {counts}'))
+    if found['apart']:
+        title = f'{mark}Look-alikes that are not kept together: {len(found["apart"])}'
+        console.print(_pair_table(found['apart'], title))
+    for table in (_mode_table(found, mark), _shortcut_table(found, mark)):
         console.print(table)
 
 
-def _classes(found: dict[str, Any]) -> list[str]:
-    """Names of the negative and of the positive class."""
-    return list(found['coloured'])
-
-
-def _pair_table(found: dict[str, Any], mark: str) -> Table:
-    counts = ', '.join(f'{count} {reason}' for reason, count in found['reasons'].items()) or 'none'
-    table = Table('image', 'image', 'labels', 'reason', 'similarity', title=f'{mark}Pairs: {counts}')
-    for pair in sorted(found['pairs'], key=lambda pair: -pair['similarity']):
+def _pair_table(pairs: Sequence[dict[str, Any]], title: str) -> Table:
+    table = Table('image', 'image', 'labels', 'reason', 'similarity', title=title)
+    for pair in sorted(pairs, key=lambda pair: -pair['similarity']):
         labels = ' '.join(map(str, pair['labels']))
         table.add_row(Text(pair['a']), Text(pair['b']), labels, pair['reason'], f'{pair["similarity"]:.3f}')
     return table

@@ -68,6 +68,9 @@ def imbalanced() -> ConfigDict:
     c = ConfigDict()
     c.epochs = 12  # the best of table 2
     # "The training data consists of 243 images": 90 normal, so 153 hemorrhages, 63 of them drawn again; paper V.B
+    # 153 is for the paper's set of 100 + 100 images, whatever its split. On any other set 153 stands for the share that
+    # it is, 1.7 of the hemorrhages in the training part; another number is that number. It is written as a number since
+    # the identities of the published trials hold it.
     c.positives = 153
     # 'carried': "The prior class weights from the training phase based on epochs are kept and uploaded once
     # again" (paper V.B). 'computed': from this phase's own images, as n / (2 n_class).
@@ -100,7 +103,9 @@ def model() -> ConfigDict:
 def augment() -> ConfigDict:
     c = ConfigDict()
     c.policy = 'affine'  # affine (paper IV.D), distort (paper VI), none
-    c.samples = 1000  # augmented images per epoch, drawn from the training part; paper V
+    # Augmented images per epoch, drawn from the training part; paper V. 0: so many that each epoch has every training
+    # image. With fewer, those left out are never seen if `frozen`, else in turn.
+    c.samples = 1000
     c.frozen = True  # the same `samples` images in every epoch, as the paper's enlarged set; False: new ones
     c.test_flip = False  # whether a test image's logit is the mean of its own and its mirror image's
     c.affine = ConfigDict()
@@ -113,7 +118,7 @@ def augment() -> ConfigDict:
     c.distort.crop = 0.8  # smallest side of the random crop as a share of the image
     c.distort.rotation = 30.0  # degrees, drawn from 0 to this; paper VI
     c.distort.resize = 0.1  # scale drawn from 1-resize to 1+resize
-    c.distort.optical = 0.3  # radial coefficient k, either way
+    c.distort.optical = 0.3  # radial coefficient k, either way; beyond 1/3 the image would fold
     c.distort.grid = 0.3  # relative change of the spacing of the grid's lines, either way
     c.distort.noise = 0.02  # standard deviation of Gaussian noise, on images in [0, 1]
     return c
@@ -125,7 +130,8 @@ def optimizer() -> ConfigDict:
     c.warmup = 0.1  # share of a phase's steps with a linear warm-up; the paper gives no length
     c.weight_decay = 0.0  # decoupled (AdamW); the paper is silent
     c.label_smoothing = 0.0  # labels 0 and 1 become s/2 and 1 - s/2
-    c.ema = 0.0  # decay per step of a running mean of the weights, which is evaluated; 0: the weights themselves
+    # Decay per step of a running mean of the weights of a phase's steps, which is evaluated; 0: the weights themselves.
+    c.ema = 0.0
     return c
 
 

@@ -63,6 +63,7 @@ class ImageSet:
       file_bytes: int32 [N], size of the published file.
       class_names: of labels 0 and 1.
       columns: further columns of the csv, N strings each, by name.
+      turned_sha256: N hex digests, equal where the pixels are after one of the eight turns and flips; () if unknown.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ImageSet:
     file_bytes: np.ndarray
     class_names: tuple[str, str] = table.NUMBERED
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    turned_sha256: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -130,6 +132,7 @@ def load(dataset: ConfigDict) -> ImageSet:
         file_bytes=np.array(columns['file_bytes'], np.int32),
         class_names=labelled.class_names if labelled else builder_cls.CLASSES,
         columns=labelled.columns if labelled else {},
+        turned_sha256=columns['turned_sha256'],
     )
 
 
@@ -149,6 +152,7 @@ def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict
         'id': record['id'].decode(),
         'group': record['group'].decode(),
         'pixel_sha256': hashlib.sha256(pixels).hexdigest(),
+        'turned_sha256': _turned_sha256(np.asarray(grey)),
         'height': grey.height,
         'width': grey.width,
         'mode': record['mode'].decode(),
@@ -189,6 +193,12 @@ def _name(dataset: ConfigDict, kind: str, labelled: source.LabelledSet | None) -
     name = label or (root.stem if root.is_file() else root.name) or kind
     name = name.encode('utf-8', 'backslashreplace').decode()
     return f'{name} (folder)' if name.casefold() in RESERVED else name
+
+
+def _turned_sha256(pixels: np.ndarray) -> str:
+    """The same for an image [H, W] and all that it becomes by turns of 90 degrees and flips."""
+    ways = [np.rot90(each, quarter) for each in (pixels, pixels.T) for quarter in range(4)]
+    return hashlib.sha256(min(f'{way.shape} '.encode() + way.tobytes() for way in ways)).hexdigest()
 
 
 def _resize(grey: Image.Image, size: int) -> np.ndarray:

@@ -12,6 +12,8 @@ from bhcnet_jax import models
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display import tables
 from bhcnet_jax.paper import bhcnet
+from bhcnet_jax.plan import splits
+from bhcnet_jax.plan.phases import Phase
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
 from bhcnet_jax.records.database import Results
@@ -37,6 +39,8 @@ def describe(
     """Prints what is about to be trained, and on what. statuses: of the trials that are in the database."""
     labels, (negative, positive) = study.image_set.labels, study.image_set.class_names
     print(f'Data: {study.image_set.label}, {len(labels)} images')
+    for warning in study.grouping.warnings:
+        print(f'warning: {warning}')
     if len(wanted) != 1:
         groups = len({each.signature for each in missing})
         print(f'{len(wanted)} trials, {len(missing)} of them still to train, in {groups} groups of equal signature')
@@ -54,13 +58,41 @@ def describe(
     which = 'Training part' if len(wanted) == 1 else 'First trial: training part'
     held_out = f', validation part {val[0]} + {val[1]}' if len(first.split.val) else ''
     print(f'{which} {train[0]} {negative} + {train[1]} {positive}{held_out}, test part {test[0]} + {test[1]}')
-    for phase in first.phases:
-        print(
-            f'Phase {phase.name}: {phase.counts[0]} {negative} + {phase.counts[1]} {positive} '
-            f'made into {len(phase.sources)} images, {phase.epochs} epochs'
-        )
     config = first.config
+    if config.split.scheme == 'kfold':
+        sizes = splits.fold_sizes(labels, study.grouping.groups, config.split.folds, config.split.seed)
+        _print_folds(sizes, positive)
+    for phase in first.phases:
+        _print_phase(phase, study.image_set.class_names, len(first.split.train))
     tables.print_model_table(models.describe(config.model, config.dataset.image_size))
+
+
+def _print_folds(sizes: np.ndarray, positive: str) -> None:
+    """The range of the folds' test parts. sizes: images of each class, int [2, folds]."""
+    images, positives = sizes.sum(axis=0), sizes[1]
+    ranges = [' to '.join(map(str, sorted({counts.min(), counts.max()}))) for counts in (images, positives)]
+    print(f'Test parts of {len(images)} folds: {ranges[0]} images, {ranges[1]} of them {positive}')
+    for name, counts in (('images', images), (f'of class {positive}', positives)):
+        if counts.max() > 2 * counts.min():
+            print(
+                f'warning: the largest fold has {counts.max()} {name}, the smallest {counts.min()}, since groups stay '
+                'together; fewer split.folds are more even.'
+            )
+
+
+def _print_phase(phase: Phase, class_names: tuple[str, str], images: int) -> None:
+    """images: of the training part."""
+    negative, positive = class_names
+    print(
+        f'Phase {phase.name}: {phase.counts[0]} {negative} + {phase.counts[1]} {positive} '
+        f'made into {phase.samples} images, {phase.epochs} epochs'
+    )
+    if phase.used < images:
+        other = 'more epochs' if phase.is_fresh else 'augment.frozen=False'
+        print(
+            f'warning: phase {phase.name} uses {phase.used} of {images} training images and leaves out the others in '
+            f'all epochs; augment.samples=0 uses all in each epoch, {other} more of them.'
+        )
 
 
 def print_end(

@@ -3,8 +3,9 @@
 N images, H = W pixels, S = SIDE, P features of an image.
 """
 
+import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,23 +21,51 @@ BLOCK = 1024  # images compared with all others at a time; bounds the memory to 
 # all pairs of the set. How both were chosen stands at _near_pairs.
 MAX_HASH_DISTANCE = 14  # bits of 63
 MIN_OUTLYINGNESS = 5.4  # robust standard deviations
+# Near pairs below it may be neighbouring slices of one patient, or of two: it is the least of the copies seen by eye.
+COPY_OUTLYINGNESS = 8.4
+CHAINED = 3  # images; two groups of so many are not tied by a single pair below COPY_OUTLYINGNESS
+# Pairs below COPY_OUTLYINGNESS per image without a published group, from which a set is taken for consecutive slices:
+# the 200 single head CTs have 0.10, 1137 consecutive slices of 37 patients 0.37.
+CONSECUTIVE = 0.2
 
 
 class Pair(NamedTuple):
-    """Two images (indices, a < b) of one group, why, and the higher of their two correlations, in [-1, 1]."""
+    """Two images (indices, a < b), why they are a pair, and the higher of their two correlations, in [-1, 1].
+
+    exact: the same pixels; turned: the same after a turn by 90, 180 or 270 degrees, a flip or both; near: look-alikes;
+    published: of one published group.
+    """
 
     a: int
     b: int
-    reason: Literal['exact', 'near', 'published']
+    reason: Literal['exact', 'turned', 'near', 'published']
     similarity: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Grouping:
-    """groups: int32 [N], the smallest index in an image's group. pairs: what ties the groups together."""
+    """Which images stay together.
+
+    Attributes:
+      groups: int32 [N], the smallest index in an image's group.
+      pairs: what ties the groups together.
+      apart: look-alikes in different groups: of two patients, or too weak to tie their groups.
+      warnings: what a user should know of it, each one line.
+    """
 
     groups: np.ndarray
     pairs: tuple[Pair, ...]
+    apart: tuple[Pair, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class _Near(NamedTuple):
+    """A near pair; outlyingness in robust standard deviations, see `_near_pairs`."""
+
+    a: int
+    b: int
+    similarity: float
+    outlyingness: float
 
 
 class _Looks(NamedTuple):
@@ -47,20 +76,30 @@ class _Looks(NamedTuple):
 
 
 def find_groups(image_set: ImageSet) -> Grouping:
-    """Groups of exact duplicates, near duplicates and the publisher's own groups, merged where they overlap.
+    """The publisher's own groups with exact copies, turned copies and look-alikes.
 
-    Near duplicates are looked for as they are and mirrored, since the augmentation mirrors too. Two slices of
-    one patient that look different are not found: only the publisher can tell.
+    Copies tie any images, also of two published groups. Look-alikes tie images of which one at most has a published
+    group, and never two published groups. A chain of them is cut where a single weak pair holds it (`_tie_near`).
+    Look-alikes are looked for as they are and mirrored, since the augmentation mirrors too. Two slices of one patient
+    that look different are not found: only the publisher can tell.
     """
     looks = _look(image_set.thumbnails)
-    digests = image_set.pixel_sha256
-    found = {(a, b): ('published', _similarity(looks, a, b)) for a, b in _links(image_set.groups)}
+    digests, published = image_set.pixel_sha256, image_set.groups
+    near = {}
     for others in (_look(image_set.thumbnails[:, :, ::-1]), looks):
-        found |= {(a, b): ('near', similarity) for a, b, similarity in _near_pairs(looks, others)}
+        near |= {(each.a, each.b): each for each in _near_pairs(looks, others)}
+    found = {(a, b): ('published', _similarity(looks, a, b)) for a, b in _links(published)}
+    found |= {pair: ('near', each.similarity) for pair, each in near.items()}
+    found |= dict.fromkeys(_links(image_set.turned_sha256), ('turned', 1.0))
     same_pixels = [(a, b) for a, b in {*found, *_links(digests)} if digests[a] == digests[b]]
     found |= dict.fromkeys(same_pixels, ('exact', 1.0))
-    pairs = tuple(Pair(*pair, *found[pair]) for pair in sorted(found))
-    return Grouping(_merge(len(digests), pairs), pairs)
+    pairs = [Pair(*pair, *found[pair]) for pair in sorted(found)]
+    groups = _merge(len(digests), [*(pair for pair in pairs if pair.reason != 'near'), *_links(published)])
+    groups = _tie_near(groups, [bool(group) for group in published], list(near.values()))
+    together = tuple(pair for pair in pairs if groups[pair.a] == groups[pair.b])
+    apart = tuple(pair for pair in pairs if groups[pair.a] != groups[pair.b])
+    warnings = [*_copies(image_set, together), *_strangers(published, apart), *_consecutive(published, near.values())]
+    return Grouping(groups, together, apart, tuple(warnings))
 
 
 def _links(keys: tuple[str, ...]) -> Iterator[tuple[int, int]]:
@@ -71,13 +110,81 @@ def _links(keys: tuple[str, ...]) -> Iterator[tuple[int, int]]:
             yield first[key], index
 
 
-def _merge(count: int, pairs: tuple[Pair, ...]) -> np.ndarray:
+def _merge(count: int, pairs: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Connected components of the pairs, each named after its smallest index. -> int32 [count]."""
     a, b = np.array([pair[:2] for pair in pairs], np.int32).reshape(-1, 2).T
     graph = sparse.coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
     _, component = sparse.csgraph.connected_components(graph, directed=False)
+    return _name(component)
+
+
+def _name(component: np.ndarray) -> np.ndarray:
+    """Any numbers of groups -> the smallest index in each. int [N] -> int32 [N]."""
     _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
     return first[inverse].astype(np.int32)
+
+
+def _tie_near(groups: np.ndarray, published: list[bool], near: list[_Near]) -> np.ndarray:
+    """Merges groups by near pairs, the nearest first. groups: int32 [N]; published: N. -> int32 [N].
+
+    Neighbouring slices are alike from one end of a head to the other, and now and then like a slice of somebody else:
+    80 images of 13 patients became one group. So a pair below COPY_OUTLYINGNESS ties two groups of CHAINED images or
+    more only if another pair does too.
+    """
+    group_of, members, alike = groups.tolist(), collections.defaultdict(list), collections.defaultdict(list)
+    for image, group in enumerate(group_of):
+        members[group].append(image)
+    named = {group for group, known in zip(group_of, published, strict=True) if known}
+    for pair in near:
+        alike[pair.a].append(pair.b)
+        alike[pair.b].append(pair.a)
+    for pair in sorted(near, key=lambda pair: (-pair.outlyingness, pair.a, pair.b)):
+        small, large = sorted((group_of[pair.a], group_of[pair.b]), key=lambda group: (len(members[group]), group))
+        if small == large or {small, large} <= named:
+            continue
+        ties = sum(group_of[other] == large for image in members[small] for other in alike[image])
+        if pair.outlyingness < COPY_OUTLYINGNESS and len(members[small]) >= CHAINED and ties < 2:
+            continue
+        for image in members[small]:
+            group_of[image] = large
+        members[large] += members.pop(small)
+        named |= {large} if small in named else set()
+    return _name(np.array(group_of))
+
+
+def _copies(image_set: ImageSet, together: Sequence[Pair]) -> Iterator[str]:
+    """Warns of copies in two published groups, which are one group from then on."""
+    published, ids = image_set.groups, image_set.ids
+    across = [pair for pair in together if pair.reason in ('exact', 'turned') and _two_groups(published, pair)]
+    if across:
+        first = across[0]
+        yield (
+            f'{len(across)} pairs of copies are in two published groups each, which are kept together; the first: '
+            f'{ids[first.a]} of {published[first.a]} and {ids[first.b]} of {published[first.b]}.'
+        )
+
+
+def _strangers(published: tuple[str, ...], apart: Sequence[Pair]) -> Iterator[str]:
+    """Notes look-alikes of two published groups, which stay apart."""
+    count = sum(_two_groups(published, pair) for pair in apart)
+    if count:
+        yield f'{count} pairs of look-alikes are in two published groups each, which stay apart; the audit lists them.'
+
+
+def _two_groups(published: tuple[str, ...], pair: Pair) -> bool:
+    return '' not in (published[pair.a], published[pair.b]) and published[pair.a] != published[pair.b]
+
+
+def _consecutive(published: tuple[str, ...], near: Iterable[_Near]) -> Iterator[str]:
+    """Warns where look-alikes cannot tell patients apart: too many images are alike, but less than copies."""
+    alone = [pair for pair in near if not published[pair.a] and not published[pair.b]]
+    weak, count = sum(pair.outlyingness < COPY_OUTLYINGNESS for pair in alone), published.count('')
+    if weak > CONSECUTIVE * count:
+        yield (
+            f'{weak} pairs of the {count} images without a published group look alike, but less than copies do: '
+            'these may be consecutive slices, whose patients look-alikes cannot tell apart, so that a patient may be '
+            'on both sides of a split. Add a column `group` with the patient to labels.csv.'
+        )
 
 
 def _look(thumbnails: np.ndarray) -> _Looks:
@@ -126,8 +233,8 @@ def _usual(feature: np.ndarray) -> tuple[float, float]:
     return float(middle), max(0.15, float(spread))
 
 
-def _near_pairs(looks: _Looks, others: _Looks) -> Iterator[tuple[int, int, float]]:
-    """Pairs a < b, a of looks and b of others, that are near; with their similarity.
+def _near_pairs(looks: _Looks, others: _Looks) -> Iterator[_Near]:
+    """Pairs a < b, a of looks and b of others, that are near.
 
     A fixed limit would not do: unrelated heads correlate more in one set than in another. So Fisher's z of a
     pair is compared with that of all pairs of its set, in robust standard deviations, and the mean over both
@@ -147,7 +254,9 @@ def _near_pairs(looks: _Looks, others: _Looks) -> Iterator[tuple[int, int, float
         differing = (looks.hashes.shape[1] - looks.hashes[rows] @ others.hashes.T) / 2
         correlations = [a[rows] @ b.T for a, b in zip(looks.features, others.features, strict=True)]
         z = [(_fisher(c) - median) / spread for c, (median, spread) in zip(correlations, usual, strict=True)]
-        near = (np.mean(z, axis=0) >= MIN_OUTLYINGNESS) & (differing <= MAX_HASH_DISTANCE)
+        outlyingness = np.mean(z, axis=0)
+        near = (outlyingness >= MIN_OUTLYINGNESS) & (differing <= MAX_HASH_DISTANCE)
         for row, b in np.argwhere(near):
             if start + row < b:
-                yield int(start + row), int(b), float(np.mean([c[row, b] for c in correlations]))
+                similarity = float(np.mean([c[row, b] for c in correlations]))
+                yield _Near(int(start + row), int(b), similarity, float(outlyingness[row, b]))

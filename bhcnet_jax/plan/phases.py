@@ -4,6 +4,7 @@ Phase 'balanced' trains on as many images of each class (the paper's 90 + 90), p
 and on `positives` positives, some of them twice (90 + 153). Both enlarge their images to M augmented ones.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,56 +12,143 @@ import numpy as np
 from ml_collections import ConfigDict
 
 NAMES = ('balanced', 'imbalanced')
+PAPER_SET = [100, 100]  # negatives, positives
+PAPER_POSITIVES = 153  # as in configs/base.py
+POSITIVE_SHARE = 1.7  # of the positives in the training part, the paper's 153 of 90
+
+Config = ConfigDict | Mapping[str, Any]
 
 
 class Phase(NamedTuple):
-    """One phase of one trial: its place in the trial, images per class before augmentation, sources int32 [M]."""
+    """One phase of one trial.
+
+    Attributes:
+      name: one of NAMES.
+      index: its place in the trial.
+      epochs: how many it has.
+      counts: images per class before augmentation, negatives and positives.
+      pools: int32, indices of the images of each class in random order, `counts` of them.
+      shares: how many images of each class an epoch has; their sum is M.
+      is_fresh: whether each epoch goes on in the pools where the one before ended; else all have the same images.
+    """
 
     name: str
     index: int
     epochs: int
-    counts: tuple[int, int]  # negatives, positives
-    sources: np.ndarray  # index of the image that each augmented image is made from
+    counts: tuple[int, int]
+    pools: tuple[np.ndarray, np.ndarray]
+    shares: tuple[int, int]
+    is_fresh: bool
+
+    @property
+    def samples(self) -> int:
+        """M, augmented images per epoch."""
+        return sum(self.shares)
+
+    def sources_of(self, epoch: int) -> np.ndarray:
+        """The image that each augmented image of an epoch (0-based) is made from, int32 [M]."""
+        first = epoch if self.is_fresh else 0
+        parts = [
+            pool[np.arange(first * share, (first + 1) * share) % len(pool)]
+            for pool, share in zip(self.pools, self.shares, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    @property
+    def sources(self) -> np.ndarray:
+        """`sources_of` all epochs, one after the other; of one epoch if all have the same. int32 [M or epochs * M]."""
+        return np.concatenate([self.sources_of(epoch) for epoch in range(self.epochs if self.is_fresh else 1)])
+
+    @property
+    def used(self) -> int:
+        """How many different images it trains on in all epochs together."""
+        epochs = self.epochs if self.is_fresh else 1
+        parts = [pool[: epochs * share] for pool, share in zip(self.pools, self.shares, strict=True)]
+        return len(np.unique(np.concatenate(parts)))
 
 
-def plan(config: ConfigDict, labels: np.ndarray, train: np.ndarray) -> tuple[Phase, ...]:
+def plan(config: Config, labels: np.ndarray, train: np.ndarray) -> tuple[Phase, ...]:
     """The phases of a trial, a pure function of the arguments.
 
-    labels: int [N], 1 = positive. train: int, indices of the training part.
+    labels: int [N], 1 = positive. train: int, indices of the training part, with both classes.
     ValueError if `imbalanced.positives` is smaller than the number of positives in the training part.
     """
-    by_class = [train[labels[train] == label] for label in (0, 1)]
-    present = [len(indices) for indices in by_class]
+    by_class = [train[labels[train] == label].astype(np.int32) for label in (0, 1)]
+    present, samples = _present(labels, train), epoch_samples(config, labels, train)
     planned = []
-    for index, name in enumerate(config.phases):
-        counts = (max(present), max(present))
-        if name == 'imbalanced':
-            counts = (present[0], config.imbalanced.positives)
-            if counts[1] < present[1]:
-                raise ValueError(
-                    f'imbalanced.positives is {counts[1]}, but the training part has {present[1]} positives: '
-                    'expected at least as many, since some are drawn again and none is dropped.'
-                )
+    for index, name in enumerate(config['phases']):
+        counts = _counts(config, name, labels, present)
+        if counts[1] < present[1]:
+            raise ValueError(
+                f'imbalanced.positives is {counts[1]}, but the training part has {present[1]} positives: '
+                'expected at least as many, since some are drawn again and none is dropped.'
+            )
         # Raw words of PCG64 are the same in every version of numpy (NEP 19); Generator's methods need not be.
-        bits = np.random.PCG64([config.seed, index])
-        pools = [_draw(indices, count, bits) for indices, count in zip(by_class, counts, strict=True)]
-        sources = _enlarge(pools, config.augment.samples)
-        planned.append(Phase(name, index, config[name].epochs, counts, sources))
+        bits = np.random.PCG64([config['seed'], index])
+        pools = tuple(_draw(indices, count, bits) for indices, count in zip(by_class, counts, strict=True))
+        shares = _shares(counts, samples)
+        is_fresh = _is_fresh(config, shares, present)
+        planned.append(Phase(name, index, config[name]['epochs'], counts, pools, shares, is_fresh))
     return tuple(planned)
+
+
+def epoch_samples(config: Config, labels: np.ndarray, train: np.ndarray) -> int:
+    """M, as `augment.samples` says. If that is 0: so many whole steps that an epoch of either phase has all images.
+
+    Arguments as of `plan`.
+    """
+    if config['augment']['samples']:
+        return config['augment']['samples']
+    present = _present(labels, train)
+    largest = max(sum(_counts(config, name, labels, present)) for name in NAMES)
+    return -(-largest // config['batch_size']) * config['batch_size']
+
+
+def changes(config: Config, labels: np.ndarray, train: np.ndarray) -> dict[str, Any]:
+    """What a trial's images are beyond what its recipe has always meant, for its identity; {} where nothing.
+
+    Once all epochs had the same sources, and `imbalanced.positives` was a number on all sets. Arguments as of `plan`.
+    """
+    present, samples, changed = _present(labels, train), epoch_samples(config, labels, train), {}
+    for name in config['phases']:
+        counts = _counts(config, name, labels, present)
+        if name == 'imbalanced' and counts[1] != config['imbalanced']['positives']:
+            changed['positives'] = counts[1]
+        if _is_fresh(config, _shares(counts, samples), present):
+            changed['sources'] = 'fresh'
+    return changed
+
+
+def _present(labels: np.ndarray, train: np.ndarray) -> tuple[int, int]:
+    positives = int(np.count_nonzero(labels[train]))
+    return len(train) - positives, positives
+
+
+def _counts(config: Config, name: str, labels: np.ndarray, present: tuple[int, int]) -> tuple[int, int]:
+    """Images per class of a phase, before augmentation. present: those of the training part."""
+    if name == 'balanced':
+        return max(present), max(present)
+    positives = config['imbalanced']['positives']
+    if positives == PAPER_POSITIVES and np.bincount(labels, minlength=2).tolist() != PAPER_SET:
+        positives = round(POSITIVE_SHARE * present[1])
+    return present[0], positives
+
+
+def _shares(counts: tuple[int, int], samples: int) -> tuple[int, int]:
+    """Augmented images per class, in the proportion of the counts; at least one of each class."""
+    positives = max(1, min(samples - 1, round(samples * counts[1] / sum(counts))))
+    return max(1, samples - positives), positives
+
+
+def _is_fresh(config: Config, shares: tuple[int, int], present: tuple[int, int]) -> bool:
+    """Whether each epoch has other images: if augmentation is fresh and one epoch cannot have them all."""
+    return not config['augment']['frozen'] and any(map(int.__lt__, shares, present))
 
 
 def _draw(indices: np.ndarray, count: int, bits: np.random.BitGenerator) -> np.ndarray:
     """`count` of the indices in random order; none is drawn once more before every other has been."""
     rounds = -(-count // len(indices))
     return np.concatenate([indices[np.argsort(bits.random_raw(len(indices)))] for _ in range(rounds)])[:count]
-
-
-def _enlarge(pools: list[np.ndarray], samples: int) -> np.ndarray:
-    """Repeats the images of each class in turn until there are `samples`, in the proportion of the pools."""
-    positives = round(samples * len(pools[1]) / sum(map(len, pools)))
-    shares = (samples - positives, positives)
-    parts = [np.resize(pool, share) for pool, share in zip(pools, shares, strict=True)]
-    return np.concatenate(parts).astype(np.int32)
 
 
 def class_weights(counts: tuple[int, int]) -> np.ndarray:

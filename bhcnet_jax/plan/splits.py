@@ -32,7 +32,7 @@ def split(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold:
 
     holdout: the test part holds 1/folds of each class, drawn at random; large groups are drawn less often.
     kfold: the test parts of the folds are disjoint and cover all images. Both are as close to 1/folds of each
-    class as the groups allow; without single images the optimum may be missed by an image.
+    class as the groups allow; without single images the optimum may be missed by an image. No part lacks a class.
 
     Args:
       labels: int [N], 0 or 1.
@@ -47,43 +47,48 @@ def split(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold:
       PCG64 are drawn, which numpy keeps the same over versions (NEP 19), unlike Generator's methods.
 
     Raises:
-      ValueError: an argument is out of range, or a group is too large.
+      ValueError: an argument is out of range, or a class has too few groups.
     """
-    labels, groups = np.asarray(labels), np.asarray(groups)
-    _check(labels, groups, scheme, folds, fold, seed)
-    _, member = np.unique(groups, return_inverse=True)  # [N], group number 0..G-1
-    sizes = np.stack([np.bincount(member[labels == label], minlength=member.max() + 1) for label in (0, 1)])
-    _check_sizes(sizes, folds)
-    part = _assign(sizes, scheme, folds, seed)[member]  # [N]
-    if len(np.unique(2 * part + labels)) < 2 * (folds if scheme == 'kfold' else 2):
-        raise ValueError(
-            f'Groups of up to {sizes.sum(axis=0).max()} images are too large for {folds} folds: a part would '
-            f'lack a class. Use fewer folds.'
-        )
-    tested = part == fold
-    train, test = (np.flatnonzero(chosen).astype(np.int32) for chosen in (~tested, tested))
-    digest = _digest((labels, groups, train, test), scheme, int(folds), int(fold), int(seed))
-    return Split(train, test, digest)
+    return _split(np.asarray(labels), np.asarray(groups), scheme, folds, fold, seed, 'split.folds')
+
+
+def fold_sizes(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Images of each class in the test part of every fold of `kfold`, int64 [2, K]. Arguments as of `split`."""
+    labels = np.asarray(labels)
+    part = _parts(labels, np.asarray(groups), 'kfold', folds, seed, 'split.folds')
+    return np.stack([np.bincount(part[labels == label], minlength=folds) for label in (0, 1)])
 
 
 def hold_out_validation(whole: Split, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Split:
     """Takes 1/folds of each class out of the training part as validation part; no group is in both.
 
     What chooses between trainings (pruning, the best epoch) looks at this part, so that the test part stays unseen.
-    Arguments as of `split`, ValueError likewise.
+    Arguments as of `split`, ValueError likewise, about `split.val_folds`.
     """
-    inner = split(labels[whole.train], groups[whole.train], 'holdout', folds, 0, seed)
+    inner = _split(labels[whole.train], groups[whole.train], 'holdout', folds, 0, seed, 'split.val_folds')
     train, val = whole.train[inner.train], whole.train[inner.test]
     return Split(train, whole.test, _digest((train, val), whole.digest, int(folds), int(seed)), val)
 
 
-def _check(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold: int, seed: int) -> None:
+def _split(
+    labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold: int, seed: int, key: str
+) -> Split:
+    """See `split`. key: of the config, that says how many folds."""
+    _check(labels, groups, scheme, folds, fold, seed, key)
+    tested = _parts(labels, groups, scheme, folds, seed, key) == fold
+    train, test = (np.flatnonzero(chosen).astype(np.int32) for chosen in (~tested, tested))
+    return Split(train, test, _digest((labels, groups, train, test), scheme, int(folds), int(fold), int(seed)))
+
+
+def _check(
+    labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold: int, seed: int, key: str
+) -> None:
     if labels.ndim != 1 or labels.shape != groups.shape:
         raise ValueError(f'labels {labels.shape} and groups {groups.shape}: expected one of each per image.')
     if scheme not in ('holdout', 'kfold'):
         raise ValueError(f"Unknown split.scheme {scheme!r}: expected 'holdout' or 'kfold'.")
     if folds < 2:
-        raise ValueError(f'split.folds is {folds}: expected 2 or more.')
+        raise ValueError(f'{key} is {folds}: expected 2 or more.')
     if not 0 <= fold < folds:
         raise ValueError(f'split.fold is {fold} of {folds} folds: expected 0 to {folds - 1}.')
     if scheme == 'holdout' and fold != 0:
@@ -94,18 +99,27 @@ def _check(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold
         raise ValueError(f'Labels {np.unique(labels)[:5].tolist()}: expected both classes, 0 and 1.')
 
 
-def _check_sizes(sizes: np.ndarray, folds: int) -> None:
-    """sizes: int [2, G], images of each class in each group."""
-    fewest = int(np.count_nonzero(sizes, axis=1).min())
-    if folds > fewest:
-        raise ValueError(f'split.folds is {folds}: a class has only {fewest} groups. Use fewer folds.')
-    label, group = np.unravel_index(np.argmax(sizes / sizes.sum(axis=1, keepdims=True)), sizes.shape)
-    largest, total = sizes[label, group], sizes[label].sum()
-    if 2 * largest > total:
-        raise ValueError(
-            f'A group is too large: {largest} of the {total} images of class {label}, expected at most half. '
-            f'Check the grouping.'
-        )
+def _parts(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, seed: int, key: str) -> np.ndarray:
+    """The part of every image: the fold that tests it, or for a holdout 0 (test) or 1. -> int [N]."""
+    _, member = np.unique(groups, return_inverse=True)  # [N], group number 0..G-1
+    sizes = np.stack([np.bincount(member[labels == label], minlength=member.max() + 1) for label in (0, 1)])
+    _check_groups(sizes, folds, key)
+    return _assign(sizes, scheme, folds, seed)[member]
+
+
+def _check_groups(sizes: np.ndarray, folds: int, key: str) -> None:
+    """ValueError if a class has fewer groups than folds; else every part can have both. sizes: int [2, G]."""
+    counts = np.count_nonzero(sizes, axis=1)
+    label, fewest = int(np.argmin(counts)), int(counts.min())
+    if folds <= fewest:
+        return
+    held_out = key == 'split.val_folds'
+    remedies = [f'use {key}={fewest} or less'] if fewest > 1 else []
+    remedies += [f'use {key}=0 for no validation part'] if held_out else [f'add images of class {label}']
+    raise ValueError(
+        f'{key} is {folds}: class {label} has only {fewest} {"groups" if fewest > 1 else "group"} of images'
+        f'{" in the training part" if held_out else ""}, and each part needs one; {", or ".join(remedies)}.'
+    )
 
 
 def _assign(sizes: np.ndarray, scheme: str, folds: int, seed: int) -> np.ndarray:
@@ -128,7 +142,16 @@ def _assign(sizes: np.ndarray, scheme: str, folds: int, seed: int) -> np.ndarray
             best, best_misfit = part, misfit
         if _fits(counts, wanted):
             break
-    return best
+    return best if _has_both(best, sizes, wanted) else _assign_both(sizes, wanted, bits)
+
+
+def _assign_both(sizes: np.ndarray, wanted: np.ndarray, bits: np.random.BitGenerator) -> np.ndarray:
+    """Like `_assign`, where its best lacks a class in some part: from starts that lack none. -> part [G]."""
+    found = [
+        _swap(_deal_both(order, sizes, wanted), sizes, wanted, order[:MAX_SWAPPED], keep_both=True)
+        for order in _shuffles(sizes.shape[1], bits)
+    ]
+    return min(found, key=lambda part: _misfit(_count(part, sizes, wanted.shape[1]), wanted).sum())
 
 
 def _shuffles(count: int, bits: np.random.BitGenerator) -> Iterator[np.ndarray]:
@@ -152,6 +175,11 @@ def _fits(counts: np.ndarray, wanted: np.ndarray) -> bool:
     return bool((np.abs(counts - wanted) < 1).all())
 
 
+def _has_both(part: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether every part has images of both classes."""
+    return bool((_count(part, sizes, wanted.shape[1])[:2] > 0).all())
+
+
 def _draw_test(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Takes groups in random order that bring the test part nearer to its share. -> part [G], 0 is test."""
     part, counts = np.ones(len(order), np.int64), np.zeros(3, np.int64)
@@ -172,10 +200,36 @@ def _deal_out(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> np.nd
     return (part + order[0]) % wanted.shape[1]  # so that the largest group is not always in fold 0
 
 
-def _swap(part: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def _deal_both(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Gives every part one group of both classes or one of each, then the rest as `_deal_out`. -> part [G].
+
+    That works if each class has as many groups as there are parts.
+    """
+    folds = wanted.shape[1]
+    part = np.full(len(order), -1)
+    small_first = order[np.argsort(sizes[2, order], kind='stable')]
+    normal, positive = sizes[:2, small_first] > 0
+    both = small_first[normal & positive][:folds]
+    part[both] = np.arange(len(both))
+    for only in (normal & ~positive, positive & ~normal):
+        part[small_first[only][: folds - len(both)]] = np.arange(len(both), folds)
+    dealt = part >= 0
+    counts = np.stack([np.bincount(part[dealt], weights=row[dealt], minlength=folds) for row in sizes])
+    for group in small_first[::-1]:
+        if part[group] < 0:
+            more = counts + sizes[:, [group]]
+            fold = np.argmin(_misfit(more, wanted) - _misfit(counts, wanted))
+            part[group], counts[:, fold] = fold, more[:, fold]
+    return part
+
+
+def _swap(
+    part: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, groups: np.ndarray, keep_both: bool = False
+) -> np.ndarray:
     """Swaps groups between parts, the best swap first, while that lowers the misfit. -> part [G].
 
-    part: int [G]; sizes: int [3, G]; wanted: [3, K]; groups: the M groups that may change their part.
+    part: int [G]; sizes: int [3, G]; wanted: [3, K]; groups: the M groups that may change their part. keep_both: no
+    swap takes the last image of a class from a part; every part has both at the start.
     """
     folds = wanted.shape[1]
     counts = _count(part, sizes, folds)
@@ -184,7 +238,10 @@ def _swap(part: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, groups: np.nd
     where = np.concatenate([part[groups], np.arange(folds)])
     while not _fits(counts, wanted):
         gain = size[:, None, :] - size[:, :, None]  # [3, M + K, M + K]: what a's part gets when a and b swap
-        after = _misfit(counts[:, where, None] + gain, wanted[:, where, None])
+        new_counts = counts[:, where, None] + gain
+        after = _misfit(new_counts, wanted[:, where, None])
+        if keep_both:
+            after[(new_counts[:2] <= 0).any(axis=0)] = np.inf
         change = after - _misfit(counts, wanted)[where, None]
         change = np.where(where[:, None] == where, 0, change + change.T)  # of a's part and of b's
         a, b = np.unravel_index(np.argmin(change), change.shape)

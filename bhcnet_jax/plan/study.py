@@ -68,7 +68,8 @@ class Study:
                 point = {**listed, **axes_point}
                 settings = trial.set_point(self._settings, point)
                 trial.check(settings, changed=point)
-                yield trial.identify(settings, self._split(settings['split']), self.image_set.fingerprint, point)
+                split, labels = self._split(settings['split']), self.image_set.labels
+                yield trial.identify(settings, split, self.image_set.fingerprint, point, labels)
 
     def _split(self, part: Mapping[str, Any]) -> Split:
         key = tuple(part[name] for name in ('scheme', 'folds', 'fold', 'seed', 'val_folds'))
@@ -115,7 +116,8 @@ class Study:
         if len(this.phase_names) == 1:
             return ''
         settings = trial.set_point(self._settings, {**this.point, 'phases': this.phase_names[:-1]})
-        return trial.identify(settings, self._split(settings['split']), self.image_set.fingerprint).trial_id
+        split, labels = self._split(settings['split']), self.image_set.labels
+        return trial.identify(settings, split, self.image_set.fingerprint, labels=labels).trial_id
 
     def plan(self, this: Identity) -> Trial:
         """The trial of an identity, ready to be trained. The last REMEMBERED are planned once.

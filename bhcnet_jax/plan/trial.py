@@ -61,12 +61,28 @@ class Trial:
         return self.identity.trial_id
 
 
-def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str, Any] | None = None) -> Identity:
-    """The identity of the trial that a config spans on a split of a data set (fingerprint of its files)."""
+def identify(
+    config: Config,
+    split: Split,
+    fingerprint: str,
+    point: Mapping[str, Any] | None = None,
+    labels: np.ndarray | None = None,
+) -> Identity:
+    """The identity of the trial that a config spans on a split of a data set (fingerprint of its files).
+
+    labels: int [N]; None where only the recipe's id is wanted.
+    """
     recipe = resolve(config)
     parts, recipe_id = _encode_recipe(recipe)
     rest = {'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
-    signature = _sign(resolve(config, table.PROGRAM) | {'scored': scored_count(split)})
+    shapes = resolve(config, table.PROGRAM) | {'scored': scored_count(split)}
+    if config['optimizer']['ema']:
+        rest['ema'] = 'corrected'  # for its start; trials from before it was have another identity
+    if labels is not None:
+        rest |= phases.changes(config, labels, split.train)
+        if not config['augment']['samples']:
+            shapes['samples'] = phases.epoch_samples(config, labels, split.train)
+    signature = _sign(shapes)
     return Identity(
         trial_id=_digest(parts | {key: _encode(value) for key, value in rest.items()}),
         recipe_id=recipe_id,
@@ -80,11 +96,17 @@ def identify(config: Config, split: Split, fingerprint: str, point: Mapping[str,
 
 def make(config: ConfigDict, labels: np.ndarray, split: Split, fingerprint: str) -> Trial:
     """The trial that a config spans, ready to be trained; see `identify` and `plan`."""
-    return plan(identify(config, split, fingerprint), config, labels, split)
+    return plan(identify(config, split, fingerprint, labels=labels), config, labels, split)
 
 
 def plan(identity: Identity, config: ConfigDict, labels: np.ndarray, split: Split) -> Trial:
-    """The trial of an identity, ready to be trained. labels: int [N]. ValueError as of `phases.plan`."""
+    """The trial of an identity, ready to be trained. labels: int [N]. ValueError as of `phases.plan`.
+
+    The trial's config says the number of images per epoch, also where `augment.samples` was 0.
+    """
+    if not config.augment.samples:
+        samples = phases.epoch_samples(config, labels, split.train)
+        config = type(config)(set_point(config.to_dict(), {'augment.samples': samples}))
     return Trial(identity, config, split, phases.plan(config, labels, split.train))
 
 
@@ -195,6 +217,8 @@ def _check_names(config: Config, every: Collection[str]) -> None:
 
 
 def _check_combinations(config: Config) -> None:
+    if config['augment']['samples'] == 1:
+        raise UserError('augment.samples is 1, but each phase needs both classes; expected 2 or more, or 0 for all.')
     names = tuple(config['phases'])
     if config[names[0]]['class_weights'] == 'carried':
         raise UserError(

@@ -24,7 +24,7 @@ def text(study: Study, missing: Sequence[Identity], spread: str) -> str:
     seconds = 0.0
     for signature, total in epochs.items():
         cost = costs.get(signature, costs[measured[-1]])
-        samples = study.config_of(example[signature]).augment.samples
+        samples = study.plan(example[signature]).config.augment.samples
         seconds += cost.compile_seconds + total * samples / cost.images_per_second
     rest = f', of {MEASURED} of {len(epochs)} groups' if len(epochs) > MEASURED else ''
     megabytes = max(cost.device_bytes for cost in costs.values()) / 1e6

@@ -162,7 +162,9 @@ class LaneBatch:
         with self._checkpoints(phase) as saved:
             for epoch in range(done, end):
                 lanes = lanes.replace(
-                    epoch=np.full(count, epoch, np.int32), learning_rates=np.stack([rate[epoch] for rate in rates])
+                    epoch=np.full(count, epoch, np.int32),
+                    sources=np.stack([each.phases[phase.index].sources_of(epoch) for each in self._trials]),
+                    learning_rates=np.stack([rate[epoch] for rate in rates]),
                 )
                 start = time.perf_counter()
                 states, result = self.engine.epoch(states, lanes)

@@ -154,7 +154,7 @@ def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, tri
             'train': ids[trial.split.train].tolist(),
             'test': ids[trial.split.test].tolist(),
             'phases': {
-                phase.name: {**dict(zip(classes, phase.counts, strict=True)), 'augmented': len(phase.sources)}
+                phase.name: {**dict(zip(classes, phase.counts, strict=True)), 'augmented': phase.samples}
                 for phase in trial.phases
             },
         }

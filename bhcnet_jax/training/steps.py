@@ -195,9 +195,9 @@ def train_step(
     with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer step count
         updates, opt_state = adam.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = lane.values['optimizer.ema']
+    kept = optim.kept_share(lane.values['optimizer.ema'], opt_state)
     average = jax.tree.map(
-        lambda old, new: ema * old + (1 - ema) * new,
+        lambda old, new: kept * old + (1 - kept) * new,
         *(state.average, {'params': params, 'batch_stats': batch_stats}),
     )
     return TrainState(params, opt_state, batch_stats, average), sums

@@ -119,6 +119,16 @@ def test_duplicates_are_listed_and_label_conflicts_are_counted():
     assert exact['a'] in _text(found)
 
 
+def test_look_alikes_of_two_patients_are_listed_apart():
+    grouping = groups.Grouping(np.arange(40), (), (groups.Pair(3, 8, 'near', 0.9),), ('1 [pair] of two patients.',))
+    found = audit.audit(_image_set(), grouping)
+    assert (found['pairs'], found['reasons'], found['groups']) == ([], {}, [])
+    assert [(pair['a'], pair['b']) for pair in found['apart']] == [('003.png', '008.png')]
+    text = _text(found)
+    assert 'Look-alikes that are not kept together: 1' in text
+    assert '1 [pair] of two patients.' in text
+
+
 def test_what_is_found_is_strict_json():
     found = _audit(_image_set())
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -56,6 +56,65 @@ def test_fewer_positives_than_there_are_is_refused():
         paper_plan(imbalanced__positives=80)
 
 
+@pytest.mark.parametrize('counts', [(2500, 2500), (4200, 800), (900, 100)])
+@pytest.mark.parametrize('name', phases.NAMES)
+def test_fresh_augmentation_uses_every_training_image_over_the_epochs(counts, name):
+    config = small_config(phases=(name,), augment__samples=1000, augment__frozen=False, imbalanced__epochs=24)
+    labels = np.repeat([0, 1], counts)
+    (phase,) = phases.plan(config, labels, np.arange(len(labels)))
+    epochs = [phase.sources_of(epoch) for epoch in range(24)]
+    assert {(sources.shape, sources.dtype.name) for sources in epochs} == {((1000,), 'int32')}
+    np.testing.assert_array_equal(np.concatenate(epochs), phase.sources)
+    assert len({int(np.sum(labels[sources])) for sources in epochs}) == 1  # the same proportion in each
+    times = np.bincount(phase.sources, minlength=len(labels))
+    for label, pool, share in zip((0, 1), phase.pools, phase.shares, strict=True):
+        passes = 24 * share / len(pool)  # in each an image is used as often as the pool has it, which differs by one
+        assert times[labels == label].min() > 0
+        assert np.ptp(times[labels == label]) <= passes + 1
+    assert phase.used == len(labels)
+
+
+def test_an_enlarged_set_has_the_same_images_in_every_epoch():
+    for frozen, samples in ((True, 100), (False, 180)):  # frozen, or with room for all
+        (phase, _), _ = paper_plan(augment__frozen=frozen, augment__samples=samples)
+        np.testing.assert_array_equal(phase.sources, phase.sources_of(7))
+        assert (len(phase.sources), phase.used) == (samples, samples)
+
+
+def test_zero_samples_are_all_training_images_in_every_epoch_of_both_phases():
+    for frozen in (True, False):
+        planned, _ = paper_plan(augment__samples=0, augment__frozen=frozen)
+        assert [phase.samples for phase in planned] == [256, 256]  # 90 + 153, in whole steps of 32
+        assert [phase.used for phase in planned] == [180, 180]
+        assert all(set(phase.sources_of(0)) == set(range(180)) for phase in planned)
+
+
+@pytest.mark.parametrize(('normal', 'positive', 'samples', 'name'), [
+    (3, 600, 64, 'imbalanced'), (600, 3, 64, 'imbalanced'), (1, 600, 2, 'imbalanced'), (10, 10, 2, 'balanced'),
+])
+def test_no_phase_lacks_a_class(normal, positive, samples, name):
+    config = small_config(phases=(name,), augment__samples=samples, imbalanced__positives=positive)
+    labels = np.repeat([0, 1], [normal, positive])
+    (phase,) = phases.plan(config, labels, np.arange(len(labels)))
+    assert len(phase.sources) == samples
+    assert set(labels[phase.sources]) == {0, 1}
+
+
+def test_the_papers_153_is_a_share_on_another_set():
+    labels = np.repeat([0, 1], [20, 10])
+    config = base.get_config()
+    train = np.r_[0:18, 20:29]
+    assert phases.plan(config, labels, train)[1].counts == (18, round(1.7 * 9))
+    config.imbalanced.positives = 12  # any other number is that number
+    assert phases.plan(config, labels, train)[1].counts == (18, 12)
+
+
+def test_the_papers_153_is_that_number_on_every_split_of_its_set():
+    labels = (np.arange(200) % 2).astype(np.int32)
+    for size in (120, 144, 180):
+        assert phases.plan(base.get_config(), labels, np.arange(size))[1].counts == (size // 2, 153)
+
+
 def test_class_weights_make_both_classes_weigh_the_same():
     np.testing.assert_allclose(phases.class_weights((90, 90)), [1, 1])
     weights = phases.class_weights((90, 153))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import splits, trial
+from bhcnet_jax.plan import phases, splits, trial
 from bhcnet_jax.training.lanes import stack
 from lanes import small_config
 
@@ -90,7 +90,10 @@ def test_a_section_that_is_not_in_use_does_not_count():
         ({'model__name': 'resnet'}, r"model.name is 'resnet'; expected one of cnn, cnn_lstm, cnn_gru"),
         ({'dataset__name': 'mnist'}, r"dataset.name is 'mnist'; expected one of auto, head_ct"),
         ({'augment__policy': 'mixup'}, r'expected one of affine, distort, none'),
-        ({'augment__samples': 0}, r'augment.samples is 0; expected 1 to'),
+        ({'augment__samples': -1}, r'augment.samples is -1; expected 0 to'),
+        ({'augment__samples': 1}, r'augment.samples is 1, but each phase needs both classes'),
+        ({'augment__distort__optical': 0.34}, r'augment.distort.optical is 0.34; expected 0.0 to 0.33'),
+        ({'imbalanced__positives': 2**31 - 1}, r'imbalanced.positives is 2147483647; expected 1 to 1000000'),
         ({'balanced__epochs': 0}, r'balanced.epochs is 0; expected 1 to'),
         ({'model__dropout': 1.0}, r'model.dropout is 1.0; expected 0.0 to 0.99'),
         ({'model__filters': (32, 0)}, r'model.filters is \(32, 0\)'),
@@ -143,6 +146,34 @@ def test_a_key_at_its_neutral_value_is_no_part_of_an_identity():
         assert key not in trial.resolve(config)[section]
         config[section][key] = 'another'
         assert trial.resolve(config)[section][key] == 'another'
+
+
+def test_what_a_recipe_has_come_to_mean_changes_the_trial_alone():
+    """So that a trial from before is not taken for a finished one: its recipe says the same of other images."""
+    split, fresh = make().split, {'augment.frozen': False, 'augment.samples': 20}
+    for changed, settings in (({'sources': 'fresh'}, fresh), ({'positives': 31}, {'imbalanced.positives': 153})):
+        config = small_config(imbalanced__positives=30).to_dict()
+        config = trial.set_point(config, settings)
+        assert phases.changes(config, LABELS, split.train) == changed
+        before, now = (trial.identify(config, split, 'data', labels=labels) for labels in (None, LABELS))
+        assert before.trial_id != now.trial_id
+        assert before[1:] == now[1:]
+
+
+def test_a_running_mean_is_another_trial_than_before_its_start_was_corrected():
+    def as_before(this):
+        parts = {**trial.resolve(this.config), 'seed': 0, 'data': 'data', 'split': this.split.digest}
+        return trial._digest({key: trial._encode(value) for key, value in parts.items()})
+
+    assert make().trial_id == as_before(make())
+    assert make(optimizer__ema=0.9).trial_id != as_before(make(optimizer__ema=0.9))
+
+
+def test_zero_samples_are_resolved_in_the_planned_trial_but_not_in_its_recipe():
+    this = make(augment__samples=0)
+    assert this.config.augment.samples == this.phases[0].samples == 48  # 18 + 30
+    assert this.phases[0].sources.shape == stack([this], 0).sources[0].shape
+    assert make(augment__samples=48).identity.recipe_id != this.identity.recipe_id
 
 
 def test_a_dict_and_a_config_are_the_same_trial():

@@ -20,6 +20,7 @@ from bhcnet_jax.plan import phases
 from bhcnet_jax.run import lane_batch, train
 from bhcnet_jax.run.train import Options
 from bhcnet_jax.training import optim
+from bhcnet_jax.training.engine import Engine
 from lanes import small_config
 from runs import PHASES, child_environment, flags, fork_server, numbers, recorded_epochs
 
@@ -236,11 +237,27 @@ def test_training_that_diverges_says_when(labelled_folder, tmp_path, monkeypatch
     assert row == ('DIVERGED', 'balanced', 1)
 
 
+def test_fresh_augmentation_trains_on_every_training_image(labelled_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    used, epoch = [], Engine.epoch
+
+    def noted(engine, states, lanes):
+        used.append(np.array(lanes.sources[0]))
+        return epoch(engine, states, lanes)
+
+    monkeypatch.setattr(Engine, 'epoch', noted)
+    config = tiny_config(labelled_folder)
+    config.phases, config.balanced.epochs, config.augment.frozen = ('balanced',), 2, False
+    assert train.run(config, Options(workdir=str(tmp_path / 'run')))
+    assert [len(sources) for sources in used] == [20, 20]
+    assert len(set(np.concatenate(used))) == 36  # of 40 images 4 are for testing
+
+
 def test_more_folds_than_images_end_in_one_line(labelled_folder, tmp_path, monkeypatch):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     config = tiny_config(labelled_folder)
     config.split.folds = 30
-    with pytest.raises(UserError, match=r'split.folds is 30: a class has only'):
+    with pytest.raises(UserError, match=r'split.folds is 30: class 1 has only 18 groups of images'):
         train.run(config, Options(workdir=str(tmp_path / 'run')))
     assert not (tmp_path / 'run').exists()
 

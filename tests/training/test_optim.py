@@ -30,6 +30,27 @@ def test_a_phase_of_one_step_is_possible():
     assert np.isfinite(rates(1, 1)).all()
 
 
+@pytest.mark.parametrize(('warmup', 'steps'), [(0.5, 1), (0.6, 1), (0.9, 1), (0.84, 3), (0.9, 2), (0.9, 4), (0.9, 5)])
+def test_a_warm_up_of_nearly_all_steps_ends_at_the_peak(warmup, steps):
+    table = rates(1, steps, peak_lr=1e-2, warmup=warmup).ravel()
+    np.testing.assert_allclose(table, 1e-2 * np.arange(steps) / (steps - 1) if steps > 1 else [1e-2], rtol=1e-5)
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.5, 0.999])
+def test_a_running_mean_is_corrected_for_its_start(decay):
+    params = {'kernel': jnp.array([1.0])}
+    adam = optim.optimizer(0.1, 0.0)
+    values, state, mean = np.random.default_rng(0).normal(size=40), adam.init(params), 1e6
+    for steps, value in enumerate(values, start=1):
+        with jax.numpy_dtype_promotion('standard'):
+            _, state = adam.update({'kernel': jnp.array([0.5])}, state, params)
+        kept = optim.kept_share(jnp.float32(decay), state)
+        mean = float(kept) * mean + (1 - float(kept)) * value
+        weights = decay ** np.arange(steps - 1, -1, -1.0)
+        assert mean == pytest.approx(np.average(values[:steps], weights=weights), rel=1e-3, abs=1e-3)
+    assert kept == 0 or decay > 0  # without a decay exactly the new weights
+
+
 def test_rate_and_weight_decay_may_be_traced():
     params = {'kernel': jnp.array([1.0, -2.0])}
 

@@ -258,7 +258,7 @@ def test_the_running_mean_of_the_weights_is_that_of_its_decay():
         *(jax.tree.leaves(tree) for tree in (second.average['params'], state.params, first.params, second.params)),
         strict=True,
     ):
-        expected = np.average(weights, axis=0, weights=[0.75**2, 0.25 * 0.75, 0.25])
+        expected = np.average(weights, axis=0, weights=[0, 0.75, 1])  # none of the initial weights
         np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7)
 
 
