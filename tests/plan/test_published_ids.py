@@ -100,10 +100,21 @@ def identities(part, study):
         yield each.trial_id, each.recipe_id, study.split_of(study.config_of(each)).digest, fingerprint
 
 
+def averaged(part, study):
+    """Ids of the recipes that average weights. Their mean was not corrected for its start when they were trained."""
+    trials = [] if part == 'baselines' else study.trials(sweep.parse_shard('1/1'))
+    return {each.recipe_id for each in trials if study.config_of(each).optimizer.ema}
+
+
 @pytest.mark.parametrize('part', PARTS)
 def test_the_ids_of_the_published_trials_do_not_change(part, study_of):
-    found = {identity for study in study_of(part) for identity in identities(part, study)}
+    studies = study_of(part)
+    found = {identity for study in studies for identity in identities(part, study)}
     published = set(rows(part, f'SELECT {", ".join(IDS)} FROM trials').itertuples(index=False, name=None))
+    # The same recipe now gives other weights, so its trials have other ids: what is published is not taken for them.
+    changed = {recipe_id for study in studies for recipe_id in averaged(part, study)}
+    assert not {row[0] for row in found if row[1] in changed} & {row[0] for row in published}
+    found, published = ({row for row in ids if row[1] not in changed} for ids in (found, published))
     assert len(published) >= 20
     # A command may have asked for more trials than were trained: tuned has two of three seeds.
     assert published - found == set()
