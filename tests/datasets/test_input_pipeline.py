@@ -26,7 +26,7 @@ LOAD = """
 import sys
 from absl import flags
 from ml_collections import ConfigDict
-from bhcnet_jax import input_pipeline
+from bhcnet_jax.datasets import input_pipeline
 flags.FLAGS.mark_as_parsed()
 print(input_pipeline.load(ConfigDict({'name': 'folder', 'dir': sys.argv[1], 'image_size': 8})).fingerprint)
 """
