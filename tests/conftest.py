@@ -7,7 +7,8 @@ import tempfile
 
 import runs
 
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {runs.xla_flags(devices=2)}'
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit it
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {runs.xla_flags(devices=2)}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax

@@ -162,7 +162,7 @@ def test_shortcuts_are_what_the_files_say(folder):
     for name in pd.read_csv(folder / 'labels.csv').file:
         with Image.open(folder / name) as image:
             sizes.append((*image.size, (folder / name).stat().st_size))
-    found = baselines.inputs(Study(config_of(folder)))
+    found = baselines.inputs(Study(config_of(folder)).image_set)
     together = np.concatenate([found[name] for name in ('width and height', 'file size', 'grey levels')], axis=1)
     np.testing.assert_array_equal(together[:, :3], sizes)
     np.testing.assert_array_equal(found['all shortcuts'], together)

@@ -180,6 +180,7 @@ def test_a_sweep_whose_disk_is_full_stops_with_a_line_and_goes_on_once_there_is_
         child, before = server.start(arguments), recorded_epochs(workdir)
         while recorded_epochs(workdir) < before + more:
             assert child.is_alive()
+            time.sleep(0.005)
         fill(filler)
         assert_stopped_in_a_line(*child.wait(), 'No space left on device', 'disk is full')
         filler.unlink()
