@@ -1,5 +1,7 @@
 """Every key of a recipe, once, with its unit and its source. The other configs only override.
 
+What a key allows and fixes stands in bhcnet_jax/plan/table.py, of a model in the file of its family in models/.
+
 "paper" is BHCNet (Anjum and Oberoi, 2022). Where it is silent, the comment says what was chosen and why.
 """
 
@@ -9,7 +11,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.recipe = 'base'  # label in tables and of the default run directory; not part of a trial's identity
-    c.sweep = ''  # axes of a sweep, in the words of --sweep (bhcnet_jax/sweep.py); --sweep takes its place
+    c.sweep = ''  # axes of a sweep, in the words of --sweep (bhcnet_jax/plan/sweep.py); --sweep takes its place
     # Points of a sweep one by one, each a dict like {'seed': 1, 'balanced.epochs': 4}; axes multiply them.
     c.trials = ()
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
