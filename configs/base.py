@@ -1,5 +1,7 @@
 """Every key of a recipe, once, with its unit and its source. The other configs only override.
 
+What a key allows and fixes stands in bhcnet_jax/plan/table.py, of a model in the file of its family in models/.
+
 "paper" is BHCNet (Anjum and Oberoi, 2022). Where it is silent, the comment says what was chosen and why.
 """
 

@@ -64,6 +64,7 @@ def archive_of(folder: Path, target: Path) -> Path:
 
 def test_a_labelled_stand_in_is_read_in_order_without_tensorflow(stand_in: Path) -> None:
     loaded = load(stand_in)
+    assert loaded.class_names == ('normal', 'hemorrhage')
     assert loaded.ids == tuple(f'{index:03d}' for index in range(200))
     assert loaded.labels.tolist() == [1] * 100 + [0] * 100
     assert loaded.images.shape == (200, 4, 4) and loaded.images.dtype == np.uint8

@@ -211,6 +211,6 @@ def test_traced_values_share_a_program_and_trials_in_step_a_batch(overrides, sam
 
 
 def test_the_id_of_a_known_trial_does_not_change():
-    # Rows that users have are found by this id. A new key goes into `trial.NEUTRAL` with the value that stands for what
+    # Rows that users have are found by this id. A new key has a `neutral` value in its table, which stands for what
     # the code did before; if the id has to change all the same, say so in the release notes.
     assert make(model__filters=(4, 6, 8)).trial_id == 'f908fb50cfc7dd783f543a405e89a5242cde733a826523f1386461e122552047'

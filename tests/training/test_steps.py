@@ -135,7 +135,7 @@ def test_two_seeds_give_different_weights():
 
 def test_two_seeds_give_different_augmentation():
     image = steps.to_unit(jnp.asarray(small_images()[0][1]))
-    strengths = one(small_lanes(small_config())).strengths
+    strengths = steps.strengths(one(small_lanes(small_config())), 'affine')
     first, second = (augment(steps.stream(seed, 'augment', 0, 0, 0), image, strengths, 'affine') for seed in (0, 1))
     assert not np.allclose(first, second)
 
