@@ -88,14 +88,14 @@ def test_alpha_and_colour_modes_are_counted_by_class():
     image_set = _image_set()
     modes = tuple('RGBA' if label == 0 else 'L' for label in image_set.labels)
     found = _audit(dataclasses.replace(image_set, modes=modes))
-    assert found['modes'] == {'L': {'negative': 0, 'positive': 20}, 'RGBA': {'negative': 20, 'positive': 0}}
+    assert found['modes'] == {'L': {'normal': 0, 'hemorrhage': 20}, 'RGBA': {'negative': 20, 'positive': 0}}
     assert _shortcut(found, 'alpha channel')['auc'] == _shortcut(found, 'colour mode')['auc'] == 1.0
 
 
 def test_files_with_coloured_pixels_are_counted_by_class():
     image_set = _image_set()
     found = _audit(dataclasses.replace(image_set, coloured=image_set.labels == 1))
-    assert found['coloured'] == {'negative': 0, 'positive': 20}
+    assert found['coloured'] == {'normal': 0, 'hemorrhage': 20}
     assert _shortcut(found, 'coloured pixels')['auc'] == 1.0
     assert 'coloured pixels' in _text(found)
 

@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_the_old_figure_whole(tmp_path):
 def test_no_display_and_no_pyplot_is_needed(tmp_path):
     code = (
         'import sys; from bhcnet_jax.display import figures;'
-        f'figures.confusion_matrix(dict(tp=1, tn=1, fp=0, fn=0), {str(tmp_path / "a.png")!r}, "");'
+        f'figures.confusion_matrix(dict(tp=1, tn=1, fp=0, fn=0), ("a", "b"), {str(tmp_path / "a.png")!r}, "");'
         'sys.exit("matplotlib.pyplot" in sys.modules)'
     )
     environment = {k: v for k, v in os.environ.items() if k != 'DISPLAY'} | {'PYTHONPATH': os.getcwd()}
