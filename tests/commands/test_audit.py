@@ -88,7 +88,7 @@ def test_alpha_and_colour_modes_are_counted_by_class():
     image_set = _image_set()
     modes = tuple('RGBA' if label == 0 else 'L' for label in image_set.labels)
     found = _audit(dataclasses.replace(image_set, modes=modes))
-    assert found['modes'] == {'L': {'normal': 0, 'hemorrhage': 20}, 'RGBA': {'negative': 20, 'positive': 0}}
+    assert found['modes'] == {'L': {'normal': 0, 'hemorrhage': 20}, 'RGBA': {'normal': 20, 'hemorrhage': 0}}
     assert _shortcut(found, 'alpha channel')['auc'] == _shortcut(found, 'colour mode')['auc'] == 1.0
 
 
