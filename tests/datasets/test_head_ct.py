@@ -260,6 +260,21 @@ def test_the_real_images_are_the_published_ones(caplog: pytest.LogCaptureFixture
 
 
 @needs_real
+@pytest.mark.parametrize(('equalise', 'expected'), [
+    (False, '3878b6c429ea4b9cbeaf24b33839b4d53a777ab0f182f0b758ab2381868fecde'),
+    (True, '2f831bc2cbd63d173d9e1cb1ec5199f07e45aa34b9944361d95256d399db844c'),
+])  # fmt: skip
+def test_the_real_images_are_the_arrays_that_the_published_trials_saw(equalise: bool, expected: str) -> None:
+    dataset = {'name': 'head_ct', 'dir': REAL, 'image_size': 128, 'equalise': equalise}
+    loaded = input_pipeline.load(ConfigDict(dataset))
+    names = ('images', 'thumbnails', 'labels', 'heights', 'widths', 'coloured', 'file_bytes')
+    digest = hashlib.sha256(b''.join(getattr(loaded, name).tobytes() for name in names))
+    texts = (*loaded.ids, *loaded.groups, *loaded.modes, *loaded.pixel_sha256)
+    digest.update('\n'.join(texts).encode())
+    assert digest.hexdigest() == expected
+
+
+@needs_real
 def test_a_zip_of_the_real_images_is_the_published_set(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / 'archive.zip', 'w') as archive:
         for path in sorted(Path(REAL).rglob('*')):
