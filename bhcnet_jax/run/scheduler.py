@@ -102,10 +102,11 @@ class Scheduler:
     def _show(self) -> Progress:
         """The progress display of all wanted trials, with what earlier processes have done of them."""
         ended = self._results.ended()
+        first = next((self._study.plan(each).config for each in self._wanted), self._study.config)
         has_val = bool(self._study.config.split.val_folds)
         shown = Progress(
             sum(each.epochs for each in self._wanted),
-            self._study.config.augment.samples,
+            first.augment.samples,
             sum(self._done(each) for each in self._wanted),
             # A line per epoch would be too much to read from thousands of trials.
             seconds_between_lines=60 if len(self._wanted) > 1 else 0,
