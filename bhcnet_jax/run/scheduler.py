@@ -104,6 +104,7 @@ class Scheduler:
     def _show(self) -> Progress:
         """The progress display of all wanted trials; what earlier processes did counts as done."""
         ended = self._results.ended()
+        first = next((self._study.plan(each).config for each in self._wanted), self._study.config)
         has_val = bool(self._study.config.split.val_folds)
         shown = Progress(
             sum(each.epochs for each in self._wanted),
