@@ -29,7 +29,7 @@ CHANGES = (
     {'optimizer.peak_lr': 3e-3},
     {'optimizer.weight_decay': 0.05},
     {'optimizer.label_smoothing': 0.1},
-    {'optimizer.ema': 0.99},  # docs/study has it from before the mean was corrected for its start, under other trial ids
+    {'optimizer.ema': 0.99},  # docs/study: before the mean was corrected for its start, so with other trial ids
     {'phases': ('imbalanced',), 'imbalanced.epochs': 24, 'imbalanced.class_weights': 'computed'},
     {'balanced.epochs': 12},
     {'balanced.epochs': 48},

@@ -108,7 +108,7 @@ class Scheduler:
         has_val = bool(self._study.config.split.val_folds)
         shown = Progress(
             sum(each.epochs for each in self._wanted),
-            self._study.plan(self._wanted[0]).config.augment.samples,
+            first.augment.samples,
             sum(self._done(each) for each in self._wanted),
             # A line per epoch would be too much to read from thousands of trials.
             seconds_between_lines=60 if len(self._wanted) > 1 else 0,
