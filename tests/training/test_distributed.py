@@ -192,7 +192,12 @@ def test_all_processes_hear_the_same_and_fail_together(environment):
         subprocess.Popen([sys.executable, '-c', TALK, port, each], env=environment, stdout=subprocess.PIPE, text=True)
         for each in '01'
     ]
-    outputs = [process.communicate(timeout=120)[0].splitlines()[-3:] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=120)[0].splitlines()[-3:] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     heard = f"['a', ''] float64 (1, 1303) {1302 * 1303 / 2}"
     assert outputs[0] == [heard, 'JaxRuntimeError process 1: ValueError: RESOURCE_EXHAUSTED: by one', 'goes on']
     assert outputs[1] == [heard, 'ValueError RESOURCE_EXHAUSTED: by one', 'goes on']
