@@ -72,7 +72,7 @@ def _print_folds(sizes: np.ndarray, positive: str) -> None:
     images, positives = sizes.sum(axis=0), sizes[1]
     ranges = [' to '.join(map(str, sorted({counts.min(), counts.max()}))) for counts in (images, positives)]
     print(f'Test parts of {len(images)} folds: {ranges[0]} images, {ranges[1]} of them {positive}')
-    for name, counts in (('images', images), (f'of class {positive}', positives)):
+    for name, counts in (('images', images), (f'{positive} images', positives)):
         if counts.max() > 2 * counts.min():
             print(
                 f'warning: the largest fold has {counts.max()} {name}, the smallest {counts.min()}, since groups stay '

@@ -18,6 +18,7 @@ from bhcnet_jax.plan import sweep, trial
 from bhcnet_jax.plan.splits import Split
 
 SPEAKING = ('model.dtype',)  # keys whose values need no name beside them in a label
+ORDER = ('phases', 'batch_size', 'dataset', 'split', 'model', 'optimizer', 'augment')  # in a label; then the phases
 NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
 _LEFT_OUT = trial.NEUTRAL  # of identities, at these values
 _NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
@@ -58,8 +59,14 @@ def _points(axes: Sequence[sweep.Axis]) -> Iterator[Mapping[str, Any]]:
 
 def _identify(tree: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[str, Settings]:
     config = trial.set_point(tree, point)
-    flat = traverse_util.flatten_dict(trial.resolve(config), sep='.')
-    return trial.identify(config, _NO_SPLIT, '').recipe_id, _LEFT_OUT | flat
+    flat = _LEFT_OUT | traverse_util.flatten_dict(trial.resolve(config), sep='.')
+    return trial.identify(config, _NO_SPLIT, '').recipe_id, {key: flat[key] for key in sorted(flat, key=_place)}
+
+
+def _place(key: str) -> int:
+    """Where a key's section stands in a label."""
+    section = key.partition('.')[0]
+    return ORDER.index(section) if section in ORDER else len(ORDER)
 
 
 def _sweep(command: str) -> str:

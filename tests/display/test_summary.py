@@ -32,16 +32,16 @@ def said(tmp_path, monkeypatch, capsys):
 
 def test_even_folds_are_told_without_a_warning(said):
     lines = said(range(30), split__scheme='kfold', augment__samples=0)
-    assert 'Test parts of 10 folds: 3 images, 1 to 2 of them hemorrhage' in lines
+    assert 'Test parts of 10 folds: 3 images, 1 to 2 of them positive' in lines
     assert not [line for line in lines if line.startswith('warning')]
 
 
 def test_folds_of_which_one_is_more_than_twice_another_are_warned_of(said):
     lines = said([0] * 20 + list(range(1, 13)), split__scheme='kfold', split__folds=4, augment__samples=0)
-    assert 'Test parts of 4 folds: 4 to 20 images, 2 to 10 of them hemorrhage' in lines
+    assert 'Test parts of 4 folds: 4 to 20 images, 2 to 10 of them positive' in lines
     assert [line[:59] for line in lines if line.startswith('warning')] == [
         'warning: the largest fold has 20 images, the smallest 4, si',
-        'warning: the largest fold has 10 hemorrhages, the smallest ',
+        'warning: the largest fold has 10 positive images, the small',
     ]
 
 

@@ -14,7 +14,8 @@ from bhcnet_jax.plan import sweep, trial
 from bhcnet_jax.plan.sweep import Axis
 
 LEAVES = traverse_util.flatten_dict(base.get_config().to_dict(), sep='.')
-FIXED = {'recipe', 'dataset.name', 'dataset.dir', 'sweep', 'trials'} & set(LEAVES)
+FIXED = {'recipe', 'sweep', 'trials', *(f'dataset.{key}' for key in ('name', 'dir', 'label', 'columns', 'positive'))}
+FIXED &= set(LEAVES)
 FIXED |= {key for key in LEAVES if key.startswith('engine.')}
 
 

@@ -215,10 +215,10 @@ def test_batch_normalisation_is_that_of_the_images_that_count():
     after, sums = step_once(config, lane, state, images, labels, mask=jnp.array([1.0] * 5 + [0.0] * 3))
     # The reference sees the five images alone, all at once.
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
-    inputs, rate = steps.to_unit(images[:5, ..., None]), jnp.float32(0)
+    inputs, values = steps.to_unit(images[:5, ..., None]), {'model.dropout': jnp.float32(0)}
     keys = jax.random.split(jax.random.key(0), 5)
     apply = jax.jit(functools.partial(models.create(config.model).apply, mutable=['batch_stats']))
-    logits, changed = apply(variables, inputs, rate, keys, jnp.ones(5))
+    logits, changed = apply(variables, inputs, values, keys, jnp.ones(5))
     losses = optax.sigmoid_binary_cross_entropy(logits, labels[:5].astype(float))
     np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-5)
     for ours, wanted in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(changed), strict=True):
