@@ -12,16 +12,14 @@ Their trials go into a results database like those of networks: `python -m bhcne
 
 import collections
 import contextlib
-import hashlib
-import json
 import pathlib
 import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -70,16 +68,12 @@ def _identify(baseline: Baseline, config: ConfigDict, study: Study) -> Trial:
     if _sees_equalised(baseline, config):
         recipe['equalise'] = True
     rest = {'seed': config.seed, 'data': study.image_set.fingerprint, 'split': split.digest}
-    return Trial(_digest(recipe | rest), _digest(recipe), baseline, config, split)
+    return Trial(trial.digest(recipe | rest), trial.digest(recipe), baseline, config, split)
 
 
 def _sees_equalised(baseline: Baseline, config: ConfigDict) -> bool:
     """What is known of the published files stays the same."""
     return config.dataset.equalise and baseline.inputs == PIXELS
-
-
-def _digest(tree: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def run(config: ConfigDict, axes: str = '', workdir: str = '', command: str = '') -> bool:

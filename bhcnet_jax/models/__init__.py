@@ -45,14 +45,24 @@ def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
             shapes[context.module.path] = jax.tree.leaves(output)[-1].shape[1:]
         return output
 
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 1), jnp.float32)
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+        variables = _variables(model, image_size)
     parameters = Counter()
     for path, leaf in flatten_dict(variables['params']).items():
         layer = next((whole for whole in composite if path[: len(whole)] == whole), path[:-1])
         parameters[layer] += leaf.size
     return [LayerRow('/'.join(path), shape, parameters[path]) for path, shape in shapes.items() if path in parameters]
+
+
+def normalises_batches(config: ConfigDict, image_size: int) -> bool:
+    """Whether `config.model` normalises the images of a batch together, and so keeps running moments."""
+    return 'batch_stats' in _variables(create(config), image_size)
+
+
+def _variables(model: nn.Module, image_size: int) -> Any:
+    """Shapes and dtypes of what a model holds."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 1), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
 
 
 def first_convolution(config: ConfigDict, params: Any) -> Any:

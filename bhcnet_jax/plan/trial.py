@@ -82,7 +82,7 @@ def identify(
         rest |= phases.changes(config, labels, split.train)
         if not config['augment']['samples']:
             shapes['samples'] = phases.epoch_samples(config, labels, split.train)
-    signature = _sign(shapes)
+    signature = digest(shapes)
     return Identity(
         trial_id=_digest(parts | {key: _encode(value) for key, value in rest.items()}),
         recipe_id=recipe_id,
@@ -176,8 +176,9 @@ def _encode_recipe(recipe: dict[str, Any]) -> tuple[dict[str, str], str]:
 
 
 @_remembered
-def _sign(shapes: dict[str, Any]) -> str:
-    return _digest({key: _encode(value) for key, value in shapes.items()})
+def digest(tree: dict[str, Any]) -> str:
+    """SHA-256, hex, of a JSON-like dict, whatever the order of its keys."""
+    return _digest({key: _encode(value) for key, value in tree.items()})
 
 
 def _digest(parts: Mapping[str, str]) -> str:

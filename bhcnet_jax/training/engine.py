@@ -23,6 +23,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from bhcnet_jax import models
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.training import hosts, steps
 
@@ -220,8 +221,9 @@ def choose_spread(config: ConfigDict, alone: bool) -> str:
     """
     if config.engine.spread != 'auto':
         return config.engine.spread
-    can = config.batch_size % jax.device_count() == 0 and config.model.norm != 'batch'
-    return 'batch' if alone and can and jax.default_backend() == 'cpu' else 'lanes'
+    if not alone or jax.default_backend() != 'cpu' or config.batch_size % jax.device_count():
+        return 'lanes'
+    return 'lanes' if models.normalises_batches(config.model, config.dataset.image_size) else 'batch'
 
 
 def is_out_of_memory(error: BaseException) -> bool:

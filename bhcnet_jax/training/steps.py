@@ -157,7 +157,7 @@ def gradients(
     config: ConfigDict, state: TrainState, lane: Lane, labels: jax.Array, batch: Batch
 ) -> tuple[Any, Sums, Any]:
     """The gradient of `loss` over a batch, one micro-batch after the other. -> it, Sums, new batch_stats."""
-    needs_all = config.model.norm == 'batch'
+    needs_all = bool(state.batch_stats)  # the images of a batch are normalised together
     at_once = len(batch.positions) if needs_all else micro_batch_of(len(batch.positions))
     grad = jax.grad(loss, argnums=1, has_aux=True)
 
