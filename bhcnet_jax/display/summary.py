@@ -12,7 +12,7 @@ from bhcnet_jax import models
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display import tables
 from bhcnet_jax.paper import bhcnet
-from bhcnet_jax.plan import splits
+from bhcnet_jax.plan import splits, table, trial
 from bhcnet_jax.plan.phases import Phase
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
@@ -128,11 +128,22 @@ def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
     tables.print_result(
         {name: row[name] for name in (*COUNTS, *SCORES)},
         {name: (row[f'{name}_low'], row[f'{name}_high']) for name in PROPORTIONS},
-        bhcnet.row_for(row['model'], tuple(this.config.phases), row['epochs']),
+        paper_row(this, image_set.fingerprint, image_set.synthetic),
         image_set.synthetic,
         image_set.class_names,
     )
     print(f'Trained in {row["train_seconds"]:.0f} s, {row["images_per_second"]:.0f} images per second')
+
+
+def paper_row(this: Trial, fingerprint: str, synthetic: bool) -> bhcnet.PaperRow | None:
+    """The paper's row for a trial; None on other images, for another recipe, and where the paper prints none.
+
+    fingerprint, synthetic: of the images. Synthetic ones stand in for those of the paper.
+    """
+    on_its_images = synthetic or fingerprint == bhcnet.FINGERPRINT
+    if not on_its_images or not bhcnet.is_papers(dict(table.leaves(trial.resolve(this.config)))):
+        return None
+    return bhcnet.row_for(this.config.model.name, this.identity.phase_names, this.identity.phase_epochs[-1])
 
 
 def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, directory: pathlib.Path) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.records import merge, recipes, schema
 from bhcnet_jax.report import holdouts, settings
 from bhcnet_jax.report.holdouts import Holdouts
@@ -34,7 +35,7 @@ INTERVALS = (
     f'{recipes.DRAWS} draws of groups of look-alike images with all their seeds. Shares have the Wilson interval where '
     'all draws agree, as at 100 %, and where a single seed was scored on images without look-alikes.'
 )
-PAPERS_DATA = 'head_ct'  # the data set of the paper
+PAPERS_DATA = 'head_ct'  # what the data set of the paper is called
 STAND_IN = 'PHANTOM'  # synthetic images in its place
 
 
@@ -152,7 +153,7 @@ class Evidence:
     @property
     def is_of_paper(self) -> bool:
         """Whether the images are those of the paper, or stand in for them."""
-        return self.dataset in (PAPERS_DATA, STAND_IN)
+        return self.fingerprint == bhcnet.FINGERPRINT or self.dataset == STAND_IN
 
     def best(self, kind: str, like: Recipe | None = None) -> Recipe | None:
         """The most accurate recipe of a kind, of those with the most images; None if there is none.

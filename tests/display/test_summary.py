@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from bhcnet_jax.configs import base
 from bhcnet_jax.display import summary
-from bhcnet_jax.plan import sweep
+from bhcnet_jax.paper import bhcnet
+from bhcnet_jax.plan import splits, sweep, trial
 from bhcnet_jax.plan.study import Study
 from lanes import small_config
 
@@ -32,16 +35,16 @@ def said(tmp_path, monkeypatch, capsys):
 
 def test_even_folds_are_told_without_a_warning(said):
     lines = said(range(30), split__scheme='kfold', augment__samples=0)
-    assert 'Test parts of 10 folds: 3 images, 1 to 2 of them hemorrhage' in lines
+    assert 'Test parts of 10 folds: 3 images, 1 to 2 of them positive' in lines
     assert not [line for line in lines if line.startswith('warning')]
 
 
 def test_folds_of_which_one_is_more_than_twice_another_are_warned_of(said):
     lines = said([0] * 20 + list(range(1, 13)), split__scheme='kfold', split__folds=4, augment__samples=0)
-    assert 'Test parts of 4 folds: 4 to 20 images, 2 to 10 of them hemorrhage' in lines
+    assert 'Test parts of 4 folds: 4 to 20 images, 2 to 10 of them positive' in lines
     assert [line[:59] for line in lines if line.startswith('warning')] == [
         'warning: the largest fold has 20 images, the smallest 4, si',
-        'warning: the largest fold has 10 hemorrhages, the smallest ',
+        'warning: the largest fold has 10 of class positive, the sma',
     ]
 
 
@@ -67,3 +70,24 @@ def test_training_images_that_no_epoch_uses_are_told(said, settings, told):
         f'augment.samples=0 uses all in each epoch, {other} more of them.'
         for used, other in told
     ]
+
+
+@pytest.mark.parametrize(
+    ('fingerprint', 'synthetic', 'changes', 'printed'),
+    [
+        (bhcnet.FINGERPRINT, False, {}, '100'),
+        ('f' * 64, True, {}, '100'),
+        ('f' * 64, False, {}, None),
+        (bhcnet.FINGERPRINT, False, {'dataset.image_size': 32}, None),
+        (bhcnet.FINGERPRINT, False, {'model.filters': (8, 16, 32)}, None),
+        ('f' * 64, True, {'augment.samples': 200}, None),
+        (bhcnet.FINGERPRINT, False, {'imbalanced.epochs': 13}, None),
+        (bhcnet.FINGERPRINT, False, {'phases': ('balanced',), 'imbalanced.positives': 7}, '95'),
+    ],
+)
+def test_the_papers_row_is_for_its_images_and_its_recipe(fingerprint, synthetic, changes, printed):
+    labels = np.arange(200) % 2
+    config = ConfigDict(trial.set_point(base.get_config().to_dict(), changes))
+    this = trial.make(config, labels, splits.split(labels, np.arange(200), 'holdout', 10, 0, 0), fingerprint)
+    row = summary.paper_row(this, fingerprint, synthetic)
+    assert getattr(row, 'accuracy', None) == printed
