@@ -23,6 +23,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.records import merge
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.records.recipes import make
+from bhcnet_jax.records.spreadsheet import as_text
 
 WATCH_SECONDS = 3  # between two looks
 WIDTH = 130  # characters; where no terminal says how wide it is
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _console().print(view(merged, board))
             if flags.csv:
                 with files.output(flags.csv) as file:
-                    merged.trials.to_csv(file, index=False)
+                    as_text(merged.trials).to_csv(file, index=False)
             if flags.parquet:
                 with files.output(flags.parquet) as file:
                     merged.trials.to_parquet(file, index=False)

@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -403,6 +404,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 
 
 def _check_start(flags: argparse.Namespace, rest: Sequence[str]) -> None:
+    _refuse_control('--workdir', str(flags.workdir))
+    _refuse_control('--partition', flags.partition)
+    for name, value in flags.sbatch:
+        _refuse_control('--sbatch', f'{name}={value}')
     if not 1 <= (flags.shards or 0) < 10**5:
         raise LaunchError(f'--shards is {flags.shards}; expected a whole number from 1, as in --shards=8.')
     for name in ('--shard', '--dry_run'):
@@ -410,6 +415,12 @@ def _check_start(flags: argparse.Namespace, rest: Sequence[str]) -> None:
             raise LaunchError(f'{name} is a flag of bhcnet_jax.main alone; this program sets it for each shard.')
     if flags.engine == 'slurm' and (flags.time or 0) < 1:
         raise LaunchError(f'--time is {flags.time}; expected minutes after which a task saves and is requeued.')
+
+
+def _refuse_control(flag: str, value: str) -> None:
+    """LaunchError for a line break or the like, after which the batch script would go on with a line of its own."""
+    if any(unicodedata.category(char) in ('Cc', 'Zl', 'Zp') for char in value):
+        raise LaunchError(f'{flag}={value!r}: expected no line break and no other control character.')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -36,6 +36,7 @@ from bhcnet_jax.records.schema import (
     refuse_newer,
     refuse_strangers,
 )
+from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.statistics import metrics
 
 _RESULT_COLUMNS = ', '.join(name for name in TRIAL_COLUMNS if name not in STATE_COLUMNS)
@@ -245,7 +246,7 @@ class Results:
         """Writes results.csv (finished trials), curves.csv and predictions.csv; each appears complete or not at all."""
         for name, query in EXPORTS.items():
             with files.replacing(directory / name) as file:
-                pd.read_sql_query(query, self._database).to_csv(file, index=False)
+                as_text(pd.read_sql_query(query, self._database)).to_csv(file, index=False)
 
 
 def _added(source: str) -> str:

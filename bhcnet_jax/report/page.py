@@ -278,7 +278,8 @@ def as_html(page: Page) -> str:
 
 def as_markdown(page: Page) -> str:
     """The same without figures and images, which it names."""
-    return _environment().get_template('page.md.j2').render(page=page)
+    text = _environment().get_template('page.md.j2').render(page=page)
+    return re.sub('<(?=[A-Za-z/!?])', '&lt;', text)  # names are data: none of them begins a tag of HTML
 
 
 def as_svg(figure: Figure) -> str:

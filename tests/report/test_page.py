@@ -265,3 +265,12 @@ def test_paper_shows_all_tables_and_all_of_their_columns(real, tmp_path):
         seen = window.show(real / 'report.html', PRINTED, SCRIPT, medium='print').answer
     assert len(seen['folded']) > 3 and set(seen['folded']) <= set(seen['shown'])
     assert seen['auc'] <= PRINTED and seen['wide'] == []
+
+
+def test_names_are_no_markup_in_the_markdown_and_no_formula_in_the_csv(tmp_path):
+    name, formula = '<script>alert(1)</script>', '=cmd()'
+    studies.report(tmp_path, dataset=f'{name}`', classes=(formula, '<img src=x>'))
+    assert '<script' not in text(tmp_path) and '<img' not in text(tmp_path)
+    assert '&lt;script>alert(1)' in text(tmp_path)
+    csv = (tmp_path / 'report.csv').read_text()
+    assert not [line for line in csv.splitlines() if re.search(r'(^|,)"?[=@]', line)]
