@@ -1,5 +1,6 @@
 """What the commands share: --config, --workdir, --sweep, and mistakes answered in one line."""
 
+import ast
 import pathlib
 import re
 import runpy
@@ -51,8 +52,11 @@ WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/<reci
 SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys, like 'seed=0:10 split.fold=0:10'; see plan/sweep.py.")
 
 
-def _available() -> list[str]:
-    return sorted(path.stem for path in pathlib.Path(configs.__path__[0]).glob('*.py') if path.stem != '__init__')
+def _available() -> dict[str, str]:
+    """Name -> what a shipped config says of itself in its first line."""
+    found = sorted(pathlib.Path(configs.__path__[0]).glob('*.py'))
+    told = {path.stem: ast.get_docstring(ast.parse(path.read_text())) or '' for path in found}
+    return {name: text.partition('\n')[0] for name, text in told.items() if name != '__init__'}
 
 
 def _find_config(value: str) -> str:
@@ -100,9 +104,28 @@ def _last_wins(argv: list[str]) -> list[str]:
     return kept[::-1]
 
 
+HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
+
+
+def _help(module: str) -> str:
+    """What --help shows of a command: what it is for, examples, configs, flags. module: its name."""
+    command = sys.modules.get('__main__') if module == sys.argv[0] else sys.modules[module]
+    listed = '\n'.join(f'  {name}: {told}' for name, told in _available().items())
+    shown = flags.FLAGS.module_help(module).strip().partition('\n')[2]
+    return (
+        f'{command.__doc__.strip()}\n\nConfigs:\n{listed}\n\nEvery key with its default, unit and source: '
+        f'{pathlib.Path(configs.__path__[0]) / "base.py"}\n\nFlags:\n{shown}'
+    )
+
+
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake in them ends the process with one line."""
     argv = _last_wins(argv)
+    if any(argument in HELP for argument in argv[1:]):
+        # Flags are registered under what was run: the script, or the module that the console script imports.
+        known = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+        print(_help(sys.argv[0] if known else 'bhcnet_jax.main'))
+        sys.exit(0)
     for place, argument in enumerate(argv):
         name, equals, value = argument.partition('=')
         if name in ('--config', '-config') and equals:

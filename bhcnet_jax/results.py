@@ -56,7 +56,9 @@ def _sort(board: pd.DataFrame, name: str) -> pd.DataFrame:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
     parser = argparse.ArgumentParser(
-        prog='python -m bhcnet_jax.results', description='Merges run directories and shows what their recipes score.'
+        prog='python -m bhcnet_jax.results',
+        description='Merges run directories and shows what their recipes score.',
+        epilog='Example: python -m bhcnet_jax.results runs/* --sort auc --csv trials.csv',
     )
     parser.add_argument('workdirs', nargs='+', type=pathlib.Path, metavar='WORKDIR')
     parser.add_argument('--where', action='append', default=[], metavar='COLUMN=VALUE', help='only these trials')

@@ -82,3 +82,29 @@ def test_windows_is_refused_with_a_way_out():
     child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
     assert child.returncode == 1
     assert child.stderr == 'error: bhcnet_jax runs on Linux and macOS; on Windows through WSL2.\n'
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_has_an_example_and_the_defaults_and_exits_with_0(command):
+    child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', '--help'], capture_output=True, text=True,
+                           check=False)  # fmt: skip
+    assert (child.returncode, child.stderr) == (0, '')
+    assert f'python -m bhcnet_jax.{command} ' in child.stdout.split('xample', 1)[-1]
+    assert 'default' in child.stdout
+    if command in ('main', 'baselines'):
+        assert 'smoke: Every part of a run' in child.stdout and '--sweep' in child.stdout
+        assert 'base.py' in child.stdout
+        assert ('--prune' in child.stdout) == (command == 'main')
+
+
+def test_the_console_script_shows_its_flags():
+    script = 'import sys; sys.argv = ["/bin/bhcnet-jax", "--help"]; from bhcnet_jax.main import run; run()'
+    child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
+    assert child.returncode == 0
+    assert '--prune' in child.stdout and '--workdir' in child.stdout and 'python -m bhcnet_jax.main' in child.stdout
+
+
+def test_the_package_says_what_there_is():
+    child = subprocess.run([sys.executable, '-m', 'bhcnet_jax'], capture_output=True, text=True, check=True)
+    for command in COMMANDS:
+        assert f'python -m bhcnet_jax.{command} ' in child.stdout
