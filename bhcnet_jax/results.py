@@ -8,13 +8,15 @@ weights, drawings and augmentations would have, on the same images: that is the 
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 
 from bhcnet_jax import files
@@ -24,7 +26,9 @@ from bhcnet_jax.records import merge
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.records.recipes import make
 from bhcnet_jax.records.spreadsheet import as_text
+from bhcnet_jax.report import holdouts, settings
 
+LOSSES = ('val_loss', 'log_loss', 'brier')  # the lower, the better
 WATCH_SECONDS = 3  # between two looks
 WIDTH = 130  # characters; where no terminal says how wide it is
 
@@ -46,10 +50,10 @@ def select(trials: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
 
 
 def _sort(board: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Numbers from high to low, text from a to z, undefined ones last."""
+    """Losses and text from low to high, other numbers from high to low, undefined ones last."""
     if name not in board.columns:
         raise UserError(f'--sort {name}: no such column; expected one of {", ".join(board.columns)}.')
-    ascending = not pd.api.types.is_numeric_dtype(board[name])
+    ascending = name in LOSSES or not pd.api.types.is_numeric_dtype(board[name])
     return board.sort_values(name, ascending=ascending, kind='stable')
 
 
@@ -71,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if flags.watch:
             _watch(flags)
         else:
-            merged, board = _look(flags)
-            _console().print(view(merged, board))
+            console, board = _console(), _look(flags)
+            merged = board.merged
+            console.print(_show(board, flags, console))
             if flags.csv:
                 with files.output(flags.csv) as file:
                     as_text(merged.trials).to_csv(file, index=False)
@@ -83,22 +88,70 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f'error: {error}')
 
 
-def _look(flags: argparse.Namespace) -> tuple[Merged, pd.DataFrame]:
+class Board(NamedTuple):
+    """What is shown and exported.
+
+    Attributes:
+      merged: the trials asked for; a recipe is called by its label, and the settings that vary are further columns.
+      rows: see `recipes.make`, with the same columns.
+      holdouts: see `leaderboard.view`.
+    """
+
+    merged: Merged
+    rows: pd.DataFrame
+    holdouts: dict[str, pd.DataFrame]
+
+
+def _look(flags: argparse.Namespace) -> Board:
     merged = merge.merge(flags.workdirs)
-    merged = merged._replace(trials=select(merged.trials, flags.where))
-    return merged, _sort(make(merged), flags.sort)
+    directories = dict.fromkeys(pathlib.Path(file).parent for file in merged.trials.file)
+    known = settings.read(directories, set(merged.trials.recipe_id.dropna()))
+    done = merged.trials[merged.trials.status == 'DONE']
+    repeated = holdouts.find(done, {key: known[key] for key in known.keys() & set(done.recipe_id)})
+    joined = {recipe_id: each.label for each in repeated for recipe_id in each.trials.recipe_id}
+    trials = select(_tell_apart(merged.trials, known, joined), flags.where)
+    rows = make(merged._replace(trials=trials[~trials.recipe_id.isin(joined).fillna(False)]))
+    rows = rows.merge(trials.drop_duplicates('recipe_id')[['recipe_id', *_varying(known)]], on='recipe_id', how='left')
+    of_joined = {label: trials[(trials.recipe == label) & (trials.status == 'DONE')] for label in joined.values()}
+    of_joined = {label: rows for label, rows in of_joined.items() if len(rows)}
+    return Board(merged._replace(trials=trials), _sort(rows, flags.sort), of_joined)
+
+
+def _varying(known: Mapping[str, settings.Settings]) -> list[str]:
+    return [key for key in settings.varying(list(known.values())) if key not in settings.NO_RECIPE]
+
+
+def _tell_apart(
+    trials: pd.DataFrame, known: Mapping[str, settings.Settings], joined: Mapping[str, str]
+) -> pd.DataFrame:
+    """The trials with the labels of their recipes, and a column for each setting that varies.
+
+    joined: label by id, of recipes that differ in their holdout alone.
+    """
+    told = trials[trials.recipe_id.notna() & ~trials.recipe_id.isin(joined)].drop_duplicates('recipe_id')
+    labels = settings.labels(told, known) | joined
+    columns = {
+        key: [settings.shown(found[key]) if isinstance(found.get(key), tuple) else found.get(key)
+              for found in (known.get(each, {}) for each in trials.recipe_id)]
+        for key in _varying(known)
+    }  # fmt: skip
+    return trials.assign(recipe=trials.recipe_id.map(labels).astype('string').fillna(trials.recipe), **columns)
+
+
+def _show(board: Board, flags: argparse.Namespace, console: Console) -> Group:
+    return view(board.merged, board.rows, console.width, flags.sort, board.holdouts)
 
 
 def _console() -> Console:
     console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    return console if console.is_terminal or 'COLUMNS' in os.environ else Console(width=WIDTH)
 
 
 def _watch(flags: argparse.Namespace) -> None:
     console = _console()
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            shown = view(*_look(flags))
+            shown = _show(_look(flags), flags, console)
             if console.is_terminal:
                 live.update(shown, refresh=True)
             else:

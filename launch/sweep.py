@@ -385,7 +385,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     """The flags of this program, and those to be handed on."""
     parser = _Parser(
         prog='python launch/sweep.py', allow_abbrev=False, description=__doc__.splitlines()[0],
-        epilog="Example: python launch/sweep.py --shards=8 --workdir=runs/study --config=imbalanced --sweep='seed=0:1000'",
+        epilog="Example: python launch/sweep.py --shards=8 --workdir=runs/study --config=balanced --sweep='seed=0:99'",
     )  # fmt: skip
     parser.add_argument('--engine', choices=('local', 'slurm'), default='local', help='default: local')
     parser.add_argument('--workdir', type=pathlib.Path, required=True, help='where all shards and logs go')

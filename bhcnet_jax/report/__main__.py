@@ -90,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog='Example: python -m bhcnet_jax.report runs/* --out=report.html',
     )
     parser.add_argument('workdirs', nargs='+', type=pathlib.Path, metavar='WORKDIR')
-    parser.add_argument('--out', type=pathlib.Path, default='report.html', metavar='FILE.html', help='default: report.html')
+    parser.add_argument('--out', type=pathlib.Path, default='report.html', metavar='FILE.html',
+                        help='default: report.html')  # fmt: skip
     parser.add_argument('--reference', default='', metavar='RECIPE', help='label or id that others are compared with')
     parser.add_argument('--no_images', action='store_true', help='leave out images that were misread')
     parser.add_argument('--figures', type=pathlib.Path, metavar='FOLDER', help='also write each figure as a file, here')

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -228,7 +227,7 @@ def _recipes(
 ) -> list[Recipe]:
     scored = predictions.join(done[['seed', 'fold', 'recipe_id']], on='trial', how='inner')
     scored_by = dict(iter(scored.groupby('recipe_id', sort=False)))
-    labels = _labels(done, known)
+    labels = settings.labels(done, known)
     found = []
     for recipe_id, trials in done.groupby('recipe_id', sort=False):
         mine = scored_by[recipe_id]
@@ -247,23 +246,6 @@ def _kind(row: pd.Series) -> str:
     if row.recipe not in _INPUTS or row.model not in classifiers.METHODS:
         return 'network'
     return 'shortcut' if _INPUTS[row.recipe] in classifiers.SHORTCUTS else 'baseline'
-
-
-def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """recipe_id -> its label: its name; where several share one, with what is not as in most of them, else the id."""
-    name_of = dict(zip(done.recipe_id, done.recipe, strict=True))
-    found = {}
-    for name in dict.fromkeys(name_of.values()):
-        sharing = [each for each in name_of if name_of[each] == name]
-        of_sharing = [known[each] for each in sharing if known.get(each)]
-        keys = settings.varying(of_sharing)
-        usual = settings.usual(of_sharing, keys)
-        for recipe_id in sharing:
-            told = settings.label(name, known[recipe_id], keys, usual) if keys and known.get(recipe_id) else (
-                f'{name} ({recipe_id[:8]})')  # fmt: skip
-            found[recipe_id] = told if len(sharing) > 1 else name
-    repeated = {label for label, count in Counter(found.values()).items() if count > 1}
-    return {each: f'{label} {each[:8]}' if label in repeated else label for each, label in found.items()}
 
 
 def _read_epochs(file: pathlib.Path, trials: pd.DataFrame) -> pd.DataFrame:
