@@ -24,7 +24,8 @@ class _ConfigFile(flags.ArgumentParser):
             get_config = runpy.run_path(path).get('get_config')
             found = get_config() if callable(get_config) else None
         except (Exception, SystemExit) as error:
-            raise UserError(f'{_line(path, error)}{type(error).__name__}: {error}.') from None
+            told = str(error).strip('"')  # a KeyError quotes its message
+            raise UserError(f'{_line(path, error)}{type(error).__name__}: {told}.') from None
         if get_config is None:
             raise UserError('no function get_config in it; expected one as in configs/smoke.py.')
         if not isinstance(found, ConfigDict):
@@ -135,7 +136,9 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        fail(f'{_culprit(argv, str(error))}: no such key. {error} Every key is in configs/base.py.')
+        meant = re.search(r'Did you mean [^?]*\?', str(error))  # the rest of the message is quoted twice
+        more = f'{meant[0]} ' if meant else ''
+        fail(f'{_culprit(argv, str(error))}: no such key. {more}Every key is in configs/base.py.')
     except (flags.Error, TypeError, ValueError) as error:
         fail(str(error).removeprefix('flag '))
     if len(rest) > 1:

@@ -51,7 +51,7 @@ BASE = 'from bhcnet_jax.configs import base\ndef get_config():\n    c = base.get
     ('source', 'message'),
     [
         ('def get_config():\n    return undefined\n', "line 2: NameError: name 'undefined' is not defined."),
-        (BASE + 'return c.nosuch', 'line 4: AttributeError: "\'nosuch\'"'),
+        (BASE + 'return c.nosuch', 'line 4: AttributeError: \'nosuch\'.'),
         (BASE + 'c.batch_size = "32"', 'line 4: TypeError: Could not override'),
         (BASE + 'c.phases = {"balanced"}', 'line 4: TypeError: Could not override'),
         (BASE + 'c.model = 3', 'line 4: TypeError: Could not override'),

@@ -1,5 +1,7 @@
 """What a run says before it trains."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -10,6 +12,8 @@ from bhcnet_jax.display import summary
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.plan import splits, sweep, trial
 from bhcnet_jax.plan.study import Study
+from bhcnet_jax.plan.trial import Identity
+from bhcnet_jax.records.database import Results
 from lanes import small_config
 
 
@@ -91,3 +95,31 @@ def test_the_papers_row_is_for_its_images_and_its_recipe(fingerprint, synthetic,
     this = trial.make(config, labels, splits.split(labels, np.arange(200), 'holdout', 10, 0, 0), fingerprint)
     row = summary.paper_row(this, fingerprint, synthetic)
     assert getattr(row, 'accuracy', None) == printed
+
+
+@pytest.mark.parametrize(
+    ('val_losses', 'expected'),
+    [
+        ((None, None, None), ['  test accuracy 90.0 %  seed=1', '  test accuracy 80.0 %  seed=0']),
+        ((0.5, 0.75, 0.25), ['  validation loss 0.2500, test accuracy 70.0 %  seed=2',
+                             '  validation loss 0.5000, test accuracy 80.0 %  seed=0']),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_sweep_names_its_best_trials(tmp_path, capsys, val_losses, expected):
+    path = tmp_path / 'a b'
+    path.mkdir()
+    wanted = [Identity(f'{seed}', 'r', 's', 'b', ('balanced',), (1,), {'seed': seed}) for seed in range(4)]
+    with contextlib.closing(Results(path / 'results.sqlite')) as database:
+        for each, accuracy, val_loss in zip(wanted, (0.8, 0.9, 0.7), val_losses, strict=False):
+            database.begin([{'trial_id': each.trial_id, 'recipe': 'x'}])
+            database.finish(each.trial_id, {'accuracy': accuracy, 'val_loss': val_loss})
+        summary.print_end(wanted, None, None, database, path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '4 trials: 3 DONE, 1 PENDING'
+    assert lines[2:4] == expected
+    assert f"Leaderboard: python -m bhcnet_jax.results '{path}'" in lines
+
+
+def test_one_epoch_is_not_called_epochs(said):
+    lines = said(range(30), phases=('balanced',), balanced__epochs=1)
+    assert [line for line in lines if line.startswith('Phase')][0].endswith(', 1 epoch')

@@ -451,3 +451,12 @@ def test_no_text_of_an_export_is_a_formula(database, tmp_path):
     assert sorted(read['predictions'].image_id) == sorted(["'=1+1", "'+a.png", "'-1.png", "'@b", 'plain-=.png'])
     assert list(read['results'].set_index('trial_id').loc['def', ['recipe', 'dataset']]) == ["'=1+1", "'@x"]
     assert list(read['curves'].train_loss) == [-0.5]  # a number is no text
+
+
+def test_what_a_sweep_sets_is_a_column_of_its_results(database, tmp_path):
+    database.finish('abc', {'tp': 3})
+    points = {'abc': {'seed': 0, 'model.dropout': 0.25}, 'other': {'model.dropout': 0.5}}
+    database.export(tmp_path, points)
+    read = pd.read_csv(tmp_path / 'results.csv')
+    assert list(read['model.dropout']) == [0.25]
+    assert 'seed.1' not in read and list(read.columns)[-1] == 'model.dropout'

@@ -1,8 +1,9 @@
 """The answer: the accuracy of every recipe in one figure, then three sentences."""
 
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.report import differences, paper, plots
 from bhcnet_jax.report.evidence import KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Figure, Note, Number, Section, counted
+from bhcnet_jax.report.page import Figure, Note, Number, Section
 
 MOST = 30  # networks in the figure
 CLAIM = "the paper's best, one training"

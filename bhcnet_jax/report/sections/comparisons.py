@@ -1,9 +1,10 @@
 """Each recipe minus another one on the same folds, and what validation images say of them."""
 
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.report import plots, settings
 from bhcnet_jax.report.differences import Difference, difference
 from bhcnet_jax.report.evidence import KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Block, Cell, Number, Section, Table, counted
+from bhcnet_jax.report.page import Block, Cell, Number, Section, Table
 from bhcnet_jax.statistics import comparison, metrics
 
 LONGEST = 40  # rows of the comparisons that are shown unfolded

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.report import paper
 from bhcnet_jax.report.evidence import INTERVALS, NAMES, Evidence, Recipe
-from bhcnet_jax.report.page import Block, Cell, Note, Number, Section, Table, counted
+from bhcnet_jax.report.page import Block, Cell, Note, Number, Section, Table
 from bhcnet_jax.statistics import metrics
 
 ROWS = (*bhcnet.TABLE_1, *bhcnet.TABLE_2, *bhcnet.TABLE_3)
