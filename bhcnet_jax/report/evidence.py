@@ -8,12 +8,14 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bhcnet_jax.configs import base
 from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.paper import bhcnet
@@ -34,6 +36,7 @@ INTERVALS = (
     f'{recipes.DRAWS} draws of groups of look-alike images with all their seeds. Shares have the Wilson interval where '
     'all draws agree, as at 100 %, and where a single seed was scored on images without look-alikes.'
 )
+WHERE = ('name', 'dir', 'label', 'columns', 'positive')  # keys of `dataset`
 PAPERS_DATA = 'head_ct'  # what the data set of the paper is called
 STAND_IN = 'PHANTOM'  # synthetic images in its place
 
@@ -153,6 +156,23 @@ class Evidence:
     def is_of_paper(self) -> bool:
         """Whether the images are those of the paper, or stand in for them."""
         return self.fingerprint == bhcnet.FINGERPRINT or self.dataset == STAND_IN
+
+    def command(self, command: str) -> str:
+        """A command of `main` or `baselines` with the flags of these images, as a shell takes it."""
+        flags = [f'--config.dataset.{key}={value}' for key, value in self.data_flags.items()]
+        return ' '.join([command, shlex.join(flags)]).strip()
+
+    @functools.cached_property
+    def data_flags(self) -> dict[str, str]:
+        """Keys of `dataset` that say where the images are and how to read them, where they are not the defaults."""
+        defaults = base.get_config().dataset
+        found = next((each.config['config'].get('dataset', {}) for each in self.run_dirs if each.config), {})
+        return {key: found[key] for key in WHERE if found.get(key, defaults[key]) != defaults[key]}
+
+    @property
+    def paths(self) -> str:
+        """The run directories, as a shell takes them."""
+        return shlex.join(str(each.path) for each in self.run_dirs)
 
     def best(self, kind: str, like: Recipe | None = None) -> Recipe | None:
         """The most accurate recipe of a kind, of those with the most images; None if there is none.

@@ -122,4 +122,4 @@ def test_the_end_of_a_sweep_names_its_best_trials(tmp_path, capsys, val_losses, 
 
 def test_one_epoch_is_not_called_epochs(said):
     lines = said(range(30), phases=('balanced',), balanced__epochs=1)
-    assert [line for line in lines if line.startswith('Phase')][0].endswith(', 1 epoch')
+    assert next(line for line in lines if line.startswith('Phase')).endswith(', 1 epoch')
