@@ -21,6 +21,7 @@ from rich.live import Live
 
 from bhcnet_jax import files
 from bhcnet_jax.display.leaderboard import view
+from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.records import merge
 from bhcnet_jax.records.merge import Merged
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--sort', default='accuracy', metavar='COLUMN', help='default: accuracy')
     parser.add_argument('--csv', type=pathlib.Path, metavar='FILE', help='write the trials of all databases')
     parser.add_argument('--parquet', type=pathlib.Path, metavar='FILE', help='the same as Parquet')
+    parser.add_argument('--plot', metavar='KEY', help='draw the score of --sort against this key, as plot-KEY.png')
     parser.add_argument('--watch', action='store_true', help='look again every few seconds, until Ctrl-C')
     flags = parser.parse_args(arguments)
     try:
@@ -81,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if flags.csv:
                 with files.output(flags.csv) as file:
                     as_text(merged.trials).to_csv(file, index=False)
+            if flags.plot:
+                print(f'Written: {_plot(board.rows, flags)}')
             if flags.parquet:
                 with files.output(flags.parquet) as file:
                     merged.trials.to_parquet(file, index=False)
@@ -140,6 +144,25 @@ def _tell_apart(
 
 def _show(board: Board, flags: argparse.Namespace, console: Console) -> Group:
     return view(board.merged, board.rows, console.width, flags.sort, board.holdouts)
+
+
+def _plot(rows: pd.DataFrame, flags: argparse.Namespace) -> pathlib.Path:
+    """Draws a score against a key, into the current folder. UserError: no recipes differ in this key."""
+    from bhcnet_jax.display import figures  # matplotlib takes a second to import
+
+    keys = [name for name in rows.columns if '.' in name or name == 'batch_size']
+    if flags.plot not in keys:
+        raise UserError(f'--plot={flags.plot}: the recipes do not differ in it; expected one of {", ".join(keys)}.')
+    if not pd.api.types.is_numeric_dtype(rows[flags.sort]):
+        raise UserError(f'--plot: {flags.sort} is no number; expected --sort with a score, such as auc.')
+    if rows.data_fingerprint.nunique() > 1:
+        raise UserError('--plot: these recipes are of several data sets; leave the directories of others out.')
+    mark = MARK if (rows.dataset == 'PHANTOM').all() else ''
+    path = pathlib.Path(f'plot-{flags.plot}.png')
+    try:
+        return figures.swept(rows, flags.plot, flags.sort, path, mark)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror or error}. Change to another folder.') from error
 
 
 def _console() -> Console:

@@ -10,11 +10,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 from sklearn import metrics as reference
 
 import studies
 from bhcnet_jax import results
+from bhcnet_jax.display import figures
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.records import merge, recipes
 from bhcnet_jax.records.database import Results
@@ -355,3 +357,27 @@ def test_a_run_directory_whose_config_cannot_be_read_is_shown_without_settings(s
     assert 'imbalanced (' in plain and 'dropout' not in plain
     (swept / 'config.json').write_text('[]')
     assert command(capsys, swept) == plain
+
+
+@pytest.mark.parametrize(('key', 'score'), [('model.dropout', 'auc'), ('optimizer.peak_lr', 'val_loss')])
+def test_a_score_is_drawn_against_a_swept_key(swept, tmp_path, capsys, monkeypatch, key, score):
+    monkeypatch.chdir(tmp_path)
+    assert f'Written: plot-{key}.png' in command(capsys, swept, f'--plot={key}', f'--sort={score}')
+    with Image.open(tmp_path / f'plot-{key}.png') as drawn:
+        assert drawn.format == 'PNG' and min(drawn.size) > 300
+        assert len(np.unique(np.asarray(drawn.convert('L')))) > 10  # something is drawn
+
+
+def test_a_plot_over_a_key_that_was_not_swept_names_those_that_were(swept, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r'--plot=nix.*one of model.dropout, optimizer.peak_lr\.|one of optimizer') as no:
+        command(capsys, swept, '--plot=nix')
+    assert 'model.dropout' in str(no.value)
+    assert not list(tmp_path.glob('*.png'))
+
+
+def test_words_and_numbers_of_a_key_have_an_axis_each(tmp_path):
+    board = pd.DataFrame({'accuracy': [0.5, 0.7, 0.6], 'accuracy_low': 0.4, 'accuracy_high': 0.8})
+    for values in (['none', 'batch', 'group'], [1e-4, 1e-3, 1e-2], [True, False, True], ['(8, 16)', '(2,)', '(2,)']):
+        path = figures.swept(board.assign(key=values), 'key', 'accuracy', tmp_path / 'x.png', 'PHANTOM')
+        assert path.stat().st_size > 5000
