@@ -23,7 +23,7 @@ from bhcnet_jax import files
 from bhcnet_jax.display.leaderboard import view
 from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.records import merge
+from bhcnet_jax.records import merge, trackers
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.records.recipes import make
 from bhcnet_jax.records.spreadsheet import as_text
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--csv', type=pathlib.Path, metavar='FILE', help='write the trials of all databases')
     parser.add_argument('--parquet', type=pathlib.Path, metavar='FILE', help='the same as Parquet')
     parser.add_argument('--plot', metavar='KEY', help='draw the score of --sort against this key, as plot-KEY.png')
+    parser.add_argument('--log_to', metavar='TRACKER', help='copy the trials there: mlflow:URI or wandb:PROJECT')
     parser.add_argument('--watch', action='store_true', help='look again every few seconds, until Ctrl-C')
     flags = parser.parse_args(arguments)
     try:
@@ -85,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     as_text(merged.trials).to_csv(file, index=False)
             if flags.plot:
                 print(f'Written: {_plot(board.rows, flags)}')
+            if flags.log_to:
+                copied, known = trackers.log(merged.trials, board.settings, flags.log_to)
+                print(f'{flags.log_to}: {copied} trials copied, {known} were there')
             if flags.parquet:
                 with files.output(flags.parquet) as file:
                     merged.trials.to_parquet(file, index=False)
@@ -99,11 +103,13 @@ class Board(NamedTuple):
       merged: the trials asked for; a recipe is called by its label, and the settings that vary are further columns.
       rows: see `recipes.make`, with the same columns.
       holdouts: see `leaderboard.view`.
+      settings: of recipes by id, as far as they are known.
     """
 
     merged: Merged
     rows: pd.DataFrame
     holdouts: dict[str, pd.DataFrame]
+    settings: dict[str, settings.Settings]
 
 
 def _look(flags: argparse.Namespace) -> Board:
@@ -118,7 +124,7 @@ def _look(flags: argparse.Namespace) -> Board:
     rows = rows.merge(trials.drop_duplicates('recipe_id')[['recipe_id', *_varying(known)]], on='recipe_id', how='left')
     of_joined = {label: trials[(trials.recipe == label) & (trials.status == 'DONE')] for label in joined.values()}
     of_joined = {label: rows for label, rows in of_joined.items() if len(rows)}
-    return Board(merged._replace(trials=trials), _sort(rows, flags.sort), of_joined)
+    return Board(merged._replace(trials=trials), _sort(rows, flags.sort), of_joined, known)
 
 
 def _varying(known: Mapping[str, settings.Settings]) -> list[str]:

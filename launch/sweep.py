@@ -401,13 +401,13 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     slurm.add_argument('--sbatch', type=_sbatch, action='append', default=[], metavar='NAME=VALUE',
                        help='any other option of sbatch, repeatable: --sbatch=account=me')  # fmt: skip
     flags, rest = parser.parse_known_args(arguments)
+    _refuse_control('--workdir', str(flags.workdir))
     if not (flags.status or flags.collect):
         _check_start(flags, rest)
     return flags, rest
 
 
 def _check_start(flags: argparse.Namespace, rest: Sequence[str]) -> None:
-    _refuse_control('--workdir', str(flags.workdir))
     _refuse_control('--partition', flags.partition)
     for name, value in flags.sbatch:
         _refuse_control('--sbatch', f'{name}={value}')
