@@ -144,12 +144,16 @@ def _text(number: float | None) -> str:
 
 def main() -> None:
     """The command line: prints the audit and writes it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog='python -m bhcnet_jax.audit',
+        description=__doc__.splitlines()[0],
+        epilog='Example: python -m bhcnet_jax.audit --dir=~/Downloads/archive.zip',
+    )
     parser.add_argument('--name', default='auto', choices=('head_ct', 'folder', 'phantom', 'auto'))
     parser.add_argument('--dir', default='', help='where the images are; default as for training')
     parser.add_argument('--columns', default='', help='of the csv, as config.dataset.columns')
     parser.add_argument('--positive', default='', help='the positive class, as config.dataset.positive')
-    parser.add_argument('--out', default='audit.json', type=Path, help='the same as JSON')
+    parser.add_argument('--out', default='audit.json', type=Path, help='the same as JSON; default: audit.json')
     flags = parser.parse_args()
     try:
         names = ('name', 'dir', 'columns', 'positive')

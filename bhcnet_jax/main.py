@@ -1,4 +1,8 @@
-"""Trains a config: `python -m bhcnet_jax.main --config=imbalanced`. Its flags are here and in command_line.py."""
+"""Trains a config: one trial, or all trials of a sweep. The same command goes on with what is missing.
+
+    python -m bhcnet_jax.main --config=imbalanced --config.dataset.dir=DIR
+    python -m bhcnet_jax.main --config=balanced --config.split.scheme=kfold --sweep='seed=0:5 split.fold=0:10'
+"""
 
 import os
 import pathlib

@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -382,7 +383,10 @@ def _sbatch(text: str) -> tuple[str, str | bool]:
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The flags of this program, and those to be handed on."""
-    parser = _Parser(prog='python launch/sweep.py', allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser = _Parser(
+        prog='python launch/sweep.py', allow_abbrev=False, description=__doc__.splitlines()[0],
+        epilog="Example: python launch/sweep.py --shards=8 --workdir=runs/study --config=balanced --sweep='seed=0:99'",
+    )  # fmt: skip
     parser.add_argument('--engine', choices=('local', 'slurm'), default='local', help='default: local')
     parser.add_argument('--workdir', type=pathlib.Path, required=True, help='where all shards and logs go')
     parser.add_argument('--shards', type=int, help='how many processes')
@@ -397,12 +401,16 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     slurm.add_argument('--sbatch', type=_sbatch, action='append', default=[], metavar='NAME=VALUE',
                        help='any other option of sbatch, repeatable: --sbatch=account=me')  # fmt: skip
     flags, rest = parser.parse_known_args(arguments)
+    _refuse_control('--workdir', str(flags.workdir))
     if not (flags.status or flags.collect):
         _check_start(flags, rest)
     return flags, rest
 
 
 def _check_start(flags: argparse.Namespace, rest: Sequence[str]) -> None:
+    _refuse_control('--partition', flags.partition)
+    for name, value in flags.sbatch:
+        _refuse_control('--sbatch', f'{name}={value}')
     if not 1 <= (flags.shards or 0) < 10**5:
         raise LaunchError(f'--shards is {flags.shards}; expected a whole number from 1, as in --shards=8.')
     for name in ('--shard', '--dry_run'):
@@ -410,6 +418,12 @@ def _check_start(flags: argparse.Namespace, rest: Sequence[str]) -> None:
             raise LaunchError(f'{name} is a flag of bhcnet_jax.main alone; this program sets it for each shard.')
     if flags.engine == 'slurm' and (flags.time or 0) < 1:
         raise LaunchError(f'--time is {flags.time}; expected minutes after which a task saves and is requeued.')
+
+
+def _refuse_control(flag: str, value: str) -> None:
+    """LaunchError for a line break or the like, after which the batch script would go on with a line of its own."""
+    if any(unicodedata.category(char) in ('Cc', 'Zl', 'Zp') for char in value):
+        raise LaunchError(f'{flag}={value!r}: expected no line break and no other control character.')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

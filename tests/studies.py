@@ -13,13 +13,16 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from bhcnet_jax.configs import base
+from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.plan import trial
 from bhcnet_jax.plan.splits import Split
 from bhcnet_jax.records.database import Results, score_columns
 from bhcnet_jax.report import __main__ as command
 from bhcnet_jax.training.classifiers import BASELINES
 
-FOLDS, EPOCHS, FINGERPRINT, VAL_IMAGES = 4, 3, 'f' * 64, 12
+FOLDS, EPOCHS, VAL_IMAGES = 4, 3, 12
+FINGERPRINTS = {'head_ct': bhcnet.FINGERPRINT}  # of other data sets: OTHER
+OTHER = 'f' * 64
 SWEEP = f'seed=0:2 split.fold=0:{FOLDS} model.dropout=0.5,0.25 optimizer.peak_lr=1e-3,1e-2'
 CLASSES = ('normal', 'hemorrhage')
 NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')
@@ -79,7 +82,8 @@ def write_holdouts(directory: pathlib.Path, hits: dict[int, list[int]]) -> pathl
             row = {'trial_id': recipe_id, 'recipe': 'balanced', 'recipe_id': recipe_id, 'model': 'cnn', 'seed': 0}
             row |= {'phase': 'balanced', 'phases': 'balanced', 'epochs': epochs, 'fold': 0, 'folds': 10}
             row |= {'scheme': 'holdout', 'split_seed': split_seed, 'dataset': 'head_ct', 'n_test': 20}
-            database.begin([row | {'data_fingerprint': FINGERPRINT, 'code': '0.1.0 abc', 'hardware': '1 x cpu'}])
+            row |= {'data_fingerprint': FINGERPRINTS['head_ct'], 'code': '0.1.0 abc', 'hardware': '1 x cpu'}
+            database.begin([row])
             truth = labels(20)
             said = np.where(np.arange(20) < right, truth, ~truth)
             predictions = [
@@ -99,7 +103,7 @@ def _write_files(
     ids = [f'{image:03}.png' for image in range(images)]
     groups = [ids[start : start + 2] for start in range(0, images, 2)]
     pairs = [{'a': a, 'b': b, 'reason': 'near', 'similarity': 0.9} for a, b in groups]
-    data = {'dataset': dataset, 'fingerprint': FINGERPRINT, 'groups': groups, 'pairs': pairs}
+    data = {'dataset': dataset, 'fingerprint': FINGERPRINTS.get(dataset, OTHER), 'groups': groups, 'pairs': pairs}
     data['images'] = dict(zip(classes, half, strict=True))
     start = {'command': started, 'code': '0.1.0 abc', 'python': '3.11.0', 'packages': {'jax': '0.5'}}
     for name, tree in {'config': written, 'env': [start], 'data': data}.items():
@@ -117,7 +121,8 @@ def _train(database: Results, row: dict, dataset: str, images: int, seeds: int, 
             test = np.flatnonzero(np.arange(images) // 4 % FOLDS == fold)
             trial_id = f'{row["recipe_id"][:30]}-{dataset}-{seed}-{fold}'
             of_trial = {'trial_id': trial_id, 'seed': seed, 'fold': fold, 'folds': FOLDS, 'scheme': 'kfold'}
-            of_trial |= {'dataset': dataset, 'data_fingerprint': FINGERPRINT, 'n_test': len(test), 'split_seed': 0}
+            of_trial |= {'dataset': dataset, 'data_fingerprint': FINGERPRINTS.get(dataset, OTHER)}
+            of_trial |= {'n_test': len(test), 'split_seed': 0}
             database.begin([row | of_trial | {'code': '0.1.0 abc', 'hardware': '1 x cpu'}])
             predictions = [
                 {'trial_id': trial_id, 'image_id': f'{image:03}.png', 'label': int(truth[image]),
@@ -186,8 +191,7 @@ def recipe_id_of(label: str, scored: pd.DataFrame) -> str:
     names = set(scored.recipe_id)
     if label in names:
         return label
-    told = re.search(r'dropout ([\d.]+), peak_lr ([\d.]+)', label).groups()
-    dropout, peak_lr = map(float, told)
+    dropout, peak_lr = (float(re.search(rf'{key} ([\d.]+)', label)[1]) for key in ('dropout', 'peak_lr'))
     point = {'model.dropout': dropout, 'optimizer.peak_lr': peak_lr}
     found = trial.identify(trial.set_point(config().to_dict(), point), NO_SPLIT, '').recipe_id
     assert found in names

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'bhcnet_jax'
 # From above to below: a room imports from itself and from those below it. Commands stand above all rooms.
 ROOMS = ('report', 'run', 'display', 'training', 'plan', 'datasets', 'records', 'models', 'statistics', 'paper')
-SHARED = ('command_line', 'machine', 'keys', 'files', 'errors', 'configs', '')  # below all; '': the version
+SHARED = ('command_line', 'machine', 'keys', 'files', 'errors', 'configs', '', 'startup')  # below all; '': the version
 
 
 def module_name(file):

@@ -255,6 +255,33 @@ def _mosaic(
     figure.colorbar(picture, ax=axes, label=unit, shrink=0.8)
 
 
+@matplotlib.rc_context(STYLE)
+def swept(board: pd.DataFrame, key: str, score: str, path: PathLike, mark: str) -> Path:
+    """A score of recipes against a setting that they differ in.
+
+    board: a row per recipe with columns key, score and, if the score has an interval, score_low and score_high. Numbers
+    have an axis to scale (logarithmic if all are positive and far apart), other values one place each.
+    """
+    board = board.dropna(subset=[key, score]).sort_values(key)
+    is_numeric = pd.api.types.is_numeric_dtype(board[key]) and not pd.api.types.is_bool_dtype(board[key])
+    places = board[key].astype(float) if is_numeric else pd.factorize(board[key].astype(str))[0]
+    figure = Figure((WIDTH, 3.4), layout='constrained')
+    axes = figure.subplots()
+    if f'{score}_low' in board:
+        axes.vlines(places, board[f'{score}_low'], board[f'{score}_high'], color=BLUE, linewidth=1, alpha=0.6)
+    axes.scatter(places, board[score], 18, color=BLUE, zorder=3)
+    if is_numeric and places.min() > 0 and places.max() >= 50 * places.min():
+        axes.set_xscale('log')
+    elif not is_numeric:
+        axes.set_xticks(sorted(set(places)), list(dict.fromkeys(board[key].astype(str))))
+    n = f'{len(board)} recipes' + ('; lines: 95 % intervals over images' if f'{score}_low' in board else '')
+    axes.set_title(n, fontsize=8, color=GREY)
+    axes.set_xlabel(key, parse_math=False)
+    axes.set_ylabel(score)
+    axes.grid(axis='y', color='0.9')
+    return _save(figure, path, mark)
+
+
 def feature_maps(kernel: np.ndarray, bias: np.ndarray, image: np.ndarray) -> np.ndarray:
     """kernel: float [3, 3, 1, F], bias: float [F], image: uint8 [H, W] -> float64 [F, H, W] after ReLU.
 

@@ -57,7 +57,7 @@ class Progress:
         self._score_name = score_name
         self._ended: collections.Counter[str] = collections.Counter()  # trials by status
         self._scores: dict[str, tuple[float, int]] = {}  # recipe -> sum, trials
-        self._now = 'first epoch'
+        self._now = 'compiling'
         self._how: list[str] = []
         self._seconds, self._trained = 0.0, 0  # epochs of this process but for its first update, and their seconds
         self._per_epoch: float | None = None  # seconds
@@ -206,3 +206,8 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+
+
+def counted(number: int, noun: str) -> str:
+    """As in '1 epoch' and '2 epochs'."""
+    return f'{number} {noun}' + ('' if number == 1 else 's')

@@ -1,6 +1,7 @@
 """What a run says of itself: what it is about to train, and its result as tables and figures."""
 
 import pathlib
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +12,9 @@ import pandas as pd
 from bhcnet_jax import models
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display import tables
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.paper import bhcnet
-from bhcnet_jax.plan import splits
+from bhcnet_jax.plan import splits, table, trial
 from bhcnet_jax.plan.phases import Phase
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
@@ -20,6 +22,7 @@ from bhcnet_jax.records.database import Results
 from bhcnet_jax.records.schema import COUNTS, PROPORTIONS, SCORES
 
 MARK = 'PHANTOM: synthetic images'
+BEST = 3  # trials that the end of a sweep names
 OBITUARIES = 10  # lines on trials that ended badly; the database has them all
 
 
@@ -42,8 +45,9 @@ def describe(
     for warning in study.grouping.warnings:
         print(f'warning: {warning}')
     if len(wanted) != 1:
-        groups = len({each.signature for each in missing})
-        print(f'{len(wanted)} trials, {len(missing)} of them still to train, in {groups} groups of equal signature')
+        programs = len({each.signature for each in missing})
+        compiled = f', with {programs} programs to compile' if programs > 1 else ''
+        print(f'{counted(len(wanted), "trial")}, {len(missing)} of them still to train{compiled}')
         states = Counter(STATES.get(statuses.get(each.trial_id), 'new') for each in wanted)
         print('Trials: ' + ', '.join(f'{count} {state}' for state, count in states.items()))
     elif not missing:
@@ -85,7 +89,7 @@ def _print_phase(phase: Phase, class_names: tuple[str, str], images: int) -> Non
     negative, positive = class_names
     print(
         f'Phase {phase.name}: {phase.counts[0]} {negative} + {phase.counts[1]} {positive} '
-        f'made into {phase.samples} images, {phase.epochs} epochs'
+        f'made into {phase.samples} images, {counted(phase.epochs, "epoch")}'
     )
     if phase.used < images:
         other = 'more epochs' if phase.is_fresh else 'augment.frozen=False'
@@ -107,11 +111,31 @@ def print_end(
         print(f'... and {len(bad) - OBITUARIES} more.')
     if single is None:
         counts = Counter(statuses.get(each.trial_id, 'PENDING') for each in wanted)
-        print(f'{len(wanted)} trials: ' + ', '.join(f'{count} {status}' for status, count in counts.items()))
-        print(f'Leaderboard: python -m bhcnet_jax.results {path}')
+        told = ', '.join(f'{count} {status}' for status, count in counts.items())
+        print(f'{counted(len(wanted), "trial")}: {told}')
+        _print_best(wanted, results.scores())
+        print(f'Leaderboard: {shlex.join(["python", "-m", "bhcnet_jax.results", str(path)])}')
     elif statuses.get(single.trial_id) == 'DONE':
         _print_result(single, image_set, results)
     print(f'Everything is in {path}')
+
+
+def _print_best(wanted: Sequence[Identity], scores: Mapping[str, Mapping[str, float | None]]) -> None:
+    """The best trials of a sweep, by validation loss if all have one. scores: of the trials that are DONE, by id."""
+    done = [(each, scores[each.trial_id]) for each in wanted if each.trial_id in scores]
+    if len(done) < 2:
+        return
+    has_val = all(found['val_loss'] is not None for _, found in done)
+    if has_val:
+        print('Best trials by validation loss:')
+        done.sort(key=lambda each: each[1]['val_loss'])
+    else:
+        print('Best trials by test accuracy, which flatters them: it chose them.')
+        done.sort(key=lambda each: -each[1]['accuracy'])
+    for each, found in done[:BEST]:
+        loss = f'validation loss {found["val_loss"]:.4f}, ' if has_val else ''
+        point = ' '.join(f'{key}={value}' for key, value in each.point.items())
+        print(f'  {loss}test accuracy {100 * found["accuracy"]:.1f} %  {point}')
 
 
 def _obituary(row: pd.Series) -> str:
@@ -128,11 +152,22 @@ def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
     tables.print_result(
         {name: row[name] for name in (*COUNTS, *SCORES)},
         {name: (row[f'{name}_low'], row[f'{name}_high']) for name in PROPORTIONS},
-        bhcnet.row_for(row['model'], tuple(this.config.phases), row['epochs']),
+        paper_row(this, image_set.fingerprint, image_set.synthetic),
         image_set.synthetic,
         image_set.class_names,
     )
     print(f'Trained in {row["train_seconds"]:.0f} s, {row["images_per_second"]:.0f} images per second')
+
+
+def paper_row(this: Trial, fingerprint: str, synthetic: bool) -> bhcnet.PaperRow | None:
+    """The paper's row for a trial; None on other images, for another recipe, and where the paper prints none.
+
+    fingerprint, synthetic: of the images. Synthetic ones stand in for those of the paper.
+    """
+    on_its_images = synthetic or fingerprint == bhcnet.FINGERPRINT
+    if not on_its_images or not bhcnet.is_papers(dict(table.leaves(trial.resolve(this.config)))):
+        return None
+    return bhcnet.row_for(this.config.model.name, this.identity.phase_names, this.identity.phase_epochs[-1])
 
 
 def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, directory: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bhcnet_jax.paper.bhcnet import PaperRow
 
@@ -40,12 +41,12 @@ def print_result(
     title: str = 'Test part',
     console: Console | None = None,
 ) -> None:
-    """Prints the confusion matrix and the metrics beside the paper's row for the same recipe.
+    """Prints the confusion matrix and the metrics beside the paper's row for the same recipe, if there is one.
 
     result: tp, tn, fp, fn (images), accuracy, precision, sensitivity, specificity, f1, auc, brier (in [0, 1])
       and log_loss; nan where undefined.
     intervals: metric name -> (low, high) in the metric's unit, for those metrics that have one.
-    paper_row: `paper.row_for` of the recipe.
+    paper_row: see `bhcnet.row_for`; None leaves the paper out.
     synthetic: marks the tables PHANTOM and the paper's column as one of real images.
     classes: names of the negative and of the positive class.
     """
@@ -54,15 +55,16 @@ def print_result(
     counts = {name: int(result[name]) for name in ('tp', 'tn', 'fp', 'fn')}
     console.print(_confusion_matrix(counts, classes, mark + title))
     console.print(_metrics(result, intervals, counts, paper_row, mark + title, synthetic))
-    console.print(_source(paper_row), highlight=False, markup=False)
+    if paper_row:
+        console.print(_source(paper_row), highlight=False, markup=False)
 
 
 def _confusion_matrix(counts: Mapping[str, int], classes: tuple[str, str], title: str) -> Table:
-    negative, positive = classes
+    negative, positive = map(Text, classes)  # names are data: square brackets in them are shown
     table = Table(title=f'{title}: confusion matrix', title_justify='left', box=box.SIMPLE_HEAD)
     table.add_column('actual', overflow='fold')
-    table.add_column(f'predicted {positive}', justify='right', overflow='fold')
-    table.add_column(f'predicted {negative}', justify='right', overflow='fold')
+    table.add_column(Text.assemble('predicted ', positive), justify='right', overflow='fold')
+    table.add_column(Text.assemble('predicted ', negative), justify='right', overflow='fold')
     table.add_row(positive, f'TP {counts["tp"]}', f'FN {counts["fn"]}')
     table.add_row(negative, f'FP {counts["fp"]}', f'TN {counts["tn"]}')
     return table
@@ -81,7 +83,8 @@ def _metrics(
     table.add_column('this run', justify='right', no_wrap=True)
     table.add_column('95 % interval', justify='right', overflow='fold')
     table.add_column('n', justify='right', overflow='fold')
-    table.add_column('paper (real images)' if synthetic else 'paper', justify='right', overflow='fold')
+    if paper_row:
+        table.add_column('paper (real images)' if synthetic else 'paper', justify='right', overflow='fold')
     for name in PER_CENT + SCORES:
         percent = name in PER_CENT
         value, interval = result[name], intervals.get(name, (math.nan, math.nan))
@@ -91,7 +94,7 @@ def _metrics(
             _number(value, percent),
             '-' if math.isnan(value) or math.isnan(interval[0]) else _span(interval, percent),
             str(_images(name, counts)),
-            '-' if printed is None else f'{printed} %',
+            *(['-' if printed is None else f'{printed} %'] if paper_row else []),
         )
     return table
 
@@ -113,9 +116,7 @@ def _span(interval: tuple[float, float], percent: bool) -> str:
     return f'{100 * low:.1f} to {100 * high:.1f} %' if percent else f'{low:.3f} to {high:.3f}'
 
 
-def _source(row: PaperRow | None) -> str:
-    if row is None:
-        return 'The paper prints no row for this recipe.'
+def _source(row: PaperRow) -> str:
     lines = [f'Paper: {row.place}, as printed, from 20 test images.']  # 10 and 10, section IV.C
     if row.tp is not None:
         lines.append(f'Its counts: TP {row.tp}, TN {row.tn}, FP {row.fp}, FN {row.fn}.')

@@ -9,8 +9,11 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from typing import Any
+
+from bhcnet_jax.configs import base
 
 METRICS = ('accuracy', 'precision', 'sensitivity', 'specificity', 'f1')
 COUNTS = ('tp', 'tn', 'fp', 'fn')
@@ -19,6 +22,14 @@ NAMES = {'f1': 'F1'} | {name: name.upper() for name in COUNTS}
 IMAGES = {'all': 200, 'train': 180, 'test': 20, 'imbalanced': 243, 'augmented': 1000}
 TEST_PER_CLASS = 10  # paper, IV.C
 REFERENCES = 9  # the number of the last entry in the paper's list
+
+FINGERPRINT = '6b93e0a7808bd2ff503025cb1013e1582b53cb4eda4bf841a95c3f1ea62047fb'  # of its 200 files
+# Keys in which another value than that of configs/base.py makes another recipe than our reading of the paper.
+READING = (
+    *('dataset.image_size', 'dataset.equalise', 'optimizer.peak_lr', 'imbalanced.positives'),
+    *(f'model.{name}' for name in ('filters', 'convs', 'norm', 'pooling', 'hidden_units')),
+    *(f'augment.{name}' for name in ('policy', 'samples', 'frozen', 'test_flip')),
+)
 
 Matrix = tuple[int, int, int, int]  # tp, tn, fp, fn
 
@@ -240,6 +251,17 @@ def row_for(model: str, phases: tuple[str, ...], epochs: int) -> PaperRow | None
         if (row.model, row.phases) == (model, tuple(phases)) and row.epochs in (None, epochs):
             return row
     return None
+
+
+def is_papers(settings: Mapping[str, Any]) -> bool:
+    """Whether a recipe reads the paper as configs/base.py does. settings: dotted key -> value, as far as known."""
+    reading = base.get_config()
+    values = {key: reading[key.partition('.')[0]][key.partition('.')[2]] for key in READING}
+    return all(_listed(settings.get(key, value)) == _listed(value) for key, value in values.items())
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @functools.cache

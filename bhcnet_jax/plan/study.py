@@ -38,6 +38,7 @@ class Study:
         self.config = FrozenConfigDict(self._settings)
         self.swept = sorted({key for axis in self._axes for key in axis.keys} | set().union(*self._listed))
         sweep.refuse_overlap(self._axes, self._listed)
+        sweep.refuse_too_many(len(self._listed) * sweep.count(self._axes))
         self._kinds: dict[tuple[int, bool], ImageSet] = {}
         self._splits: dict[tuple[Any, ...], Split] = {}
         self._planned: dict[str, Trial] = {}

@@ -38,6 +38,7 @@ from bhcnet_jax.plan import table
 from bhcnet_jax.plan.table import MAX_SEED
 
 MAX_VALUES = 10**6  # of one range or call: a typing error must not fill the memory
+MAX_POINTS = 10**6  # of a sweep
 _KINDS = {
     bool: 'True or False',
     int: 'a whole number',
@@ -81,7 +82,7 @@ def parse(text: str, config: ConfigDict) -> tuple[Axis, ...]:
 
     UserError, one line that quotes the part, for: malformed text, an unknown key, a section, a key that
     belongs to no recipe, a key in two axes, an empty axis, a value of another type or twice, zipped axes of
-    unequal length.
+    unequal length, more than MAX_POINTS points.
     """
     with _at('Sweep'):
         parts = _parts(text)
@@ -94,7 +95,14 @@ def parse(text: str, config: ConfigDict) -> tuple[Axis, ...]:
     for key, times in uses.items():
         if times > 1:
             raise UserError(f'Sweep: {key} is in {times} axes; expected one axis per key, so join them.')
+    refuse_too_many(count(axes))
     return tuple(axes)
+
+
+def refuse_too_many(points: int) -> None:
+    """UserError if a sweep has more points than one call can plan."""
+    if points > MAX_POINTS:
+        raise UserError(f'Sweep: {points:,} points; expected at most {MAX_POINTS:,}. Make several sweeps of it.')
 
 
 def points(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:

@@ -36,9 +36,11 @@ from bhcnet_jax.records.schema import (
     refuse_newer,
     refuse_strangers,
 )
+from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.statistics import metrics
 
 _RESULT_COLUMNS = ', '.join(name for name in TRIAL_COLUMNS if name not in STATE_COLUMNS)
+HAVE_COLUMNS = ('seed', 'split.fold', 'split.seed')  # keys of a config
 EXPORTS = {
     'results.csv': f"SELECT {_RESULT_COLUMNS} FROM trials WHERE status = 'DONE' ORDER BY rowid",
     'curves.csv': 'SELECT * FROM epochs ORDER BY rowid',
@@ -241,11 +243,20 @@ class Results:
         )
         return {trial_id: dict(zip(SUMMARIZED, values, strict=True)) for trial_id, *values in found}
 
-    def export(self, directory: pathlib.Path) -> None:
-        """Writes results.csv (finished trials), curves.csv and predictions.csv; each appears complete or not at all."""
+    def export(self, directory: pathlib.Path, points: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Writes results.csv (finished trials), curves.csv and predictions.csv; each appears complete or not at all.
+
+        points: what a sweep sets, by trial_id and key; each key that has no column yet is one of results.csv.
+        """
         for name, query in EXPORTS.items():
+            found = pd.read_sql_query(query, self._database)
+            if name == 'results.csv' and points:
+                keys = dict.fromkeys(key for point in points.values() for key in point if key not in HAVE_COLUMNS)
+                found = found.assign(**{
+                    key: [points.get(each, {}).get(key) for each in found.trial_id] for key in keys
+                })  # fmt: skip
             with files.replacing(directory / name) as file:
-                pd.read_sql_query(query, self._database).to_csv(file, index=False)
+                as_text(found).to_csv(file, index=False)
 
 
 def _added(source: str) -> str:

@@ -103,6 +103,16 @@ def look(directory: pathlib.Path) -> dict[str, str]:
     return statuses
 
 
+def epochs_done(trials: pd.DataFrame) -> dict[str, int]:
+    """trial_id -> epochs in its database. trials: rows of `Merged.trials`. Errors as of `merge`."""
+    found: dict[str, int] = {}
+    for file, rows in trials.groupby('file'):
+        query = f'SELECT trial_id, count(*) FROM epochs WHERE trial_id IN ({", ".join("?" * len(rows))}) GROUP BY 1'
+        with reading(pathlib.Path(file)) as database:
+            found |= dict(database.execute(query, list(rows.trial_id)))
+    return found
+
+
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
     return sorted([*directory.glob('*.sqlite'), *directory.glob('shard-*/*.sqlite')])
 

@@ -16,6 +16,8 @@ from bhcnet_jax.statistics import bootstrap, comparison, metrics
 from bhcnet_jax.statistics.bootstrap import DRAWS, Estimate, Metric
 
 METRICS = ('accuracy', 'sensitivity', 'specificity', 'auc')
+OTHERS = ('precision', 'f1', 'log_loss', 'brier')
+MEANS = ('val_loss', 'val_accuracy', 'train_seconds')  # over trials
 PROPORTIONS = ('accuracy', 'sensitivity', 'specificity', 'precision')
 
 
@@ -55,8 +57,9 @@ def make(merged: Merged) -> pd.DataFrame:
     """A row per recipe and data set, from its DONE trials.
 
     Columns: recipe (its label, with the beginning of its id where two have the same), model, trials, seeds, images,
-    folds ('3/10' where a seed has only three), each of METRICS, with _low, _high and _spread (see Estimate), dataset,
-    recipe_id, data_fingerprint.
+    folds ('3/10' where a seed has only three), each of METRICS, with _low, _high and _spread (see Estimate), the other
+    metrics of `bootstrap.METRICS`, means over trials (val_loss, val_accuracy, train_seconds), dataset, recipe_id,
+    data_fingerprint.
     """
     keys = ['data_fingerprint', 'recipe_id']
     done = merged.trials[merged.trials.status == 'DONE']
@@ -77,6 +80,8 @@ def make(merged: Merged) -> pd.DataFrame:
 _COLUMNS = (
     *('recipe', 'model', 'trials', 'seeds', 'images', 'folds'),
     *(name + end for name in METRICS for end in ('', '_low', '_high', '_spread')),
+    *OTHERS,
+    *MEANS,
     *('dataset', 'recipe_id', 'data_fingerprint'),
 )
 
@@ -120,7 +125,10 @@ def _row(trials: pd.DataFrame, scored: pd.DataFrame, group_of: Mapping[str, int]
     for name, value in estimate(pooled.labels, pooled.probabilities, groups, measures).items():
         found |= {name: value.mean, f'{name}_low': value.low, f'{name}_high': value.high}
         found[f'{name}_spread'] = value.spread
-    return found
+    others = {name: bootstrap.METRICS[name] for name in OTHERS}  # without intervals, so without draws
+    values = bootstrap.bootstrap(pooled.labels, pooled.probabilities, others, draws=1)
+    found |= {name: value.mean for name, value in values.items()}
+    return found | {name: float(trials[name].mean()) for name in MEANS}
 
 
 def folds_done(trials: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from bhcnet_jax import __version__, files
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.report import images, page
 from bhcnet_jax.report.differences import most_neighbours
 from bhcnet_jax.report.evidence import Evidence, find, gather
@@ -64,7 +65,7 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
 def write(made: Page, out: pathlib.Path) -> list[pathlib.Path]:
     """Writes the page and, beside it under the same name, .md and .csv; each is complete or not there."""
     paths = [out, out.with_suffix('.md'), out.with_suffix('.csv')]
-    texts = (page.as_html(made), page.as_markdown(made), page.as_frame(made).to_csv(index=False))
+    texts = (page.as_html(made), page.as_markdown(made), as_text(page.as_frame(made)).to_csv(index=False))
     for path, text in zip(paths, texts, strict=True):
         with files.output(path) as file:
             file.write(text.encode())
@@ -83,9 +84,14 @@ def write_figures(made: Page, folder: pathlib.Path) -> list[pathlib.Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(prog='python -m bhcnet_jax.report', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog='python -m bhcnet_jax.report',
+        description=__doc__.splitlines()[0],
+        epilog='Example: python -m bhcnet_jax.report runs/* --out=report.html',
+    )
     parser.add_argument('workdirs', nargs='+', type=pathlib.Path, metavar='WORKDIR')
-    parser.add_argument('--out', type=pathlib.Path, default='report.html', metavar='FILE.html')
+    parser.add_argument('--out', type=pathlib.Path, default='report.html', metavar='FILE.html',
+                        help='default: report.html')  # fmt: skip
     parser.add_argument('--reference', default='', metavar='RECIPE', help='label or id that others are compared with')
     parser.add_argument('--no_images', action='store_true', help='leave out images that were misread')
     parser.add_argument('--figures', type=pathlib.Path, metavar='FOLDER', help='also write each figure as a file, here')

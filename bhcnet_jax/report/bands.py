@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from bhcnet_jax.report.evidence import Recipe
+from bhcnet_jax.statistics import metrics
 
 SHARES = np.linspace(0, 1, 26)  # where ROC and precision-recall curves have their points
 THRESHOLDS = np.linspace(0.04, 0.96, 24)
 BINS = 10
+FEW = 3  # images in a bin
 
 
 class Curve(NamedTuple):
@@ -48,7 +50,8 @@ def net_benefit(recipe: Recipe) -> Curve:
 def reliability(recipe: Recipe) -> tuple[Curve, np.ndarray]:
     """The share of positives among images whose probability is in a bin; and n, images per bin, the mean over seeds.
 
-    K = BINS bins of equal width; bin k is (k/K, (k+1)/K], the first with 0.
+    K = BINS bins of equal width; bin k is (k/K, (k+1)/K], the first with 0. Bins of FEW images, and those whose images
+    are all of one class, have Wilson's interval: their draws differ too little.
     """
     probabilities = recipe.pooled.probabilities
     edges = np.linspace(0, 1, BINS + 1)[1:-1]
@@ -57,7 +60,10 @@ def reliability(recipe: Recipe) -> tuple[Curve, np.ndarray]:
     inside = [bins == each for each in range(BINS)]
     n = np.array([each.sum() / len(probabilities) for each in inside])
     predicted = np.array([probabilities[each].mean() if each.any() else np.nan for each in inside])
-    return found._replace(x=predicted), n
+    few = (n > 0) & ((n <= FEW) | np.isnan(found.low))
+    low, high = found.low.copy(), found.high.copy()
+    low[few], high[few] = metrics.wilson(np.clip(found.y[few] * n[few], 0, n[few]), n[few])
+    return found._replace(x=predicted, low=low, high=high), n
 
 
 def _curve(recipe: Recipe, points: np.ndarray, at: Callable[..., np.ndarray]) -> Curve:

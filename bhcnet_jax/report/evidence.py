@@ -8,15 +8,17 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections import Counter
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bhcnet_jax.configs import base
 from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.records import merge, recipes, schema
 from bhcnet_jax.report import holdouts, settings
 from bhcnet_jax.report.holdouts import Holdouts
@@ -34,7 +36,8 @@ INTERVALS = (
     f'{recipes.DRAWS} draws of groups of look-alike images with all their seeds. Shares have the Wilson interval where '
     'all draws agree, as at 100 %, and where a single seed was scored on images without look-alikes.'
 )
-PAPERS_DATA = 'head_ct'  # the data set of the paper
+WHERE = ('name', 'dir', 'label', 'columns', 'positive')  # keys of `dataset`
+PAPERS_DATA = 'head_ct'  # what the data set of the paper is called
 STAND_IN = 'PHANTOM'  # synthetic images in its place
 
 
@@ -152,7 +155,24 @@ class Evidence:
     @property
     def is_of_paper(self) -> bool:
         """Whether the images are those of the paper, or stand in for them."""
-        return self.dataset in (PAPERS_DATA, STAND_IN)
+        return self.fingerprint == bhcnet.FINGERPRINT or self.dataset == STAND_IN
+
+    def command(self, command: str) -> str:
+        """A command of `main` or `baselines` with the flags of these images, as a shell takes it."""
+        flags = [f'--config.dataset.{key}={value}' for key, value in self.data_flags.items()]
+        return ' '.join([command, shlex.join(flags)]).strip()
+
+    @functools.cached_property
+    def data_flags(self) -> dict[str, str]:
+        """Keys of `dataset` that say where the images are and how to read them, where they are not the defaults."""
+        defaults = base.get_config().dataset
+        found = next((each.config['config'].get('dataset', {}) for each in self.run_dirs if each.config), {})
+        return {key: found[key] for key in WHERE if found.get(key, defaults[key]) != defaults[key]}
+
+    @property
+    def paths(self) -> str:
+        """The run directories, as a shell takes them."""
+        return shlex.join(str(each.path) for each in self.run_dirs)
 
     def best(self, kind: str, like: Recipe | None = None) -> Recipe | None:
         """The most accurate recipe of a kind, of those with the most images; None if there is none.
@@ -227,7 +247,7 @@ def _recipes(
 ) -> list[Recipe]:
     scored = predictions.join(done[['seed', 'fold', 'recipe_id']], on='trial', how='inner')
     scored_by = dict(iter(scored.groupby('recipe_id', sort=False)))
-    labels = _labels(done, known)
+    labels = settings.labels(done, known)
     found = []
     for recipe_id, trials in done.groupby('recipe_id', sort=False):
         mine = scored_by[recipe_id]
@@ -246,23 +266,6 @@ def _kind(row: pd.Series) -> str:
     if row.recipe not in _INPUTS or row.model not in classifiers.METHODS:
         return 'network'
     return 'shortcut' if _INPUTS[row.recipe] in classifiers.SHORTCUTS else 'baseline'
-
-
-def _labels(done: pd.DataFrame, known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """recipe_id -> its label: its name; where several share one, with what is not as in most of them, else the id."""
-    name_of = dict(zip(done.recipe_id, done.recipe, strict=True))
-    found = {}
-    for name in dict.fromkeys(name_of.values()):
-        sharing = [each for each in name_of if name_of[each] == name]
-        of_sharing = [known[each] for each in sharing if known.get(each)]
-        keys = settings.varying(of_sharing)
-        usual = settings.usual(of_sharing, keys)
-        for recipe_id in sharing:
-            told = settings.label(name, known[recipe_id], keys, usual) if keys and known.get(recipe_id) else (
-                f'{name} ({recipe_id[:8]})')  # fmt: skip
-            found[recipe_id] = told if len(sharing) > 1 else name
-    repeated = {label for label, count in Counter(found.values()).items() if count > 1}
-    return {each: f'{label} {each[:8]}' if label in repeated else label for each, label in found.items()}
 
 
 def _read_epochs(file: pathlib.Path, trials: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,8 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from bhcnet_jax.display.progress import counted
+
 NAN = float('nan')
 
 
@@ -67,11 +69,6 @@ class Number:
 
 def _joined(text: str, details: Sequence[str]) -> str:
     return f'{text} ({"; ".join(details)})' if details else text
-
-
-def counted(number: int, noun: str) -> str:
-    """As in '1 seed' and '2 seeds'."""
-    return f'{number} {noun}' + ('' if number == 1 else 's')
 
 
 Cell = str | Number
@@ -278,7 +275,8 @@ def as_html(page: Page) -> str:
 
 def as_markdown(page: Page) -> str:
     """The same without figures and images, which it names."""
-    return _environment().get_template('page.md.j2').render(page=page)
+    text = _environment().get_template('page.md.j2').render(page=page)
+    return re.sub('<(?=[A-Za-z/!?])', '&lt;', text)  # names are data: none of them begins a tag of HTML
 
 
 def as_svg(figure: Figure) -> str:

@@ -1,34 +1,19 @@
 """What the report takes from the paper: which of its rows a recipe is, and the best accuracy that it prints."""
 
-from typing import Any
-
 import pandas as pd
 
-from bhcnet_jax.configs import base
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.report.page import Number
 from bhcnet_jax.report.settings import Settings
 from bhcnet_jax.statistics import comparison, metrics
 
-LAYERS = ('filters', 'convs', 'norm', 'pooling', 'hidden_units')  # what makes a network another one than the paper's
-
 
 def row_of(trials: pd.DataFrame, settings: Settings) -> bhcnet.PaperRow | None:
-    """The row that the paper prints for a recipe; None if there is none, or it has other layers."""
+    """The row that the paper prints for a recipe; None if there is none, or it reads the paper otherwise."""
     first = trials.iloc[0]
-    if pd.isna(first.phases) or pd.isna(first.epochs) or not _is_papers_network(settings):
+    if pd.isna(first.phases) or pd.isna(first.epochs) or not bhcnet.is_papers(settings):
         return None
     return bhcnet.row_for(first.model, tuple(first.phases.split('+')), int(first.epochs))
-
-
-def _is_papers_network(settings: Settings) -> bool:
-    """Whether no setting of its layers, as far as they are known, differs from the reading of the paper."""
-    of_paper = base.get_config().model
-    return all(_listed(settings.get(f'model.{key}', of_paper[key])) == _listed(of_paper[key]) for key in LAYERS)
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def claim() -> Number:

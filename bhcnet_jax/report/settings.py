@@ -4,11 +4,16 @@ config.json has the config, env.json the commands with their sweeps. Expanded ag
 those whose id is in the database are believed.
 """
 
+import contextlib
+import json
+import pathlib
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -24,6 +29,17 @@ _LEFT_OUT = trial.NEUTRAL  # of identities, at these values
 _NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
 
 Settings = Mapping[str, Any]
+
+
+def read(directories: Iterable[pathlib.Path], wanted: Collection[str]) -> dict[str, Settings]:
+    """`of_recipes` from files of run directories; what cannot be read tells nothing."""
+    sources = []
+    for path in directories:
+        with contextlib.suppress(OSError, ValueError):
+            sources.append(tuple(json.loads((path / name).read_text()) for name in ('config.json', 'env.json')))
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # other JSON than expected
+        return of_recipes(sources, wanted)
+    return {}
 
 
 def of_recipes(
@@ -167,3 +183,23 @@ def shown(value: Any) -> str:
     """A setting's value in words."""
     words = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
     return ' + '.join(value) if words else str(value)
+
+
+def labels(done: pd.DataFrame, known: Mapping[str, Settings]) -> dict[str, str]:
+    """recipe_id -> its label: its name; where several share one, with what is not as in most of them, else the id.
+
+    done: rows with recipe and recipe_id. known: settings by recipe id, as far as they can be told.
+    """
+    name_of = dict(zip(done.recipe_id, done.recipe, strict=True))
+    found = {}
+    for name in dict.fromkeys(name_of.values()):
+        sharing = [each for each in name_of if name_of[each] == name]
+        of_sharing = [known[each] for each in sharing if known.get(each)]
+        keys = varying(of_sharing)
+        most = usual(of_sharing, keys)
+        for recipe_id in sharing:
+            told = label(name, known[recipe_id], keys, most) if keys and known.get(recipe_id) else (
+                f'{name} ({recipe_id[:8]})')  # fmt: skip
+            found[recipe_id] = told if len(sharing) > 1 else name
+    repeated = {label for label, count in Counter(found.values()).items() if count > 1}
+    return {each: f'{label} {each[:8]}' if label in repeated else label for each, label in found.items()}

@@ -106,10 +106,13 @@ class Scheduler:
         ended = self._results.ended()
         first = next((self._study.plan(each).config for each in self._wanted), self._study.config)
         has_val = bool(self._study.config.split.val_folds)
+        epochs, saved = (sum(map(count, self._wanted)) for count in (lambda each: each.epochs, self._done))
+        if saved:
+            print(f'Going on: {saved} of {progress.counted(epochs, "epoch")} are saved.', flush=True)
         shown = Progress(
-            sum(each.epochs for each in self._wanted),
+            epochs,
             first.augment.samples,
-            sum(self._done(each) for each in self._wanted),
+            saved,
             # A line per epoch would be too much to read from thousands of trials.
             seconds_between_lines=60 if len(self._wanted) > 1 else 0,
             total_trials=len(self._wanted),
@@ -272,8 +275,9 @@ class _Engines:
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
             engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes, spread=self._spread)
+            print(f'Compiling for {machine.hardware()} ...', flush=True)
             seconds = engine.compile(stack([planned], 0))
-            print(f'Compiled in {seconds:.1f} s for {machine.hardware()}', flush=True)
+            print(f'Compiled in {seconds:.1f} s', flush=True)
             self._made[this.signature, lanes] = engine
         return self._made[this.signature, lanes]
 

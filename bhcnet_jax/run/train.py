@@ -78,7 +78,7 @@ def run(config: ConfigDict, options: Options) -> bool:
         run_dir.record_data(path, study.image_set, study.grouping, single)
         if missing:
             scheduler.Scheduler(study, wanted, path, database, spread, rule, options.fail_fast).run()
-        database.export(path)
+        database.export(path, {each.trial_id: each.point for each in wanted})
         summary.print_end(wanted, single, study.image_set, database, path)
         statuses = database.statuses()
     return all(statuses.get(each.trial_id) in ('DONE', 'PRUNED') for each in wanted)

@@ -44,12 +44,74 @@ def test_a_mistake_ends_in_one_line_that_says_what_is_allowed(flags, messages, t
     assert not list(tmp_path.iterdir())  # nothing was begun
 
 
-def test_a_config_file_with_a_mistake_in_it_is_named(tmp_path):
-    (tmp_path / 'mine.py').write_text('def get_config():\n    return undefined\n')
+BASE = 'from bhcnet_jax.configs import base\ndef get_config():\n    c = base.get_config()\n    '
+
+
+@pytest.mark.parametrize(
+    ('source', 'message'),
+    [
+        ('def get_config():\n    return undefined\n', "line 2: NameError: name 'undefined' is not defined."),
+        (BASE + 'return c.nosuch', 'line 4: AttributeError: \'nosuch\'.'),
+        (BASE + 'c.batch_size = "32"', 'line 4: TypeError: Could not override'),
+        (BASE + 'c.phases = {"balanced"}', 'line 4: TypeError: Could not override'),
+        (BASE + 'c.model = 3', 'line 4: TypeError: Could not override'),
+        (BASE + 'return 5', 'get_config() returns 5; expected a ConfigDict'),
+        (BASE + 'pass', 'get_config() returns None; expected a ConfigDict'),
+        (BASE + 'return c.to_dict()', 'expected a ConfigDict'),
+        ('x = 1', 'no function get_config in it'),
+        ('def get_config(:', 'line 1: SyntaxError'),
+        ('\n\nimport nosuchmodule', "line 3: ModuleNotFoundError: No module named 'nosuchmodule'."),
+        ('raise SystemExit(7)', 'line 1: SystemExit: 7.'),
+        (BASE + 'raise OSError(2, "nix")', 'line 4: FileNotFoundError'),
+    ],
+)
+def test_a_config_file_that_is_none_is_one_line_with_its_place(source, message, tmp_path):
+    (tmp_path / 'mine.py').write_text(source)
+    child = run('--config=mine.py', '--config.seed=1', cwd=tmp_path)
+    assert child.returncode == 2
+    assert child.stderr.startswith('error: --config=mine.py: ')
+    assert message in child.stderr
+    assert child.stderr.count('\n') == 1, child.stderr
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('c.optimizer.learning_rate = 0.1', 'optimizer.learning_rate: no such key; did you mean optimizer.peak_lr?'),
+        ('c.balanced.epoch = 1', 'balanced.epoch: no such key; did you mean balanced.epochs?'),
+        ('c.batch_size = None', 'batch_size is None; expected 1 to 65536'),
+        ('del c.optimizer', 'optimizer.peak_lr is missing'),
+        ('c.extra = {1, 2}', 'extra: no such key'),
+    ],
+)
+def test_keys_of_a_config_file_are_checked_as_those_of_the_command_line(change, message, tmp_path):
+    (tmp_path / 'mine.py').write_text(f'{BASE}{change}\n    return c\n')
     child = run('--config=mine.py', cwd=tmp_path)
-    assert child.returncode != 0
-    assert 'mine.py' in child.stderr
-    assert "name 'undefined' is not defined" in child.stderr
+    assert child.returncode == 2
+    assert child.stderr.startswith(f'error: {message}')
+    assert child.stderr.count('\n') == 1, child.stderr
+
+
+def test_a_file_with_the_name_of_a_shipped_config_is_not_executed(tmp_path):
+    for name in ('smoke', 'smoke.txt'):
+        (tmp_path / name).write_text('raise SystemExit("executed")')
+    assert "model.name is 'vgg'" in run('--config=smoke', '--config.model.name=vgg', cwd=tmp_path).stderr
+    assert '--config=smoke.txt: no such file' not in run('--config=./smoke.txt', cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize('between', [['--config.seed=1'], []])
+def test_of_two_tuples_the_last_counts(between, tmp_path):
+    first = '--config.model.filters=(2,3)'
+    flags = [first, *between, '--config.model.filters=()']
+    assert 'model.filters is ()' in run('--config=smoke', *flags, cwd=tmp_path).stderr
+    apart = ['--config.model.filters', '(2,3)', *between, '--config.model.filters', '()']
+    assert 'model.filters is ()' in run('--config=smoke', *apart, cwd=tmp_path).stderr
+
+
+def test_a_message_has_no_control_characters(tmp_path):
+    child = run('--config=smoke', '--config.model.name=\x1b[31mred\x07', cwd=tmp_path)
+    assert child.stderr == "error: model.name is '\\x1b[31mred\\x07'; expected one of cnn, cnn_lstm, cnn_gru.\n"
+    assert '\x1b' not in run('--config=\x1b[31mred', cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize('name', ['smoke', 'configs/smoke.py'])

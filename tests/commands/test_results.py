@@ -1,5 +1,7 @@
+import argparse
 import contextlib
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -8,10 +10,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 from sklearn import metrics as reference
 
+import studies
 from bhcnet_jax import results
+from bhcnet_jax.display import figures
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.records import merge, recipes
 from bhcnet_jax.records.database import Results
@@ -293,3 +298,85 @@ def test_the_command_of_the_readme_answers(tmp_path):
     assert answer.returncode == 1
     assert answer.stderr.startswith(f'error: {tmp_path}: no .sqlite file in it')
     assert answer.stderr.count('\n') == 1
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """Run directory of a sweep, written as by a run: four networks that differ in dropout and learning rate."""
+    return studies.write(tmp_path / 'study')[0]
+
+
+def test_recipes_of_a_sweep_are_called_by_what_was_swept_in_table_and_csv(swept, tmp_path, capsys):
+    output = ' '.join(command(capsys, swept, f'--csv={tmp_path}/all.csv').split())
+    assert re.search(r'peak_lr 0\.01\b', output) and re.search(r'dropout\s+0\.25\b', output)
+    written = pd.read_csv(tmp_path / 'all.csv')
+    assert written.recipe.nunique() == 4
+    assert set(zip(written['model.dropout'], written['optimizer.peak_lr'], strict=True)) == {
+        (0.5, 1e-3), (0.25, 1e-3), (0.5, 1e-2), (0.25, 1e-2)}  # fmt: skip
+
+
+@pytest.mark.parametrize('column', ['model.dropout', 'brier', 'val_loss', 'sensitivity', 'train_seconds'])
+def test_any_column_sorts_and_is_shown_at_80_columns(swept, capsys, monkeypatch, column):
+    monkeypatch.setenv('COLUMNS', '80')
+    output = command(capsys, swept, '--sort', column)
+    assert max(map(len, output.splitlines())) <= 80
+    heading = {'sensitivity': 'sensi-'}.get(column, column.split('_')[-1].split('.')[-1])
+    assert heading in output
+    board = results._look(argparse.Namespace(workdirs=[swept], where=[], sort=column)).rows
+    values = board[column].tolist()
+    assert values == sorted(values, reverse=column not in results.LOSSES)
+    # No number is broken over lines.
+    shown = {f'{100 * row.accuracy_low:.1f}-{100 * row.accuracy_high:.1f}' for row in board.itertuples()}
+    assert all(interval in output for interval in shown)
+
+
+def test_pruned_trials_are_told_with_where_they_stopped(tmp_path, capsys):
+    directory = write(tmp_path / 'a', [0])
+    with contextlib.closing(Results(directory / 'results.sqlite')) as database:
+        for name, epochs in (('x', 4), ('y', 4), ('z', 8)):
+            database.begin([{'trial_id': name, 'recipe': 'weak', 'recipe_id': 'weak'}])
+            for epoch in range(epochs):
+                database.record_epoch([{'trial_id': name, 'phase': 'balanced', 'epoch': epoch}], [])
+            database._database.execute("UPDATE trials SET status = 'PRUNED' WHERE trial_id = ?", [name])
+    output = command(capsys, directory)
+    assert 'PRUNED after 4 epochs: weak, 2 of its trials' in output
+    assert 'PRUNED after 8 epochs: weak, 1 of its trials' in output
+
+
+def test_a_holdout_that_is_drawn_again_is_one_row_and_not_as_many_recipes(tmp_path, capsys):
+    directory = studies.write_holdouts(tmp_path, {4: [16, 12, 15], 24: [19, 20, 11]})
+    output = command(capsys, directory)
+    assert re.search(r'balanced 4 epochs +3 +20 +71\.7 +60\.0 +75\.0 +80\.0', output)
+    assert re.search(r'balanced 24 epochs +3 +20 +83\.3 +55\.0 +95\.0 +100\.0', output)
+    assert 'Mean over seeds' not in output
+
+
+def test_a_run_directory_whose_config_cannot_be_read_is_shown_without_settings(swept, capsys):
+    (swept / 'config.json').write_text('{"config": ')
+    plain = command(capsys, swept)
+    assert 'imbalanced (' in plain and 'dropout' not in plain
+    (swept / 'config.json').write_text('[]')
+    assert command(capsys, swept) == plain
+
+
+@pytest.mark.parametrize(('key', 'score'), [('model.dropout', 'auc'), ('optimizer.peak_lr', 'val_loss')])
+def test_a_score_is_drawn_against_a_swept_key(swept, tmp_path, capsys, monkeypatch, key, score):
+    monkeypatch.chdir(tmp_path)
+    assert f'Written: plot-{key}.png' in command(capsys, swept, f'--plot={key}', f'--sort={score}')
+    with Image.open(tmp_path / f'plot-{key}.png') as drawn:
+        assert drawn.format == 'PNG' and min(drawn.size) > 300
+        assert len(np.unique(np.asarray(drawn.convert('L')))) > 10  # something is drawn
+
+
+def test_a_plot_over_a_key_that_was_not_swept_names_those_that_were(swept, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r'--plot=nix: the recipes do not differ in it; .*model.dropout'):
+        command(capsys, swept, '--plot=nix')
+    assert not list(tmp_path.glob('*.png'))
+
+
+def test_words_and_numbers_of_a_key_have_an_axis_each(tmp_path):
+    board = pd.DataFrame({'accuracy': [0.5, 0.7, 0.6], 'accuracy_low': 0.4, 'accuracy_high': 0.8})
+    for values in (['none', 'batch', 'group'], [1e-4, 1e-3, 1e-2], [True, False, True], ['(8, 16)', '(2,)', '(2,)']):
+        path = figures.swept(board.assign(key=values), 'key', 'accuracy', tmp_path / 'x.png', 'PHANTOM')
+        assert path.stat().st_size > 5000

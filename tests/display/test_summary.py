@@ -1,12 +1,19 @@
 """What a run says before it trains."""
 
+import contextlib
+
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from bhcnet_jax.configs import base
 from bhcnet_jax.display import summary
-from bhcnet_jax.plan import sweep
+from bhcnet_jax.paper import bhcnet
+from bhcnet_jax.plan import splits, sweep, trial
 from bhcnet_jax.plan.study import Study
+from bhcnet_jax.plan.trial import Identity
+from bhcnet_jax.records.database import Results
 from lanes import small_config
 
 
@@ -67,3 +74,52 @@ def test_training_images_that_no_epoch_uses_are_told(said, settings, told):
         f'augment.samples=0 uses all in each epoch, {other} more of them.'
         for used, other in told
     ]
+
+
+@pytest.mark.parametrize(
+    ('fingerprint', 'synthetic', 'changes', 'printed'),
+    [
+        (bhcnet.FINGERPRINT, False, {}, '100'),
+        ('f' * 64, True, {}, '100'),
+        ('f' * 64, False, {}, None),
+        (bhcnet.FINGERPRINT, False, {'dataset.image_size': 32}, None),
+        (bhcnet.FINGERPRINT, False, {'model.filters': (8, 16, 32)}, None),
+        ('f' * 64, True, {'augment.samples': 200}, None),
+        (bhcnet.FINGERPRINT, False, {'imbalanced.epochs': 13}, None),
+        (bhcnet.FINGERPRINT, False, {'phases': ('balanced',), 'imbalanced.positives': 7}, '95'),
+    ],
+)
+def test_the_papers_row_is_for_its_images_and_its_recipe(fingerprint, synthetic, changes, printed):
+    labels = np.arange(200) % 2
+    config = ConfigDict(trial.set_point(base.get_config().to_dict(), changes))
+    this = trial.make(config, labels, splits.split(labels, np.arange(200), 'holdout', 10, 0, 0), fingerprint)
+    row = summary.paper_row(this, fingerprint, synthetic)
+    assert getattr(row, 'accuracy', None) == printed
+
+
+@pytest.mark.parametrize(
+    ('val_losses', 'expected'),
+    [
+        ((None, None, None), ['  test accuracy 90.0 %  seed=1', '  test accuracy 80.0 %  seed=0']),
+        ((0.5, 0.75, 0.25), ['  validation loss 0.2500, test accuracy 70.0 %  seed=2',
+                             '  validation loss 0.5000, test accuracy 80.0 %  seed=0']),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_sweep_names_its_best_trials(tmp_path, capsys, val_losses, expected):
+    path = tmp_path / 'a b'
+    path.mkdir()
+    wanted = [Identity(f'{seed}', 'r', 's', 'b', ('balanced',), (1,), {'seed': seed}) for seed in range(4)]
+    with contextlib.closing(Results(path / 'results.sqlite')) as database:
+        for each, accuracy, val_loss in zip(wanted, (0.8, 0.9, 0.7), val_losses, strict=False):
+            database.begin([{'trial_id': each.trial_id, 'recipe': 'x'}])
+            database.finish(each.trial_id, {'accuracy': accuracy, 'val_loss': val_loss})
+        summary.print_end(wanted, None, None, database, path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '4 trials: 3 DONE, 1 PENDING'
+    assert lines[2:4] == expected
+    assert f"Leaderboard: python -m bhcnet_jax.results '{path}'" in lines
+
+
+def test_one_epoch_is_not_called_epochs(said):
+    lines = said(range(30), phases=('balanced',), balanced__epochs=1)
+    assert next(line for line in lines if line.startswith('Phase')).endswith(', 1 epoch')

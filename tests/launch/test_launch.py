@@ -221,6 +221,9 @@ def test_gpus_are_those_that_jax_would_see(launch, monkeypatch, tmp_path):
         (['--shards=2', '--engine=slurm'], '--time is None; expected minutes'),
         (['--shards=2', '--engine=slurm', '--time=10'], 'no sbatch on this machine'),
         (['--status'], 'no sweep was started here'),
+        (['--shards=2', '--engine=slurm', '--time=9', '--sbatch=account=me\n--wrap=x'], 'expected no line break'),
+        (['--shards=2', '--workdir=runs/a\nrm -r ~'], "--workdir='runs/a\\nrm -r ~': expected no line break"),
+        (['--shards=2', '--partition=a\rb'], '--partition='),
     ],
 )
 def test_bad_input_is_answered_in_one_line(launch, tmp_path, monkeypatch, capsys, flags, message):

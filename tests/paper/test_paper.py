@@ -1,6 +1,7 @@
 """The paper's numbers as printed, and the audit that finds what cannot be right among them."""
 
 import dataclasses
+import pkgutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -10,6 +11,7 @@ import pytest
 
 from bhcnet_jax.paper import audit, bhcnet
 from bhcnet_jax.paper.bhcnet import PAPER
+from bhcnet_jax.plan import table, trial
 from bhcnet_jax.statistics import metrics
 
 TABLES = (bhcnet.TABLE_1, bhcnet.TABLE_2, bhcnet.TABLE_3, bhcnet.TABLE_5, bhcnet.TABLE_6)
@@ -254,3 +256,18 @@ def test_the_audit_prints_a_line_per_finding():
     )
     assert len(answer.stdout.splitlines()) == len(FINDINGS) + len(audit.REMARKS)
     assert 'table 2, 4 epochs, F1: 85.0 -> 86.96. The printed counts give 86.96.\n' in answer.stdout
+
+
+@pytest.mark.parametrize('name', ['balanced', 'imbalanced', 'lstm_balanced', 'lstm_imbalanced'])
+def test_the_papers_recipes_read_the_paper(name):
+    assert bhcnet.is_papers(settings(name))
+
+
+@pytest.mark.parametrize('name', ['smoke', 'strong', 'tuned'])
+def test_other_recipes_do_not(name):
+    assert not bhcnet.is_papers(settings(name))
+
+
+def settings(name):
+    config = pkgutil.resolve_name(f'bhcnet_jax.configs.{name}').get_config()
+    return dict(table.leaves(trial.resolve(config)))

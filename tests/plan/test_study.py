@@ -127,3 +127,8 @@ def test_ten_thousand_trials_take_little_memory(study_of):
     assert len(trials) == 10_000
     assert peak < 100e6  # a hundred thousand in a gigabyte
     assert size < 30e6
+
+
+def test_listed_points_count_with_the_axes_that_multiply_them(study_of):
+    with pytest.raises(UserError, match='2,000,000 points; expected at most 1,000,000'):
+        study_of('split.seed=0:1000000', trials=({'seed': 0}, {'seed': 1}))

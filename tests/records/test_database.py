@@ -438,3 +438,25 @@ def test_a_database_that_cannot_be_read_is_named_in_one_line(tmp_path, how, expe
 def test_a_directory_that_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match='missing: no such directory'):
         merge.merge([tmp_path / 'missing'])
+
+
+def test_no_text_of_an_export_is_a_formula(database, tmp_path):
+    database.begin([{**TRIAL, 'trial_id': 'def', 'recipe': '=1+1', 'dataset': '@x'}])
+    names = ['=1+1', '+a.png', '-1.png', '@b', 'plain-=.png']
+    database.record_epoch([epoch(1, loss=-0.5)], [prediction(name, 0.1) for name in names])
+    database.finish('abc', {'tp': 3})
+    database.finish('def', {'tp': 3})
+    database.export(tmp_path)
+    read = {name: pd.read_csv(tmp_path / f'{name}.csv') for name in ('results', 'curves', 'predictions')}
+    assert sorted(read['predictions'].image_id) == sorted(["'=1+1", "'+a.png", "'-1.png", "'@b", 'plain-=.png'])
+    assert list(read['results'].set_index('trial_id').loc['def', ['recipe', 'dataset']]) == ["'=1+1", "'@x"]
+    assert list(read['curves'].train_loss) == [-0.5]  # a number is no text
+
+
+def test_what_a_sweep_sets_is_a_column_of_its_results(database, tmp_path):
+    database.finish('abc', {'tp': 3})
+    points = {'abc': {'seed': 0, 'model.dropout': 0.25}, 'other': {'model.dropout': 0.5}}
+    database.export(tmp_path, points)
+    read = pd.read_csv(tmp_path / 'results.csv')
+    assert list(read['model.dropout']) == [0.25]
+    assert 'seed.1' not in read and list(read.columns)[-1] == 'model.dropout'

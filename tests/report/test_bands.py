@@ -10,6 +10,7 @@ from sklearn import metrics as reference
 import studies
 from bhcnet_jax.records import recipes
 from bhcnet_jax.report import bands, evidence
+from bhcnet_jax.statistics import metrics
 
 DRAWS = 30
 
@@ -104,8 +105,23 @@ def test_reliability_is_scikit_learns_calibration_curve(recipe):
     counts, _ = np.histogram(together, np.linspace(0, 1, bands.BINS + 1))
     np.testing.assert_allclose(n, counts / len(of_seeds))
     assert there.sum() > 5 and np.isnan(curve.y[~there]).all()
-    ends = there & ~np.isnan(curve.low)
-    assert (curve.low[ends] <= curve.y[ends] + 1e-9).all() and (curve.y[ends] <= curve.high[ends] + 1e-9).all()
+    assert (curve.low[there] <= curve.y[there] + 1e-9).all() and (curve.y[there] <= curve.high[there] + 1e-9).all()
+
+
+def test_bins_of_one_to_three_images_show_their_uncertainty(recipe):
+    labels = recipe.pooled.labels
+    probabilities = np.where(labels, 0.95, 0.05)
+    ones, zeros = np.flatnonzero(labels), np.flatnonzero(~labels)
+    probabilities[ones[0]] = 0.35  # a bin of one
+    probabilities[[ones[1], ones[2]]] = 0.55  # of two alike
+    probabilities[[ones[3], zeros[0], zeros[1]]] = 0.75  # of three, mixed
+    pooled = recipe.pooled._replace(seeds=recipe.pooled.seeds[:1], probabilities=probabilities[None])
+    curve, n = bands.reliability(dataclasses.replace(recipe, pooled=pooled))
+    for place, (hits, images) in {3: (1, 1), 5: (2, 2), 7: (1, 3)}.items():
+        assert n[place] == images
+        expected = metrics.wilson(hits, images)
+        np.testing.assert_allclose([curve.low[place], curve.high[place]], expected)
+        assert curve.high[place] - curve.low[place] > 0.6
 
 
 def test_the_calibration_error_is_the_weighted_gap_of_the_bins(recipe):

@@ -2,8 +2,10 @@
 
 import contextlib
 import html.parser
+import json
 import os
 import re
+import shlex
 import sqlite3
 import xml.etree.ElementTree
 
@@ -265,3 +267,40 @@ def test_paper_shows_all_tables_and_all_of_their_columns(real, tmp_path):
         seen = window.show(real / 'report.html', PRINTED, SCRIPT, medium='print').answer
     assert len(seen['folded']) > 3 and set(seen['folded']) <= set(seen['shown'])
     assert seen['auc'] <= PRINTED and seen['wide'] == []
+
+
+def test_names_are_no_markup_in_the_markdown_and_no_formula_in_the_csv(tmp_path):
+    name, formula = '<script>alert(1)</script>', '=cmd()'
+    studies.report(tmp_path, dataset=f'{name}`', classes=(formula, '<img src=x>'))
+    assert '<script' not in text(tmp_path) and '<img' not in text(tmp_path)
+    assert '&lt;script>alert(1)' in text(tmp_path)
+    csv = (tmp_path / 'report.csv').read_text()
+    assert not [line for line in csv.splitlines() if re.search(r'(^|,)"?[=@]', line)]
+
+
+def commands(folder):
+    """Every command that the report gives, as a shell takes it."""
+    found = re.findall(r'`(?:\S+=\S+ )?(python -m [^`]*)`', text(folder))
+    found += [line for line in text(folder).splitlines() if line.startswith('python -m ')]
+    return [shlex.split(each) for each in found]
+
+
+def test_commands_of_the_report_work_as_printed_on_own_images_in_any_folder(tmp_path):
+    directories = studies.write(tmp_path / 'my runs', dataset='moles')[:1]  # no baselines
+    written = json.loads((directories[0] / 'config.json').read_text())
+    written['config']['dataset'] |= {'name': 'folder', 'dir': "/data/anna's moles", 'positive': 'bad mole'}
+    (directories[0] / 'config.json').write_text(json.dumps(written))
+    start = {'command': "python -m bhcnet_jax.main --config=imbalanced --workdir=runs/elsewhere --sweep='seed=0:2'"}
+    start['python'] = '3.11'
+    (directories[0] / 'env.json').write_text(json.dumps([start]))
+    make_report(tmp_path, *directories)
+    found = commands(tmp_path)
+    assert {each[2] for each in found} == {f'bhcnet_jax.{name}' for name in ('main', 'baselines', 'audit', 'report')}
+    for _, _, module, *arguments in found:
+        if module == 'bhcnet_jax.report':
+            assert arguments == [str(directories[0])]
+        elif any(each.startswith('--workdir') for each in arguments):
+            assert arguments == ['--config=imbalanced', '--sweep=seed=0:2', f'--workdir={directories[0]}']
+        else:
+            prefix = '--' if module == 'bhcnet_jax.audit' else '--config.dataset.'
+            assert {f"{prefix}dir=/data/anna's moles", f'{prefix}positive=bad mole'} <= set(arguments)

@@ -15,6 +15,13 @@ def test_a_paper_row_stands_beside_the_recipe_with_its_model_phases_and_epochs(r
     assert rows[place - 1].startswith('| Paper, table 2, 12 epochs: cnn, balanced then imbalanced | 100 (83.9')
 
 
+def test_other_images_are_not_compared_with_the_paper_whatever_their_set_is_called(tmp_path, monkeypatch):
+    monkeypatch.setitem(studies.FINGERPRINTS, 'head_ct', studies.OTHER)
+    studies.report(tmp_path)
+    assert "The paper's tables beside ours" not in text(tmp_path)
+    assert 'the paper' not in section(tmp_path, 'Answer').lower()
+
+
 def test_a_holdout_that_is_drawn_again_is_told_by_its_spread_and_not_as_so_many_recipes(tmp_path):
     directories = studies.write(tmp_path)
     again = studies.write_holdouts(tmp_path, {4: [16, 12, 15], 24: [19, 20, 11]})
@@ -38,8 +45,11 @@ def test_holdouts_alone_are_recipes(tmp_path):
     assert len({row for row, _ in numbers(tmp_path, 'leaderboard').index}) == 2
 
 
-@pytest.mark.parametrize(('key', 'value'), [('model.convs', 2), ('model.norm', 'group')])
-def test_another_network_than_the_papers_stands_beside_no_row_of_the_paper(tmp_path, key, value):
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('model.convs', 2), ('model.norm', 'group'), ('dataset.image_size', 32), ('augment.samples', 200)],
+)
+def test_another_recipe_than_the_papers_stands_beside_no_row_of_the_paper(tmp_path, key, value):
     found = evidence.gather(studies.write(tmp_path)[:1]).recipes[0]
     beside = [paper.row_of(found.trials, each) for each in (found.settings, {key: value})]
     assert beside[0] and beside[1] is None

@@ -85,6 +85,8 @@ def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(labelled_folder,
     stopped_after = PHASES['balanced'] + recorded_epochs(workdir, 'imbalanced')
     status, output = server.run(arguments)
     assert status == 0, output
+    assert f'Going on: {stopped_after} of 24 epochs are saved.' in output
+    assert output.index('Compiling for') < output.index('Compiled in')
     first_epoch = next(line for line in output.splitlines() if line.endswith('images/s'))
     assert first_epoch.startswith(f'{stopped_after + 1}/24')  # nothing was trained twice
     expected = numbers(undisturbed[0])

@@ -1,8 +1,9 @@
 """The answer: the accuracy of every recipe in one figure, then three sentences."""
 
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.report import differences, paper, plots
 from bhcnet_jax.report.evidence import KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Figure, Note, Number, Section, counted
+from bhcnet_jax.report.page import Figure, Note, Number, Section
 
 MOST = 30  # networks in the figure
 CLAIM = "the paper's best, one training"
@@ -14,7 +15,7 @@ def answer(evidence: Evidence) -> Section:
     figure, best = _figure(evidence), evidence.best('network')
     research = 'For research only: no medical device, no advice for a diagnosis.'
     if best is None:
-        missing = 'Missing: a network. `python -m bhcnet_jax.main --config=balanced`'
+        missing = f'Missing: a network. `{evidence.command("python -m bhcnet_jax.main --config=balanced")}`'
         return Section('Answer', [figure, missing, Note(research)])
     last = _against_paper(evidence, best) if evidence.is_of_paper else _over_seeds(best)
     notes = [*_caveats(evidence, best), research]
@@ -51,7 +52,7 @@ def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
     if shortcut is None:
         return (
             'Whether it beats the shortcut baselines is not known: none was trained on the same folds '
-            f'(`{best.baseline_command}`).'
+            f'(`{evidence.command(best.baseline_command)}`).'
         )
     found = differences.difference(shortcut, best)
     change = f'{found.accuracy.text} ({found.accuracy.interval}; McNemar mid-p {Number(found.p, style="p").bare})'

@@ -1,5 +1,7 @@
 """Audits of the data and of the paper."""
 
+import shlex
+
 import pandas as pd
 
 from bhcnet_jax.datasets import shortcuts
@@ -33,8 +35,9 @@ def _paper() -> Table:
 def _leakage(evidence: Evidence) -> list[Block]:
     data = evidence.data
     if 'groups' not in data:
+        command = evidence.command('python -m bhcnet_jax.main --config=balanced')
         return ['Missing: groups of look-alike images, so that intervals take every image for its own. They are in '
-                'data.json of a run directory: `python -m bhcnet_jax.main --config=balanced`']  # fmt: skip
+                f'data.json of a run directory: `{command}`']  # fmt: skip
     reasons = pd.Series([pair['reason'] for pair in data['pairs']], dtype=object).value_counts()
     pairs = ', '.join(f'{count} {reason}' for reason, count in reasons.items()) or 'none'
     label_of = {image: bool(mark) for each in evidence.recipes
@@ -56,8 +59,10 @@ def _leakage(evidence: Evidence) -> list[Block]:
 def _shortcuts(evidence: Evidence, images: ImageSet | str) -> list[Block]:
     blocks: list[Block] = []
     if isinstance(images, str):
+        flags = {'dir': 'DIR', **evidence.data_flags}
+        command = shlex.join(f'--{key}={value}' for key, value in flags.items() if key != 'label')
         blocks.append(f'Missing: how well single numbers of a file tell the classes apart. {images} '
-                      '`python -m bhcnet_jax.datasets.audit --dir=DIR`')  # fmt: skip
+                      f'`python -m bhcnet_jax.audit {command}`')  # fmt: skip
     else:
         rows = [
             [each['feature'], _auc(each), each['higher_in'] or '-'] for each in shortcuts.shortcuts(images)

@@ -1,9 +1,10 @@
 """Each recipe minus another one on the same folds, and what validation images say of them."""
 
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.report import plots, settings
 from bhcnet_jax.report.differences import Difference, difference
 from bhcnet_jax.report.evidence import KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Block, Cell, Number, Section, Table, counted
+from bhcnet_jax.report.page import Block, Cell, Number, Section, Table
 from bhcnet_jax.statistics import comparison, metrics
 
 LONGEST = 40  # rows of the comparisons that are shown unfolded
@@ -15,7 +16,7 @@ def comparisons(evidence: Evidence, reference: Recipe) -> Section:
     title = 'Comparisons and ablations'
     if not others:
         return Section(title, ['Missing: a second recipe on the same folds. Train one, or the '
-                               f'baselines: `{reference.baseline_command}`'])  # fmt: skip
+                               f'baselines: `{evidence.command(reference.baseline_command)}`'])  # fmt: skip
     found = {each.recipe_id: difference(reference, each) for each in others}
     adjusted = comparison.holm([each.p for each in found.values()])
     rows = [_row(other, found[other.recipe_id], p) for other, p in zip(others, adjusted, strict=True)]
@@ -29,7 +30,7 @@ def comparisons(evidence: Evidence, reference: Recipe) -> Section:
     more = [f'{counted(left, "recipe")} with other folds are left out.'] if left else []
     caption = f'Each recipe minus the reference, {reference.label}'
     table = Table('comparisons', caption, heads, rows, note, longest=LONGEST)
-    ablations = _ablations(evidence.mark, reference, others, found)
+    ablations = _ablations(evidence, reference, others, found)
     return Section(title, [table, *more, *ablations, *_validation(reference, others)])
 
 
@@ -39,7 +40,9 @@ def _row(recipe: Recipe, found: Difference, adjusted: float) -> list[Cell]:
     return [recipe.label, KINDS[recipe.kind], found.accuracy, found.auc, *only, *tests]
 
 
-def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[str, Difference]) -> list[Block]:
+def _ablations(
+    evidence: Evidence, reference: Recipe, others: list[Recipe], found: dict[str, Difference]
+) -> list[Block]:
     near = {}
     for other in others:
         keys = settings.differing(reference.settings, other.settings) if reference.settings and other.settings else []
@@ -47,15 +50,18 @@ def _ablations(mark: str, reference: Recipe, others: list[Recipe], found: dict[s
             key = keys[0]
             near[f'{key}: {settings.shown(other.settings.get(key, "-"))}'] = found[other.recipe_id].accuracy
     if not near:
-        return ['Missing: recipes that differ from the reference in one setting. `python -m bhcnet_jax.main '
-                "--config=balanced --config.split.scheme=kfold --sweep='split.fold=0:10 model.dropout=0,0.5'`"]
+        command = evidence.command(
+            'python -m bhcnet_jax.main --config=balanced --config.split.scheme=kfold '
+            "--sweep='split.fold=0:10 model.dropout=0,0.5'"
+        )
+        return [f'Missing: recipes that differ from the reference in one setting. `{command}`']
     caption = (
         f'Recipes that differ from {reference.label} in one setting: difference in accuracy with its 95 % interval, '
         f'n = {len(reference.pooled.labels)} images, {counted(len(reference.pooled.seeds), "seed")} of the reference'
     )
     rows = [[name, number] for name, number in near.items()]
     return [
-        plots.dots('ablations', caption, mark, near, 'accuracy difference, percentage points'),
+        plots.dots('ablations', caption, evidence.mark, near, 'accuracy difference, percentage points'),
         Table('ablation-differences', caption, ('setting', 'accuracy difference'), rows),
     ]
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.report import bands, plots
 from bhcnet_jax.report.evidence import Evidence, Recipe
-from bhcnet_jax.report.page import Block, Number, Section, Table, counted
+from bhcnet_jax.report.page import Block, Number, Section, Table
 from bhcnet_jax.statistics import metrics
 
 

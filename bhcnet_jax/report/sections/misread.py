@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 from bhcnet_jax.datasets.input_pipeline import ImageSet
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.report.evidence import PAPERS_DATA, Evidence, Recipe
 from bhcnet_jax.report.page import Block, Gallery, Section
 
 MOST = 12  # images per gallery
-COMMAND = 'python -m bhcnet_jax.report WORKDIR...'
 
 
 def misread(evidence: Evidence, images: ImageSet | str) -> Section:
@@ -21,22 +21,32 @@ def misread(evidence: Evidence, images: ImageSet | str) -> Section:
     """
     title, best = 'Misread images', evidence.best('network') or evidence.recipes[0]
     lists = _wrong(best, evidence.classes)
-    told = [f'{name} by {best.label}, {_listed(best, places)}' for name, places in lists.items()]
+    told = [
+        f'{name} by {best.label}, {_listed(best, places, label, evidence.classes[label])}'
+        for (name, places), label in zip(lists.items(), (1, 0), strict=True)
+    ]
     if isinstance(images, str):
-        command = f'HEAD_CT_DIR=... {COMMAND}' if evidence.dataset == PAPERS_DATA else COMMAND
+        command = f'python -m bhcnet_jax.report {evidence.paths}'
+        command = f'HEAD_CT_DIR=... {command}' if evidence.dataset == PAPERS_DATA else command
         return Section(title, [f'Images are left out: {images} To have them: `{command}`', *told])
     blocks: list[Block] = []
     for (name, places), line in zip(lists.items(), told, strict=True):
         shown = places[:MOST]
         blocks.append(line)
         if len(shown):
-            of = f'{name}, {len(shown)} of {len(places)}; probability of {evidence.classes[1]}, mean over seeds'
+            of = (
+                f'{name}, {len(shown)} of {len(places)} so misread; probability of {evidence.classes[1]}, '
+                'mean over seeds'
+            )
             blocks.append(Gallery(of, [_picture(best, place, images) for place in shown]))
     return Section(title, blocks)
 
 
 def _wrong(recipe: Recipe, classes: tuple[str, str]) -> dict[str, np.ndarray]:
-    """Places in the pooled images by the probability averaged over seeds, the most certain mistakes first."""
+    """Places in the pooled images by the probability averaged over seeds, the most certain mistakes first.
+
+    Of positive images, then of negative ones.
+    """
     labels, probability = recipe.pooled.labels, recipe.mean_probability
     order = np.argsort(probability, kind='stable')
     negative, positive = classes
@@ -46,10 +56,11 @@ def _wrong(recipe: Recipe, classes: tuple[str, str]) -> dict[str, np.ndarray]:
     }
 
 
-def _listed(recipe: Recipe, places: np.ndarray) -> str:
-    of = np.sum(recipe.pooled.labels == recipe.pooled.labels[places[0]]) if len(places) else 0
+def _listed(recipe: Recipe, places: np.ndarray, label: int, name: str) -> str:
+    """How many of which images, and which of them. label, name: of their actual class."""
+    of = f'{counted(int(np.sum(recipe.pooled.labels == label)), "image")} of class {name}'
     names = ', '.join(map(str, recipe.pooled.image_ids[places]))
-    return f'{len(places)} of {of}: {names}.' if len(places) else 'none.'
+    return f'{len(places)} of {of}: {names}.' if len(places) else f'none of {of}.'
 
 
 def _picture(recipe: Recipe, place: int, images: ImageSet) -> tuple[str, str]:

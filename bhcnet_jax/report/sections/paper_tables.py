@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from bhcnet_jax.display.progress import counted
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.report import paper
 from bhcnet_jax.report.evidence import INTERVALS, NAMES, Evidence, Recipe
-from bhcnet_jax.report.page import Block, Cell, Note, Number, Section, Table, counted
+from bhcnet_jax.report.page import Block, Cell, Note, Number, Section, Table
 from bhcnet_jax.statistics import metrics
 
 ROWS = (*bhcnet.TABLE_1, *bhcnet.TABLE_2, *bhcnet.TABLE_3)
@@ -49,8 +50,10 @@ def _columns(rows: list[tuple[list[Cell], str]]) -> tuple[list[list[Cell]], str,
 def _missing(evidence: Evidence, networks: list[Recipe]) -> list[str]:
     trained = {paper.row_of(each.trials, each.settings) for each in (*networks, *evidence.holdouts)}
     missing = len(set(ROWS) - trained)
-    command = '`python -m bhcnet_jax.main --config=imbalanced --config.split.scheme=kfold --sweep=\'split.fold=0:10\'`'
-    return [f'Missing: recipes for {missing} of the {len(ROWS)} rows, such as {command}'] if missing else []
+    command = evidence.command(
+        "python -m bhcnet_jax.main --config=imbalanced --config.split.scheme=kfold --sweep='split.fold=0:10'"
+    )
+    return [f'Missing: recipes for {missing} of the {len(ROWS)} rows, such as `{command}`'] if missing else []
 
 
 def _printed(row: bhcnet.PaperRow) -> tuple[list[Cell], str]:

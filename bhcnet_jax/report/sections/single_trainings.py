@@ -35,7 +35,8 @@ def _folds(evidence: Evidence) -> Table | str:
             reached = [_reached(found)] if of_paper else []
             rows.append([recipe.label, Number(found.n_test, style='whole'), *_range(found), *reached])
     if not rows:
-        return 'Missing: counts of single trainings of networks. `python -m bhcnet_jax.main --config=balanced`'
+        command = evidence.command('python -m bhcnet_jax.main --config=balanced')
+        return f'Missing: counts of single trainings of networks. `{command}`'
     heads = ('recipe', 'test images', *RANGE, *(["reached the paper's best"] if of_paper else []))
     note = 'The interval of the last column (Wilson) takes trainings as independent, which those of one fold are not.'
     caption = 'Accuracy of single trainings, a fold and a seed each'

@@ -9,6 +9,10 @@ from bhcnet_jax.report import plots, settings
 from bhcnet_jax.report.evidence import Evidence, Recipe
 from bhcnet_jax.report.page import Section
 
+COMMAND = (
+    "python -m bhcnet_jax.main --config=balanced --sweep='model.dropout=0,0.25,0.5 optimizer.peak_lr=log(1e-4,1e-2,3)'"
+)
+
 
 def sweep(evidence: Evidence) -> Section:
     """Shows each recipe as a line over the settings that were swept, and its accuracy."""
@@ -18,8 +22,7 @@ def sweep(evidence: Evidence) -> Section:
     if len(keys) < 2:
         found = f'{len(keys)} numeric setting{"s" * (len(keys) != 1)} var{"y" if len(keys) != 1 else "ies"}'
         return Section(title, [
-            f'Missing: recipes that differ in two or more numeric settings ({found}). `python -m bhcnet_jax.main '
-            "--config=balanced --sweep='model.dropout=0,0.25,0.5 optimizer.peak_lr=log(1e-4,1e-2,3)'`"
+            f'Missing: recipes that differ in two or more numeric settings ({found}). `{evidence.command(COMMAND)}`'
         ])  # fmt: skip
     values = pd.DataFrame([{key: each.settings[key] for key in keys} for each in networks])
     accuracy = np.array([each.scores['accuracy'].mean for each in networks])

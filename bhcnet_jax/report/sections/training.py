@@ -17,7 +17,7 @@ def training(evidence: Evidence) -> Section:
     epochs = evidence.epochs(best) if best else pd.DataFrame()
     noise = _noise(evidence)
     if epochs.empty:
-        missing = 'Missing: epochs of a network. `python -m bhcnet_jax.main --config=balanced`'
+        missing = f'Missing: epochs of a network. `{evidence.command("python -m bhcnet_jax.main --config=balanced")}`'
         return Section('Training', [missing, *noise])
     mark, trials = evidence.mark, len(best.trials)
     of = f'{best.label}; {trials} trials, n = {len(best.pooled.labels)} images; bands: the middle 80 % of trials'
@@ -67,8 +67,8 @@ def _noise(evidence: Evidence) -> list[Block]:
             rows.append([recipe.label, Number(score.spread, n=seeds, noun='seed'),
                          Number(of_images, n=recipe.n('accuracy')), Number(part, n=seeds, noun='seed')])  # fmt: skip
     if not rows:
-        return ['Missing: two or more seeds of a recipe, to tell seed noise from sampling noise. '
-                "`python -m bhcnet_jax.main --config=balanced --sweep='seed=0:5'`"]
+        command = evidence.command("python -m bhcnet_jax.main --config=balanced --sweep='seed=0:5'")
+        return [f'Missing: two or more seeds of a recipe, to tell seed noise from sampling noise. `{command}`']
     heads = ('recipe', 'sd over seeds', 'standard error over images', 'part of the variance from seeds')
     note = (
         'The standard error over images is the width of the 95 % interval divided by 2 x 1.96. More seeds make the '

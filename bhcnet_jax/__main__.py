@@ -1,0 +1,16 @@
+"""What there is: `python -m bhcnet_jax`."""
+
+COMMANDS = """Commands, each with --help:
+
+  python -m bhcnet_jax.main       trains a config or a sweep; also called bhcnet-jax
+  python -m bhcnet_jax.baselines  trains shortcut and pixel baselines on the same splits
+  python -m bhcnet_jax.results    shows the leaderboard of run directories
+  python -m bhcnet_jax.report     writes the report on run directories
+  python -m bhcnet_jax.audit      looks for duplicates and shortcuts in a data set
+
+First steps:
+  python -m bhcnet_jax.main --config=smoke
+  python -m bhcnet_jax.results runs/smoke-PHANTOM"""
+
+if __name__ == '__main__':
+    print(COMMANDS)

@@ -1,0 +1,16 @@
+"""Texts of a csv file that no spreadsheet takes for a formula."""
+
+import pandas as pd
+
+FORMULA = ('=', '+', '-', '@', '\t', '\r')  # how one begins; OWASP, CSV Injection
+
+
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """A copy in which a text that begins like a formula has an apostrophe before it; numbers stay as they are."""
+    texts = frame.select_dtypes(['object', 'string'])
+    safe = {name: texts[name].map(_quoted, na_action='ignore') for name in texts}
+    return frame.assign(**safe)
+
+
+def _quoted(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

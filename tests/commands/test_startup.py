@@ -1,0 +1,110 @@
+"""What every command does from its first moment: interrupts, standard output, platforms, --help."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMANDS = ('main', 'baselines', 'results', 'report', 'audit')
+
+
+def start(*arguments, stdout=subprocess.PIPE, **options):
+    """A command as from a terminal, where SIGINT is heeded."""
+    return subprocess.Popen(
+        [sys.executable, '-m', *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_an_interrupt_while_a_library_is_imported_is_one_line(command, tmp_path):
+    # The library says that it is being imported, then waits for longer than the test does.
+    (tmp_path / 'numpy').mkdir()
+    (tmp_path / 'numpy/__init__.py').write_text(
+        'import pathlib, time\npathlib.Path("here").touch()\n'
+        'try:\n    time.sleep(60)\nexcept BaseException:\n    time.sleep(60)\n'  # as libraries do that swallow it
+    )
+    flags = ['--config=smoke'] if command in ('main', 'baselines') else ['.']
+    with start(f'bhcnet_jax.{command}', *flags, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)}) as child:
+        while not (tmp_path / 'here').exists():
+            assert child.poll() is None, child.stderr.read()
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=30) == 130
+        assert child.stderr.read() == 'Interrupted.\n'
+
+
+def test_an_interrupt_later_is_one_line_too(tmp_path):
+    script = 'import os, signal, sys; sys.argv = ["-m"]; import bhcnet_jax; os.kill(os.getpid(), signal.SIGINT)'
+    child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    assert child.stderr == 'Interrupted.\n'
+    assert child.returncode == -signal.SIGINT
+
+
+def test_importing_the_package_leaves_the_process_alone():
+    script = (
+        'import signal, sys; before = sys.stdout; import bhcnet_jax.main; '
+        'print(sys.stdout is before, signal.getsignal(signal.SIGINT) is signal.default_int_handler)'
+    )
+    child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    assert child.stdout == 'True True\n'
+
+
+def test_a_full_standard_output_is_called_so():
+    with pathlib.Path('/dev/full').open('w') as full, start('bhcnet_jax.paper.audit', stdout=full) as child:
+        assert child.wait(timeout=60) == 1
+        assert child.stderr.read() == 'error: standard output cannot be written: No space left on device.\n'
+
+
+def test_a_reader_that_has_seen_enough_gets_no_message():
+    read, write = os.pipe()
+    os.close(read)
+    with start('bhcnet_jax.paper.audit', stdout=write) as child:
+        os.close(write)
+        assert child.wait(timeout=60) == 1
+        assert child.stderr.read() == ''
+
+
+def test_a_closed_standard_output_is_no_error():
+    script = f'exec {sys.executable} -m bhcnet_jax.paper.audit >&-'
+    child = subprocess.run(['sh', '-c', script], stderr=subprocess.PIPE, text=True, check=False)
+    assert (child.returncode, child.stderr) == (0, '')
+
+
+def test_windows_is_refused_with_a_way_out():
+    script = 'import sys; sys.platform = "win32"; sys.argv = ["-m"]; import bhcnet_jax'
+    child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
+    assert child.returncode == 1
+    assert child.stderr == 'error: bhcnet_jax runs on Linux and macOS; on Windows through WSL2.\n'
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_has_an_example_and_the_defaults_and_exits_with_0(command):
+    child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', '--help'], capture_output=True, text=True,
+                           check=False)  # fmt: skip
+    assert (child.returncode, child.stderr) == (0, '')
+    assert f'python -m bhcnet_jax.{command} ' in child.stdout.split('xample', 1)[-1]
+    assert 'default' in child.stdout
+    if command in ('main', 'baselines'):
+        assert 'smoke: Every part of a run' in child.stdout and '--sweep' in child.stdout
+        assert 'base.py' in child.stdout
+        assert ('--prune' in child.stdout) == (command == 'main')
+
+
+def test_the_console_script_shows_its_flags():
+    script = 'import sys; sys.argv = ["/bin/bhcnet-jax", "--help"]; from bhcnet_jax.main import run; run()'
+    child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
+    assert child.returncode == 0
+    assert '--prune' in child.stdout and '--workdir' in child.stdout and 'python -m bhcnet_jax.main' in child.stdout
+
+
+def test_the_package_says_what_there_is():
+    child = subprocess.run([sys.executable, '-m', 'bhcnet_jax'], capture_output=True, text=True, check=True)
+    for command in COMMANDS:
+        assert f'python -m bhcnet_jax.{command} ' in child.stdout
