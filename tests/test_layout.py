@@ -10,7 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'bhcnet_jax'
 # From above to below: a room imports from itself and from those below it. Commands stand above all rooms.
-ROOMS = ('report', 'inference', 'run', 'display', 'training', 'plan', 'datasets', 'records', 'models', 'statistics', 'paper')
+ROOMS = (
+    'report', 'inference', 'run', 'display', 'training', 'plan', 'datasets', 'records', 'models', 'statistics', 'paper',
+)  # fmt: skip
 SHARED = ('command_line', 'machine', 'keys', 'files', 'errors', 'configs', 'version')  # below all
 
 

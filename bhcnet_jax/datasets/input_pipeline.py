@@ -360,12 +360,12 @@ def _smallest_head(records: Any) -> tuple[int, str]:
 
 def _each(records: Any, function: Callable[[dict[str, Any]], Any]) -> list[Any]:
     """A function of every record, in order, on all cores."""
-    threads = grain.ReadOptions(num_threads=_threads())
-    return list(grain.MapDataset.source(records).map(function).to_iter_dataset(threads))
+    options = grain.ReadOptions(num_threads=threads())
+    return list(grain.MapDataset.source(records).map(function).to_iter_dataset(options))
 
 
-def _threads() -> int:
-    """As many as there are cores, and as have memory for the largest image each."""
+def threads() -> int:
+    """How many threads may decode images: as there are cores, and as have memory for the largest image each."""
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return max(1, min(machine.cores(), free // IMAGE_BYTES))
 

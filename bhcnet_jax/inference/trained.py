@@ -25,7 +25,8 @@ def select(path: pathlib.Path, trials: str = '') -> Merged:
     """The finished trials of a run directory and its shards that `trials` names, all of one recipe and data set.
 
     trials: words that must all fit a trial, '' for none. A word is seed=NUMBER, fold=NUMBER, the recipe's label, or the
-    beginning of the recipe's or the trial's id. UserError: none fits, they have several recipes, or some are unfinished.
+    beginning of the recipe's or the trial's id. UserError: no trial fits, they have several recipes, or some are
+    unfinished.
     """
     merged = merge.merge([path])
     rows = merged.trials[merged.trials.phases.notna()]  # baselines have no phases

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from lanes import small_config
 from PIL import Image
 
 from bhcnet_jax.run import train
+from lanes import small_config
 
 CROSS_VALIDATION = 'split.scheme=kfold split.folds=4 split.fold=0:2 seed=0:2'
 

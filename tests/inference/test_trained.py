@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from lanes import small_config
 from scipy.special import expit
 
 import bhcnet_jax
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.errors import UserError
+from lanes import small_config
 
 
 def assert_predicts_as_recorded(run, heads, trials=''):
