@@ -14,14 +14,19 @@ __all__ = ['__version__', 'load']
 
 
 def load(path: str | os.PathLike[str], trials: str = '') -> Model:
-    """The model of a run directory, or of some of its trials.
+    """The model of a run directory, of some of its trials, or of a bundle.
 
-    trials: as in 'seed=0 fold=3', see `inference.trained.select`; several trials become an ensemble.
+    trials: of a run directory, as in 'seed=0 fold=3', see `inference.trained.select`; several become an ensemble.
     UserError, one line: there is no model, or the trials have several recipes.
     """
     import pathlib
 
-    from bhcnet_jax.inference import trained  # imports JAX
+    from bhcnet_jax.errors import UserError
+    from bhcnet_jax.inference import bundles, trained  # they import JAX
 
     path = pathlib.Path(path)
+    if path.is_file() and trials:
+        raise UserError(f'{path}: trials={trials!r} chooses from a run directory; a bundle is used as a whole.')
+    if path.is_file():
+        return bundles.read(path)
     return trained.read(path, trained.select(path, trials))

@@ -2,8 +2,8 @@
 
     python -m bhcnet_jax.predict MODEL FILES_OR_FOLDERS_OR_ZIPS... --out=DIR [--trials='seed=0 fold=3']
 
-MODEL is a run directory. DIR gets predictions.csv and predictions.json. A broken file is told in one line on standard
-error, and the others go on; the exit status is then 1.
+MODEL is a run directory or a bundle. DIR gets predictions.csv and predictions.json. A broken file is told in one line
+on standard error, and the others go on; the exit status is then 1.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog='python -m bhcnet_jax.predict', description='Applies a trained network, or an ensemble, to images.'
     )
-    parser.add_argument('model', metavar='MODEL', help='a run directory')
+    parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')
     parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='IMAGES', help='files, folders, zips')
     parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR', help='for predictions.csv and .json')
     parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")

@@ -25,7 +25,7 @@ def recipes(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> 
 
     written: what config.json says under 'config'. starts: what env.json says.
     """
-    listed = [_tuples(point) for point in written.get('trials') or ({},)]
+    listed = [tuples(point) for point in written.get('trials') or ({},)]
     tree = complete({**written, 'trials': ()})
     for axes in dict.fromkeys([tree['sweep'], *map(_sweep, starts)]):
         try:
@@ -40,7 +40,7 @@ def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
 
     Keys that came after it was written get the values that change nothing, as in `trial.NEUTRAL`.
     """
-    return _over(base.get_config().to_dict(), _tuples(tree))
+    return _over(base.get_config().to_dict(), tuples(tree))
 
 
 def _points(axes: Sequence[sweep.Axis]) -> Iterator[Mapping[str, Any]]:
@@ -67,11 +67,11 @@ def _sweep(start: Mapping[str, Any]) -> str:
     return ''
 
 
-def _tuples(tree: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+def tuples(tree: Any) -> Any:
+    """What was read from JSON, its lists as the tuples that they were."""
     if isinstance(tree, Mapping):
-        return {key: _tuples(value) for key, value in tree.items()}
-    return tuple(map(_tuples, tree)) if isinstance(tree, list | tuple) else tree
+        return {key: tuples(value) for key, value in tree.items()}
+    return tuple(map(tuples, tree)) if isinstance(tree, list | tuple) else tree
 
 
 def _over(default: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:

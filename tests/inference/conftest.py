@@ -34,8 +34,8 @@ def trained(heads, tmp_path_factory):
 
     def run(name, overrides=None, **options):
         config = small_config(
-            dataset__name='folder', dataset__dir=str(heads), imbalanced__positives=30, balanced__epochs=2,
-            imbalanced__epochs=1, **(overrides or {}),
+            dataset__name='folder', dataset__dir=str(heads), imbalanced__positives=30, balanced__epochs=12,
+            imbalanced__epochs=1, optimizer__peak_lr=0.02, **(overrides or {}),
         )  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv('TFDS_DATA_DIR', str(root / 'tfds'))
