@@ -29,7 +29,7 @@ def text(described: Mapping[str, Any]) -> str:
         '',
         f'On {test["images"]} images of that set, {test["positives"]} of them {positive}.',
         'Each was scored by networks that were not trained on it.',
-        f'{test["trials"]} trainings: seeds {test["seeds"]}, folds {test["folds"]}. Threshold 0.5.',
+        f'Trainings: {test["trials"]}. Seeds: {test["seeds"]}. Folds: {test["folds"]}. Threshold: 0.5.',
         '',
         '| | value | 95 % interval over images | standard deviation over seeds |',
         '|---|---|---|---|',
