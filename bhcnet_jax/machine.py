@@ -7,7 +7,7 @@ import pathlib
 import platform
 import subprocess
 
-from bhcnet_jax import __version__
+from bhcnet_jax.version import __version__
 
 
 def cores() -> int:

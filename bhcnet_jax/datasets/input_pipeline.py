@@ -64,6 +64,7 @@ class ImageSet:
       class_names: of labels 0 and 1.
       columns: further columns of the csv, N strings each, by name.
       turned_sha256: N hex digests, equal where the pixels are after one of the eight turns and flips; () if unknown.
+      resolution: pixels that `dataset.equalise` left of each side of a head; 0 if the images are as published.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ImageSet:
     class_names: tuple[str, str] = table.NUMBERED
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     turned_sha256: tuple[str, ...] = ()
+    resolution: int = 0
 
     @property
     def label(self) -> str:
@@ -105,14 +107,14 @@ def load(dataset: ConfigDict) -> ImageSet:
     builder_cls, config = _choose(dataset)
     with _quiet_tfds():
         builder = _prepare(builder_cls, config)
-        columns, resolution = _read(builder, dataset)
+        columns, resolution, said = _read(builder, dataset)
     fingerprint = source.fingerprint(
         zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
     )
     if builder_cls.name != 'phantom' and fingerprint != config.name:
         raise _damaged(builder.data_dir, 'its images are not those of its source')
     if resolution:
-        logging.warning('dataset.equalise reduces all images to %s.', resolution)
+        logging.warning('dataset.equalise reduces all images to %s.', said)
     _warn_of_dark(columns)
     labelled = getattr(config, 'labelled', None)
     return ImageSet(
@@ -133,25 +135,23 @@ def load(dataset: ConfigDict) -> ImageSet:
         class_names=labelled.class_names if labelled else builder_cls.CLASSES,
         columns=labelled.columns if labelled else {},
         turned_sha256=columns['turned_sha256'],
+        resolution=resolution,
     )
 
 
 def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict[str, Any]:
     """A record of the prepared copy -> one image's fields of ImageSet, file_sha256 and levels of grey (if 16 bits).
 
-    resolution: pixels that `images.equalise` leaves of the head; 0: the image stays as published. The resize is
-    Pillow's bilinear: a triangle filter that widens with the reduction (antialiased) and, unlike bicubic or Lanczos,
-    never overshoots. The aspect ratio is not kept, as in the paper.
+    image_size, resolution: see `preprocess`.
     """
     grey = _grey(record)
-    pixels = f'{grey.width}x{grey.height} '.encode() + grey.tobytes()
     return {
-        'image': _resize(images.equalise(grey, resolution) if resolution else grey, image_size),
+        'image': preprocess(grey, image_size, resolution),
         'thumbnail': _resize(grey, THUMBNAIL_SIZE),
         'label': int(record['label']),
         'id': record['id'].decode(),
         'group': record['group'].decode(),
-        'pixel_sha256': hashlib.sha256(pixels).hexdigest(),
+        'pixel_sha256': pixel_sha256(grey),
         'turned_sha256': _turned_sha256(np.asarray(grey)),
         'height': grey.height,
         'width': grey.width,
@@ -161,6 +161,21 @@ def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict
         'file_sha256': record['file_sha256'].decode(),
         'levels': grey.getextrema()[1] + 1 if record['bits'] == 16 else 256,
     }
+
+
+def preprocess(grey: Image.Image, image_size: int, resolution: int = 0) -> np.ndarray:
+    """What a network sees of an image, in training and in use: mode L -> uint8 [image_size, image_size].
+
+    resolution: pixels that `images.equalise` leaves of the head; 0: the image stays as published. The resize is
+    Pillow's bilinear: a triangle filter that widens with the reduction (antialiased) and, unlike bicubic or Lanczos,
+    never overshoots. The aspect ratio is not kept, as in the paper.
+    """
+    return _resize(images.equalise(grey, resolution) if resolution else grey, image_size)
+
+
+def pixel_sha256(grey: Image.Image) -> str:
+    """See ImageSet; grey: mode L."""
+    return hashlib.sha256(f'{grey.width}x{grey.height} '.encode() + grey.tobytes()).hexdigest()
 
 
 def _grey(record: dict[str, Any]) -> Image.Image:
@@ -311,8 +326,8 @@ def _prepare(
         raise _damaged(path, images.reason(error)) from error
 
 
-def _read(builder: tfds.core.DatasetBuilder, dataset: ConfigDict) -> tuple[dict[str, tuple[Any, ...]], str]:
-    """All records decoded, in the set's order, as columns; and the resolution that they are reduced to, in words."""
+def _read(builder: tfds.core.DatasetBuilder, dataset: ConfigDict) -> tuple[dict[str, tuple[Any, ...]], int, str]:
+    """All records decoded, in the set's order, as columns; the resolution of `preprocess`, and that in words."""
     stored_bytes = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
@@ -324,7 +339,7 @@ def _read(builder: tfds.core.DatasetBuilder, dataset: ConfigDict) -> tuple[dict[
         if dataset.get('equalise', False):
             resolution, said = _smallest_head(records)
         rows = _each(records, functools.partial(decode, image_size=dataset.image_size, resolution=resolution))
-        return {key: tuple(row[key] for row in rows) for key in rows[0]}, said
+        return {key: tuple(row[key] for row in rows) for key in rows[0]}, resolution, said
     except UserError:
         raise
     except Exception as error:  # array_record, protobuf and Pillow raise each their own on a broken copy
@@ -345,12 +360,12 @@ def _smallest_head(records: Any) -> tuple[int, str]:
 
 def _each(records: Any, function: Callable[[dict[str, Any]], Any]) -> list[Any]:
     """A function of every record, in order, on all cores."""
-    threads = grain.ReadOptions(num_threads=_threads())
-    return list(grain.MapDataset.source(records).map(function).to_iter_dataset(threads))
+    options = grain.ReadOptions(num_threads=threads())
+    return list(grain.MapDataset.source(records).map(function).to_iter_dataset(options))
 
 
-def _threads() -> int:
-    """As many as there are cores, and as have memory for the largest image each."""
+def threads() -> int:
+    """How many threads may decode images: as there are cores, and as have memory for the largest image each."""
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return max(1, min(machine.cores(), free // IMAGE_BYTES))
 

@@ -1,6 +1,6 @@
 """A study: the data set, the splits and the trials that a config asks for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -51,6 +51,12 @@ class Study:
         if kind not in self._kinds:
             self._kinds[kind] = input_pipeline.load(dataset)
         return self._kinds[kind]
+
+    def resolution(self, wanted: Sequence[Identity]) -> int:
+        """`ImageSet.resolution` of those trials whose images are equalised; 0 if there are none."""
+        usual = self.config.dataset.equalise
+        equalised = next((each for each in wanted if each.point.get('dataset.equalise', usual)), None)
+        return self.images(self.config_of(equalised).dataset).resolution if equalised else 0
 
     def trials(self, shard: Shard) -> list[Identity]:
         """The trials of a shard. UserError if a trial of the sweep is impossible, or two are the same."""

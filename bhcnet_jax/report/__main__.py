@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from bhcnet_jax import __version__, files
+from bhcnet_jax import files
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.report import images, page
@@ -27,6 +27,7 @@ from bhcnet_jax.report.sections.reruns import reruns
 from bhcnet_jax.report.sections.single_trainings import single_trainings
 from bhcnet_jax.report.sections.sweep import sweep
 from bhcnet_jax.report.sections.training import training
+from bhcnet_jax.version import __version__
 
 
 def _about(evidence: Evidence) -> str:

@@ -1,32 +1,21 @@
-"""Which settings a recipe of the results database has: the database holds its id, the run directory the way there.
-
-config.json has the config, env.json the commands with their sweeps. Expanded again they give recipes with ids; only
-those whose id is in the database are believed.
-"""
+"""Which settings a recipe of the results database has, and in which recipes differ."""
 
 import contextlib
 import json
 import pathlib
-import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from flax import traverse_util
-from ml_collections import ConfigDict
 
-from bhcnet_jax.configs import base
-from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import sweep, trial
-from bhcnet_jax.plan.splits import Split
+from bhcnet_jax.plan import trial
+from bhcnet_jax.plan.written import recipes
 
 SPEAKING = ('model.dtype',)  # keys whose values need no name beside them in a label
 ORDER = ('phases', 'batch_size', 'dataset', 'split', 'model', 'optimizer', 'augment')  # in a label; then the phases
-NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
 _LEFT_OUT = trial.NEUTRAL  # of identities, at these values
-_NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
 
 Settings = Mapping[str, Any]
 
@@ -52,65 +41,19 @@ def of_recipes(
     found: dict[str, Settings] = {}
     for written, starts in sources:
         if wanted - found.keys() and written.get('config', {}).get('phases'):  # the baselines' have none
-            found |= {key: value for key, value in _expand(written['config'], starts) if key in wanted}
+            found |= {key: _settings(config) for key, config in recipes(written['config'], starts) if key in wanted}
     return found
 
 
-def _expand(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Settings]]:
-    """Every recipe that a run directory was asked for."""
-    listed = [_tuples(point) for point in written.get('trials') or ({},)]
-    # Keys that came after the run was made have the values that change nothing, as in `trial.NEUTRAL`.
-    tree = _over(base.get_config().to_dict(), _tuples({**written, 'trials': ()}))
-    for axes in dict.fromkeys([tree['sweep'], *(_sweep(each.get('command', '')) for each in starts)]):
-        try:
-            parsed = sweep.parse(axes, ConfigDict(tree))
-            yield from (_identify(tree, {**one, **other}) for one in listed for other in _points(parsed))
-        except (UserError, KeyError, TypeError, ValueError):  # a key of another version: these stay unknown
-            continue
-
-
-def _points(axes: Sequence[sweep.Axis]) -> Iterator[Mapping[str, Any]]:
-    return sweep.points([axis for axis in axes if set(axis.keys) - set(NO_RECIPE)])
-
-
-def _identify(tree: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[str, Settings]:
-    config = trial.set_point(tree, point)
+def _settings(config: Mapping[str, Any]) -> Settings:
     flat = _LEFT_OUT | traverse_util.flatten_dict(trial.resolve(config), sep='.')
-    return trial.identify(config, _NO_SPLIT, '').recipe_id, {key: flat[key] for key in sorted(flat, key=_place)}
+    return {key: flat[key] for key in sorted(flat, key=_place)}
 
 
 def _place(key: str) -> int:
     """Where a key's section stands in a label."""
     section = key.partition('.')[0]
     return ORDER.index(section) if section in ORDER else len(ORDER)
-
-
-def _sweep(command: str) -> str:
-    """The axes that a command names, '' for none."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return ''
-    for place, word in enumerate(words):
-        name, equals, value = word.partition('=')
-        if name in ('--sweep', '-sweep', '--config.sweep'):
-            return value if equals else ''.join(words[place + 1 : place + 2])
-    return ''
-
-
-def _tuples(tree: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    if isinstance(tree, Mapping):
-        return {key: _tuples(value) for key, value in tree.items()}
-    return tuple(map(_tuples, tree)) if isinstance(tree, list | tuple) else tree
-
-
-def _over(default: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(default)
-    for key, value in tree.items():
-        both = isinstance(value, Mapping) and isinstance(default.get(key), Mapping)
-        merged[key] = _over(default[key], value) if both else value
-    return merged
 
 
 def varying(known: Sequence[Settings]) -> list[str]:

@@ -1,5 +1,6 @@
 """Checkpoints of a batch of lanes. Everything that touches orbax is here."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+
+from bhcnet_jax.errors import UserError
 
 KEPT = 2  # checkpoints of a phase that stay on disk: the newest, and one to fall back to
 SPARE_BYTES = 2**20  # for some thirty small files that orbax writes beside the arrays
@@ -90,6 +93,20 @@ class Checkpoints:
     def close(self) -> None:
         """Frees the manager's threads."""
         self._manager.close()
+
+
+def read(directory: pathlib.Path, epochs_done: int) -> Any:
+    """One checkpoint of a phase as nested dicts of numpy arrays. Writes nothing, so another process may train there.
+
+    UserError: it cannot be read.
+    """
+    path = directory.resolve() / str(epochs_done) / 'default'  # orbax's name for the one tree of a checkpoint
+    try:
+        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+            return checkpointer.restore(path)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{path.parent}: the weights cannot be read ({reason}). Train the trial again.') from error
 
 
 def _check_shapes(tree: Any, like: Any) -> None:

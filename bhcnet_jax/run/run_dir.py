@@ -117,14 +117,18 @@ def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:
         write_json(path / 'config.json', {**theirs, 'swept': sorted(swept)})
 
 
-def record_start(path: pathlib.Path, command: str) -> None:
-    """Adds this process to env.json, a list: a resumed run has several, maybe on several machines."""
+def record_start(path: pathlib.Path, command: str, swept: str = '') -> None:
+    """Adds this process to env.json, a list: a resumed run has several, maybe on several machines.
+
+    swept: the axes of its sweep, which a call from Python has no command for.
+    """
     file = path / 'env.json'
     starts = json.loads(file.read_text()) if file.exists() else []
     starts.append(
         {
             'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'command': command,
+            'sweep': swept,
             'code': code_version(),
             'python': platform.python_version(),
             'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -136,15 +140,23 @@ def record_start(path: pathlib.Path, command: str) -> None:
     write_json(file, starts)
 
 
-def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, trial: Trial | None) -> None:
-    """Writes data.json: the fingerprint, the groups by image id, and a single trial's split and phases."""
+def record_data(
+    path: pathlib.Path, image_set: ImageSet, grouping: Grouping, trial: Trial | None, resolution: int = 0
+) -> None:
+    """Writes data.json: fingerprint, pixel hashes and groups by image id, and a single trial's split and phases.
+
+    resolution: `ImageSet.resolution` of equalised images, 0 for none here. It depends on the data alone, so that of an
+    earlier start stays.
+    """
     ids = np.array(image_set.ids)
     members = [ids[grouping.groups == group].tolist() for group in np.unique(grouping.groups)]
     classes = image_set.class_names
     tree = {
         'dataset': image_set.label,
         'fingerprint': image_set.fingerprint,
+        'resolution': resolution or _recorded_resolution(path),
         'images': {name: int(np.sum(image_set.labels == label)) for label, name in enumerate(classes)},
+        'pixel_sha256': dict(zip(image_set.ids, image_set.pixel_sha256, strict=True)),
         'groups': [group for group in members if len(group) > 1],
         'pairs': [_pair(ids, pair) for pair in grouping.pairs],
     }
@@ -159,6 +171,13 @@ def record_data(path: pathlib.Path, image_set: ImageSet, grouping: Grouping, tri
             },
         }
     write_json(path / 'data.json', tree)
+
+
+def _recorded_resolution(path: pathlib.Path) -> int:
+    try:
+        return json.loads((path / 'data.json').read_text()).get('resolution', 0)
+    except (OSError, ValueError):  # not there yet, or damaged: it is written anew
+        return 0
 
 
 def _pair(ids: Sequence[str], pair: Any) -> dict[str, Any]:

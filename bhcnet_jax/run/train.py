@@ -73,9 +73,9 @@ def run(config: ConfigDict, options: Options) -> bool:
         missing = _describe(study, wanted, statuses, again)
         places.forget(path, again)  # before their rows, so that a kill in between leaves no old weights to go on from
         database.forget(again)
-        run_dir.record_start(path, options.command)
+        run_dir.record_start(path, options.command, options.sweep)
         single = study.plan(wanted[0]) if len(wanted) == 1 else None
-        run_dir.record_data(path, study.image_set, study.grouping, single)
+        run_dir.record_data(path, study.image_set, study.grouping, single, study.resolution(wanted))
         if missing:
             scheduler.Scheduler(study, wanted, path, database, spread, rule, options.fail_fast).run()
         database.export(path, {each.trial_id: each.point for each in wanted})

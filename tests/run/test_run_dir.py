@@ -122,9 +122,10 @@ def test_two_processes_cannot_train_in_one_directory(image_set, tmp_path):
 
 def test_every_start_is_recorded_with_what_it_ran_on(tmp_path):
     run_dir.record_start(tmp_path, 'first command')
-    run_dir.record_start(tmp_path, 'second command')
+    run_dir.record_start(tmp_path, 'second command', 'seed=0:2')
     starts = json.loads((tmp_path / 'env.json').read_text())
     assert [start['command'] for start in starts] == ['first command', 'second command']
+    assert [start['sweep'] for start in starts] == ['', 'seed=0:2']
     assert starts[0]['hardware'].startswith('2 x cpu')
     assert {'jax', 'flax', 'optax', 'orbax-checkpoint'} <= set(starts[0]['packages'])
 
@@ -134,9 +135,17 @@ def test_the_data_are_recorded_by_image_id(image_set, tmp_path):
     run_dir.record_data(tmp_path, image_set, groups.find_groups(image_set), this)
     data = json.loads((tmp_path / 'data.json').read_text())
     assert data['images'] == {'negative': 20, 'positive': 20}
+    assert data['pixel_sha256'][image_set.ids[3]] == image_set.pixel_sha256[3]
     assert sorted(data['train'] + data['test']) == sorted(image_set.ids)
     assert data['test'] == [image_set.ids[index] for index in this.split.test]
     assert data['phases']['imbalanced'] == {'negative': 18, 'positive': 30, 'augmented': 20}
+
+
+def test_the_resolution_of_equalised_images_outlives_a_start_without_them(image_set, tmp_path):
+    grouping = groups.find_groups(image_set)
+    for resolution, recorded in ((0, 0), (31, 31), (0, 31)):
+        run_dir.record_data(tmp_path, image_set, grouping, None, resolution)
+        assert json.loads((tmp_path / 'data.json').read_text())['resolution'] == recorded
 
 
 def test_synthetic_images_are_called_phantom(image_set):

@@ -37,8 +37,21 @@ for _key, _modes in {
 def read(data: bytes, name: str, image_format: str | None = None) -> dict[str, Any]:
     """A published file as fields of a prepared record: its grey pixels and numbers, none of its metadata.
 
-    image_format: Pillow's name of the only format allowed; None: any of FORMATS.
     -> image (PNG of `to_grey`), mode (Pillow's), coloured, bits (of one sample, as stored), file_bytes, file_sha256.
+    Other arguments and errors as of `decode`.
+    """
+    grey, published = decode(data, name, image_format)
+    return published | {
+        'image': _png(grey),
+        'file_bytes': len(data),
+        'file_sha256': hashlib.sha256(data).hexdigest(),
+    }
+
+
+def decode(data: bytes, name: str, image_format: str | None = None) -> tuple[Image.Image, dict[str, Any]]:
+    """A file as `to_grey` makes it, and what is published of it: mode, coloured and bits as of `read`.
+
+    image_format: Pillow's name of the only format allowed; None: any of FORMATS.
     UserError, naming the image: no image, or one that is not accepted.
     """
     try:
@@ -49,7 +62,7 @@ def read(data: bytes, name: str, image_format: str | None = None) -> dict[str, A
                 _check_header(image, name)
                 published = {'mode': image.mode, 'bits': _bits(image)}  # the header's, before decoding forgets it
                 published['coloured'] = is_coloured(image)
-                grey = to_grey(image)
+                return to_grey(image), published
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -58,13 +71,8 @@ def read(data: bytes, name: str, image_format: str | None = None) -> dict[str, A
         kind = f'an image that is read ({", ".join(FORMATS)})' if image_format is None else f'an intact {image_format}'
         raise UserError(
             f'{name}: {len(data)} bytes, not {kind}: {reason(error)}. '
-            'Download it again, save it as PNG or remove its row.'
+            'Download it again, save it as PNG or leave it out.'
         ) from error
-    return published | {
-        'image': _png(grey),
-        'file_bytes': len(data),
-        'file_sha256': hashlib.sha256(data).hexdigest(),
-    }
 
 
 def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:

@@ -122,18 +122,12 @@ def fingerprint(records: Iterable[tuple[str, int, str, str]]) -> str:
 
 
 def find(path: Path) -> Files:
-    """The files of a folder or a zip; where a folder holds no labelled set but a zip with one, that zip's files.
+    """As `listing`; where a folder holds no labelled set but a zip with one, that zip's files.
 
-    No files where path does not exist. UserError: unreadable, or several such zips.
+    UserError: unreadable, or several such zips.
     """
-    try:
-        if path.is_file():
-            return _zip_files(path)
-        files = _folder_files(path)
-    except OSError as error:
-        message = f'{error.filename}: cannot be read ({reason(error)}). Check its permissions.'
-        raise UserError(message) from error
-    if tables(files):
+    files = listing(path)
+    if path.is_file() or tables(files):
         return files
     zips = sorted(name for name in files.handles if name.lower().endswith('.zip'))
     archives = [_zip_files(files.handles[name]) for name in zips]
@@ -144,6 +138,15 @@ def find(path: Path) -> Files:
         names = ', '.join(archive.root.name for archive in labelled)
         raise UserError(f'{path}: several zip files with labelled images ({names}), expected one. Name it.')
     return labelled[0] if labelled else files
+
+
+def listing(path: Path) -> Files:
+    """All files of a folder or a zip but hidden ones; none where path does not exist. UserError: unreadable."""
+    try:
+        return _zip_files(path) if path.is_file() else _folder_files(path)
+    except OSError as error:
+        message = f'{error.filename}: cannot be read ({reason(error)}). Check its permissions.'
+        raise UserError(message) from error
 
 
 def read(files: Files, layout: Layout, columns: str = '', positive: str = '') -> LabelledSet:
@@ -194,7 +197,7 @@ def class_folders(files: Files) -> dict[str, list[str]]:
 
     Folders that hold nothing but one folder are passed. {} where there are no two folders.
     """
-    paths = [PurePosixPath(name) for name in sorted(files.handles) if _is_image(name)]
+    paths = [PurePosixPath(name) for name in sorted(files.handles) if is_image(name)]
     depth = 0
     while paths and all(len(path.parts) > depth + 1 and path.parts[depth] == paths[0].parts[depth] for path in paths):
         depth += 1
@@ -214,7 +217,8 @@ def is_laid_out(files: Files, layout: Layout) -> bool:
     return tuple(header[:2]) == layout.header
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a path ends as the files of images do that are read."""
     return PurePosixPath(name).suffix.lower() in images.EXTENSIONS
 
 
@@ -269,7 +273,7 @@ def _table_rows(
     )  # fmt: skip
     listed = {row.path for row in rows}
     for path in paths:
-        if path not in listed and _is_image(path):
+        if path not in listed and is_image(path):
             raise UserError(f'{files.root}/{path}: an image without a row in {TABLE}. Add one or move it.')
     return further, rows
 

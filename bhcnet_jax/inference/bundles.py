@@ -1,0 +1,145 @@
+"""A model in one file: a zip that needs no run directory and holds no code.
+
+    manifest.json          FORMAT, VERSION, the SHA-256 of every other file, and one over all of that
+    model.json             recipe, preprocessing, members, training set, metrics with their intervals, versions
+    weights.safetensors    each array with a leading axis [members]; its name is its path, as in params/head/logit/bias
+    training_images.json   `pixel_sha256` of the training set's images, sorted, without names
+    MODEL_CARD.md          the same in words
+
+Files are stored, not compressed, and have no dates: the same model gives the same bytes. The digest finds damage; it is
+no signature.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import pathlib
+import platform
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.numpy
+from flax import traverse_util
+
+from bhcnet_jax import files
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.inference import card
+from bhcnet_jax.inference.model import Member, Model
+from bhcnet_jax.plan import trial, written
+from bhcnet_jax.records import recipes
+from bhcnet_jax.records.merge import Merged
+from bhcnet_jax.run.run_dir import PACKAGES
+from bhcnet_jax.version import __version__
+
+FORMAT, VERSION = 'bhcnet_jax model', 1
+MANIFEST, MODEL, WEIGHTS, IMAGES, CARD = (
+    'manifest.json', 'model.json', 'weights.safetensors', 'training_images.json', 'MODEL_CARD.md',
+)  # fmt: skip
+
+
+def write(model: Model, chosen: Merged, path: pathlib.Path) -> None:
+    """Writes the bundle of a model. chosen: the trials that it is made from. UserError: it cannot be written."""
+    described = _describe(model, chosen)
+    hashes = None if model.training_images is None else sorted(model.training_images)
+    contents = {
+        MODEL: _json(described),
+        WEIGHTS: safetensors.numpy.save(traverse_util.flatten_dict(model.variables, sep='/')),
+        IMAGES: _json({'pixel_sha256': hashes}),
+        CARD: card.text(described).encode(),
+    }
+    contents[MANIFEST] = _json(_manifest(contents))
+    with files.output(path) as file, zipfile.ZipFile(file, 'w') as archive:
+        for name, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+
+
+def _json(tree: Any) -> bytes:
+    return (json.dumps(tree, indent=2, allow_nan=False) + '\n').encode()
+
+
+def _manifest(contents: Mapping[str, bytes]) -> dict[str, Any]:
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    manifest = {'format': FORMAT, 'version': VERSION, 'files': digests}
+    return {**manifest, 'sha256': hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
+
+
+def _describe(model: Model, chosen: Merged) -> dict[str, Any]:
+    """What model.json says."""
+    row = recipes.make(chosen).iloc[0]
+    images = chosen.predictions.drop_duplicates('image_id')
+    return {
+        'name': model.name,
+        'recipe': model.recipe,
+        'preprocessing': {'image_size': model.image_size, 'resolution': model.resolution},
+        'members': [each._asdict() for each in model.members],
+        'dataset': model.dataset,
+        'class_names': model.class_names,
+        'fingerprint': model.fingerprint,
+        'test': {
+            **{name: int(row[name]) for name in ('images', 'seeds', 'trials')},
+            'positives': int(images.label.sum()),
+            'folds': row.folds,
+            'metrics': {name: _metric(row, name) for name in recipes.METRICS},
+        },
+        'trained_by': sorted(chosen.trials.code.dropna().unique()),
+        'versions': {
+            'bhcnet_jax': __version__,
+            'python': platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def _metric(row: Mapping[str, Any], name: str) -> dict[str, float | None]:
+    """A metric, its 95 % interval over images, and its standard deviation over seeds; None: undefined."""
+    found = {'value': row[name], **{end: row[f'{name}_{end}'] for end in ('low', 'high', 'spread')}}
+    return {end: None if math.isnan(value) else float(value) for end, value in found.items()}
+
+
+def read(path: pathlib.Path) -> Model:
+    """The model of a bundle. UserError: no bundle, a damaged one, or one of a newer version."""
+    contents = _contents(path)
+    described = json.loads(contents[MODEL])
+    recipe = written.tuples(described['recipe'])
+    try:
+        trial.check(written.complete(recipe))
+    except UserError as error:
+        raise UserError(f'{path}: bhcnet_jax {__version__} does not know its recipe ({error})') from error
+    hashes = json.loads(contents[IMAGES])['pixel_sha256']
+    return Model(
+        name=described['name'],
+        recipe=recipe,
+        members=tuple(Member(**each) for each in described['members']),
+        variables=traverse_util.unflatten_dict(safetensors.numpy.load(contents[WEIGHTS]), sep='/'),
+        dataset=described['dataset'],
+        class_names=tuple(described['class_names']),
+        fingerprint=described['fingerprint'],
+        resolution=described['preprocessing']['resolution'],
+        training_images=None if hashes is None else frozenset(hashes),
+    )
+
+
+def _contents(path: pathlib.Path) -> dict[str, bytes]:
+    """The files of a bundle by name, as their digests say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            # Stored files cannot be larger than the bundle is.
+            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            contents = {entry.filename: archive.read(entry) for entry in entries} if plain else {}
+        manifest = json.loads(contents.pop(MANIFEST))
+        form, version = manifest['format'], manifest['version']
+    except Exception as error:  # zipfile raises nearly anything on damaged input
+        raise UserError(
+            f'{path}: not a bundle of python -m bhcnet_jax.bundle, or cut short ({type(error).__name__}: {error}). '
+            'Copy it again.'
+        ) from error
+    if form != FORMAT or not isinstance(version, int):
+        raise UserError(f'{path}: its format is {form!r} {version!r}, expected {FORMAT!r} 1 to {VERSION}.')
+    if version > VERSION:
+        raise UserError(f'{path}: version {version}, newer than the {VERSION} that is read here. Update bhcnet_jax.')
+    if manifest != _manifest(contents):
+        raise UserError(f'{path}: its digest is not that of its content; it was damaged or changed. Copy it again.')
+    return contents

@@ -1,0 +1,136 @@
+"""A trained network, or several as an ensemble, that can be applied to images.
+
+M members, N images, S pixels a side.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import FrozenConfigDict
+from PIL import Image
+from scipy.special import expit
+
+from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets.folder import images as files_of_images
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.plan import written
+from bhcnet_jax.training import steps
+
+BLOCK = 64  # images that are computed at a time; a smaller rest is filled up to a power of 2, so that few sizes compile
+
+
+class Member(NamedTuple):
+    """One trial of an ensemble."""
+
+    trial_id: str
+    seed: int
+    fold: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """The networks of one recipe; several are an ensemble, whose logit is the mean of theirs.
+
+    Attributes:
+      name: the recipe's label.
+      recipe: what fixes the networks' results, without seed and fold; see `trial.resolve`.
+      members: the trials that the networks are from.
+      variables: what `steps.evaluate` takes, each array with a leading axis [M].
+      dataset: the training set's name; PHANTOM where its images are synthetic.
+      class_names: of labels 0 and 1.
+      fingerprint: of the training set.
+      resolution: of `input_pipeline.preprocess`.
+      training_images: `pixel_sha256` of all images of the training set, test parts included; None if not recorded.
+    """
+
+    name: str
+    recipe: Mapping[str, Any]
+    members: tuple[Member, ...]
+    variables: Mapping[str, Any]
+    dataset: str
+    class_names: tuple[str, str]
+    fingerprint: str
+    resolution: int
+    training_images: frozenset[str] | None
+
+    @functools.cached_property
+    def config(self) -> FrozenConfigDict:
+        """The recipe as a config; what is not part of it is as in configs/base.py."""
+        return FrozenConfigDict(written.complete(self.recipe))
+
+    @property
+    def image_size(self) -> int:
+        """S."""
+        return self.config.dataset.image_size
+
+    def preprocess(self, image: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
+        """An image as the networks were trained on it: uint8 [S, S].
+
+        image: the path of a file of a format of `images.FORMATS`, or its greys, uint8 [H, W]. UserError: neither.
+        """
+        if not isinstance(image, np.ndarray):
+            try:
+                data = pathlib.Path(image).read_bytes()
+            except OSError as error:
+                raise UserError(f'{image}: cannot be read ({error.strerror}).') from error
+            return self.preprocess_grey(files_of_images.decode(data, str(image))[0])
+        if image.dtype != np.uint8 or image.ndim != 2 or not image.size:
+            raise UserError(f'the image is {image.dtype} {list(image.shape)}, expected greys, uint8 [height, width].')
+        return self.preprocess_grey(Image.fromarray(image))
+
+    def preprocess_grey(self, grey: Image.Image) -> np.ndarray:
+        """The same for an image of Pillow's mode L."""
+        return input_pipeline.preprocess(grey, self.image_size, self.resolution)
+
+    def member_logits(self, images: np.ndarray) -> np.ndarray:
+        """Each network's logits, float64 [M, N], of images uint8 [N, S, S]. UserError: other images."""
+        images, size = np.asarray(images), self.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size):
+            raise UserError(
+                f'the images are {images.dtype} {list(images.shape)}, expected uint8 [N, {size}, {size}]. '
+                'model.preprocess makes each of them.'
+            )
+        blocks = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
+        found = [self._block(block) for block in blocks]
+        return np.concatenate([np.zeros((len(self.members), 0)), *found], axis=1)
+
+    def _block(self, images: np.ndarray) -> np.ndarray:
+        count = len(images)
+        filled = np.pad(images, ((0, (1 << (count - 1).bit_length()) - count), (0, 0), (0, 0)))
+        return np.asarray(self._apply(self._on_device, filled), np.float64)[:, :count]
+
+    @functools.cached_property
+    def _on_device(self) -> Any:
+        return jax.device_put(self.variables)
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        @jax.jit
+        def apply(variables: Any, images: jax.Array) -> jax.Array:
+            scored = jnp.arange(len(images))
+            return lax.map(lambda member: steps.evaluate(self.config, member, scored, images), variables)
+
+        return apply
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Log-odds of the positive class, the mean over members, float64 [N]. Arguments as of `member_logits`."""
+        return self.member_logits(images).mean(axis=0)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities of the positive class, float64 [N] in [0, 1]. Arguments as of `member_logits`."""
+        return expit(self.logits(images))
+
+    def predict_with_spread(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `predict`, and the standard deviation of the members' own probabilities, float64 [N]; nan if M is 1."""
+        logits = self.member_logits(images)
+        alone = len(self.members) == 1
+        spread = np.full(logits.shape[1], np.nan) if alone else expit(logits).std(axis=0, ddof=1)
+        return expit(logits.mean(axis=0)), spread

@@ -1,0 +1,150 @@
+"""From a run directory to a model: which trials are meant, their recipe, their weights."""
+
+import functools
+import json
+import pathlib
+import shlex
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from bhcnet_jax.datasets.folder import table
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.inference.model import Member, Model
+from bhcnet_jax.plan import trial, written
+from bhcnet_jax.records import merge
+from bhcnet_jax.records.merge import Merged
+from bhcnet_jax.run import checkpoints, places
+
+SHOWN = 5  # recipes that a message names
+
+
+def select(path: pathlib.Path, trials: str = '') -> Merged:
+    """The finished trials of a run directory and its shards that `trials` names, all of one recipe and data set.
+
+    trials: words that must all fit a trial, '' for none. A word is seed=NUMBER, fold=NUMBER, the recipe's label, or the
+    beginning of the recipe's or the trial's id. UserError: no trial fits, they have several recipes, or some are
+    unfinished.
+    """
+    merged = merge.merge([path])
+    rows = merged.trials[merged.trials.phases.notna()]  # baselines have no phases
+    if rows.empty:
+        raise UserError(f'{path}: no trained networks in it; expected the run directory of a training or sweep.')
+    for word in _words(trials):
+        rows = rows[_fits(rows, word)]
+    if rows.empty:
+        raise UserError(f'{path}: trials={trials!r} fits none of its trials; it has {_listed(merged.trials)}.')
+    if len(rows.drop_duplicates(['recipe_id', 'data_fingerprint'])) > 1:
+        raise UserError(
+            f'{path} has several recipes or data sets: {_listed(rows)}. Choose one, as in trials={_first(rows)!r}.'
+        )
+    left = rows[rows.status.isin(('RUNNING', 'PENDING'))]
+    if len(left):
+        raise UserError(
+            f'{path}: {len(left)} of {len(rows)} trials are unfinished. Start the training again to finish them, or '
+            f'choose others, as in trials={"fold=0"!r}.'
+        )
+    done = rows[rows.status == 'DONE']
+    if done.empty:
+        ends = ', '.join(f'{count} {status}' for status, count in rows.status.value_counts().items())
+        raise UserError(f'{path}: no trial has ended well ({ends}); there is nothing to use.')
+    return merged._replace(trials=done, predictions=merged.predictions[merged.predictions.trial.isin(done.index)])
+
+
+def _words(trials: str) -> list[str]:
+    try:
+        return shlex.split(trials)
+    except ValueError as error:
+        raise UserError(f'trials={trials!r}: {error}.') from error
+
+
+def _fits(rows: pd.DataFrame, word: str) -> pd.Series:
+    name, equals, value = word.partition('=')
+    if equals and (name not in ('seed', 'fold') or not value.isdecimal()):
+        raise UserError(f'trials={word!r}: expected seed=NUMBER, fold=NUMBER, a recipe or the beginning of an id.')
+    if equals:
+        return rows[name] == int(value)
+    return (rows.recipe == word) | rows.recipe_id.str.startswith(word) | rows.trial_id.str.startswith(word)
+
+
+def _first(rows: pd.DataFrame) -> str:
+    """Words that choose the first row's recipe; a label of several words is quoted."""
+    return shlex.join([rows.recipe.iloc[0], rows.recipe_id.iloc[0][:8]])
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    recipes = rows.drop_duplicates(['recipe_id', 'data_fingerprint'])
+    named = [f'{each.recipe} {each.recipe_id[:8]} ({each.phases})' for each in recipes.head(SHOWN).itertuples()]
+    return ', '.join(named) + (f' and {len(recipes) - SHOWN} more' if len(recipes) > SHOWN else '')
+
+
+def read(path: pathlib.Path, chosen: Merged) -> Model:
+    """The model of the trials that `select` chose in a run directory. UserError: weights or a record are missing."""
+    rows = chosen.trials
+    first = rows.iloc[0]
+    directories = [pathlib.Path(file).parent for file in rows.file]
+    config, data = _config(directories[0], first.recipe_id), _data(directories[0])
+    resolution = data.get('resolution', 0) if config['dataset']['equalise'] else 0
+    if config['dataset']['equalise'] and not resolution:
+        raise UserError(
+            f'{directories[0]}/data.json does not say to how many pixels dataset.equalise reduced the images. '
+            'Start the training again with the same command: it trains nothing and adds the number.'
+        )
+    hashes = data.get('pixel_sha256')
+    return Model(
+        name=str(first.recipe),
+        recipe=trial.resolve(config),
+        members=tuple(Member(each.trial_id, int(each.seed), int(each.fold)) for each in rows.itertuples()),
+        variables=_weights(path, rows, directories),
+        dataset=str(first.dataset),
+        class_names=tuple(data.get('images', table.NUMBERED)),
+        fingerprint=str(first.data_fingerprint),
+        resolution=resolution,
+        training_images=None if hashes is None else frozenset(hashes.values()),
+    )
+
+
+def _config(directory: pathlib.Path, recipe_id: str) -> dict[str, Any]:
+    """The config of a recipe, as the run directory was asked for it."""
+    asked, starts = _json(directory / 'config.json')['config'], _json(directory / 'env.json')
+    config = next((config for found, config in written.recipes(asked, starts) if found == recipe_id), None)
+    if config is None:
+        raise UserError(
+            f'{directory}: config.json and env.json do not lead to recipe {recipe_id[:8]}. Start the training again '
+            'with the same command: it trains nothing and adds its sweep.'
+        )
+    return config
+
+
+def _data(directory: pathlib.Path) -> dict[str, Any]:
+    file = directory / 'data.json'
+    return _json(file) if file.exists() else {}
+
+
+def _json(file: pathlib.Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file} cannot be read ({error}). Restore it from a copy.') from error
+
+
+def _weights(path: pathlib.Path, rows: pd.DataFrame, directories: list[pathlib.Path]) -> Any:
+    """The averages of the trials' weights, as they were evaluated; each array with a leading axis [M]."""
+    found = {directory: places.find(directory) for directory in set(directories)}
+    where = [found[directory].get(each) for directory, each in zip(directories, rows.trial_id, strict=True)]
+    ends = zip(where, rows.phase, rows.epochs, strict=True)
+    missing = sum(place is None or (place.phase_name, place.epoch) != (phase, epochs) for place, phase, epochs in ends)
+    if missing:
+        raise UserError(
+            f'{path}: the weights of {missing} of {len(rows)} trials were not kept. Train them again with '
+            '--config.engine.keep_weights=final --rerun=all.'
+        )
+    read_once = functools.cache(checkpoints.read)
+    lanes = [_average(read_once(each.directory / each.phase_name, each.epoch), each.lane) for each in where]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *lanes)
+
+
+def _average(checkpoint: Any, lane: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[lane], checkpoint['state']['average'])

@@ -1,0 +1,26 @@
+"""docs/use.md runs as it is written."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+
+PAGE = pathlib.Path(__file__).parents[2] / 'docs/use.md'
+
+
+def test_the_page_runs_as_written(crossed, heads, tmp_path):
+    training, python, *commands = re.findall(r'(?:^    .+\n)+', PAGE.read_text(), re.MULTILINE)
+    assert 'python -m bhcnet_jax.main --config=smoke --workdir=runs/smoke' in training
+    shutil.copytree(crossed, tmp_path / 'runs/smoke')  # in its place
+    shutil.copytree(heads, tmp_path / 'images')
+    python = re.sub('^    ', '', python, flags=re.MULTILINE)
+    said = subprocess.run([sys.executable, '-c', python], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said.stdout.count('array') == 2 and not said.stderr
+    lines = [line.split() for block in commands for line in block.splitlines()]
+    assert [line[2] for line in lines] == ['bhcnet_jax.predict', 'bhcnet_jax.bundle', 'bhcnet_jax.predict']
+    for _, *words in lines:
+        subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
+    assert len(pd.read_csv(tmp_path / 'predictions/predictions.csv')) == 24
