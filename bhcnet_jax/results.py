@@ -23,6 +23,7 @@ from bhcnet_jax import files
 from bhcnet_jax.display.leaderboard import view
 from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.plan import written
 from bhcnet_jax.records import merge, trackers
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.records.recipes import make
@@ -128,7 +129,7 @@ def _look(flags: argparse.Namespace) -> Board:
 
 
 def _varying(known: Mapping[str, settings.Settings]) -> list[str]:
-    return [key for key in settings.varying(list(known.values())) if key not in settings.NO_RECIPE]
+    return [key for key in settings.varying(list(known.values())) if key not in written.NO_RECIPE]
 
 
 def _tell_apart(
