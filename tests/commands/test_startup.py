@@ -9,15 +9,16 @@ import time
 
 import pytest
 
+# Starts Python with SIGINT heeded, as in a terminal; what started the tests may have handed down that it is ignored.
+PYTHON = [sys.executable, '-c', 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); '
+          'os.execv(sys.executable, [sys.executable, *sys.argv[1:]])']  # fmt: skip
 COMMANDS = ('main', 'baselines', 'results', 'report', 'audit')
 
 
 def start(*arguments, stdout=subprocess.PIPE, **options):
-    """A command as from a terminal, where SIGINT is heeded."""
     return subprocess.Popen(
-        [sys.executable, '-m', *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options,
-    )  # fmt: skip
+        [*PYTHON, '-m', *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 @pytest.mark.parametrize('command', COMMANDS)
@@ -40,8 +41,7 @@ def test_an_interrupt_while_a_library_is_imported_is_one_line(command, tmp_path)
 
 def test_an_interrupt_later_is_one_line_too(tmp_path):
     script = 'import os, signal, sys; sys.argv = ["-m"]; import bhcnet_jax; os.kill(os.getpid(), signal.SIGINT)'
-    child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    child = subprocess.run([*PYTHON, '-c', script], capture_output=True, text=True, check=False)
     assert child.stderr == 'Interrupted.\n'
     assert child.returncode == -signal.SIGINT
 
@@ -51,8 +51,7 @@ def test_importing_the_package_leaves_the_process_alone():
         'import signal, sys; before = sys.stdout; import bhcnet_jax.main; '
         'print(sys.stdout is before, signal.getsignal(signal.SIGINT) is signal.default_int_handler)'
     )
-    child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    child = subprocess.run([*PYTHON, '-c', script], capture_output=True, text=True, check=True)
     assert child.stdout == 'True True\n'
 
 

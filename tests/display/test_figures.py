@@ -38,6 +38,10 @@ ARGUMENTS = {
     'grey_density': (IMAGES, LABELS, CLASSES),
     'predictions': (IMAGES[:6], LABELS[:6], np.linspace(0, 1, 6), [f'{i:03}.png' for i in range(6)], CLASSES),
     'features': (KERNEL, BIAS, IMAGES[0]),
+    'swept': (
+        pd.DataFrame({'lr': [1e-4, 1e-3], 'auc': [0.6, 0.7], 'auc_low': [0.5, 0.6], 'auc_high': [0.7, 0.8]}),
+        *('lr', 'auc'),
+    ),
 }
 
 
