@@ -6,14 +6,24 @@ import pathlib
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 
 KEPT = 2  # checkpoints of a phase that stay on disk: the newest, and one to fall back to
 SPARE_BYTES = 2**20  # for some thirty small files that orbax writes beside the arrays
+
+
+class _PlainPath(type(epath.Path())):
+    """A path in which [, ] and * are characters. etils, through which orbax reads, takes them for a pattern."""
+
+    def glob(self, pattern: str) -> Iterator['_PlainPath']:
+        """The paths in this folder that match."""
+        return map(type(self), pathlib.Path(self).glob(pattern))
 
 
 class Checkpoints:
@@ -36,7 +46,7 @@ class Checkpoints:
         )
         # orbax rejects relative paths.
         self._manager = ocp.CheckpointManager(
-            directory.resolve(),
+            _PlainPath(directory.resolve()),
             options=options,
             metadata=metadata,
             # Without it the manager guesses from the newest directory, which may be a stray one.

@@ -46,6 +46,16 @@ def test_the_newest_checkpoint_comes_back_bit_for_bit_as_numpy(saved):
         assert part.dtype == expected.dtype
 
 
+@pytest.mark.parametrize('name', ['study [2]', '[a]', '*', 'a?', '{0}', '100%20', '~', 'a#b', 'ü', '**'])
+def test_any_name_of_a_folder_will_do(tmp_path, name):
+    checkpoints = Checkpoints(tmp_path / name / 'balanced')
+    for epoch in (1, 2, 3):
+        checkpoints.save(epoch, tree(epoch))
+    checkpoints.close()
+    epochs_done, found = restore(tmp_path / name / 'balanced')
+    assert (epochs_done, found['state']['count'][0]) == (3, 3)
+
+
 TOO_LARGE = """
 import contextlib, errno, pathlib, resource, sys
 import numpy as np
