@@ -12,7 +12,7 @@ returns the places of all trials.
 
 A batch of lanes goes on in its directory. If its lanes change, because neighbours were pruned, memory was short or
 there are other devices, `enter` first copies them from their places into a new directory. `tidy` deletes the
-directories that are the place of no trial that is needed.
+directories that the database says are needless.
 
 Lanes of different phases could train together, since the program is the same. They do not: regrouping would stay, for
 the reasons above, and each lane would need its own epochs, its own end and its own number in a checkpoint.
@@ -148,12 +148,20 @@ def forget(path: pathlib.Path, trial_ids: Collection[str]) -> None:
             files.write_json(file, {**batch, 'trials': kept})
 
 
-def tidy(path: pathlib.Path, needed: Collection[str]) -> None:
-    """Deletes the directories that are the place of no trial in `needed`."""
-    in_use = {place.directory for trial_id, place in find(path).items() if trial_id in needed}
+def tidy(path: pathlib.Path, needed: Mapping[str, bool]) -> None:
+    """Deletes the directories whose trials all are not needed or have their place elsewhere.
+
+    needed: trial id -> whether its weights are, for all trials of the database. What it does not know stays.
+    """
+    places = find(path)
     for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
-        if file.parent not in in_use:
+        here = [trial_id for trial_id in _read(file)['trials'] if trial_id]
+        if all(needed.get(each) is False or _is_elsewhere(places.get(each), file.parent) for each in here):
             drop(file.parent)
+
+
+def _is_elsewhere(place: Place | None, directory: pathlib.Path) -> bool:
+    return place is not None and place.directory != directory
 
 
 def drop(directory: pathlib.Path) -> None:

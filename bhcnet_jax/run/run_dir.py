@@ -42,7 +42,7 @@ def claim(
     The config must be that of earlier calls, but for keys in `swept`, of this call or of earlier ones: their trials
     live side by side. recipe: the part of the config that fixes results, without seed and fold; None: `trial.resolve`.
     UserError if the directory belongs to another config or other data, if another process writes to it, if it holds
-    other files, or if it cannot be written.
+    other files, if its database is lost, or if it cannot be written.
     """
     mine = {
         'dataset': image_set.label,
@@ -57,6 +57,7 @@ def claim(
         raise UserError(f'{path} cannot be used: {error.strerror}. Use another --workdir.') from error
     try:
         _lock(lock, path)
+        _refuse_lost_database(path)
         if (path / 'config.json').exists():
             _join(path, mine)
         else:
@@ -98,6 +99,17 @@ def _lock(descriptor: int, path: pathlib.Path) -> None:
 def _refuse_strangers(path: pathlib.Path) -> None:
     if any(file.suffix != PARTIAL for file in path.iterdir()):
         raise UserError(f'{path} holds files but no config.json: not a run directory. Use another --workdir.')
+
+
+def _refuse_lost_database(path: pathlib.Path) -> None:
+    """Raises UserError if there are weights or scores of trials, but no database that explains them."""
+    database = path / 'results.sqlite'
+    left = [*path.glob('checkpoints/*'), *path.glob('results.csv')]
+    if left and not (database.exists() and database.stat().st_size):
+        raise UserError(
+            f'{path} has {left[0].relative_to(path)}, but its database results.sqlite is missing or empty. '
+            'Restore it from a copy, or use another --workdir.'
+        )
 
 
 def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:

@@ -85,8 +85,7 @@ class Scheduler:
         """Finds out where the trials are, and deletes weights that nobody needs."""
         statuses = self._results.statuses()
         over = () if self._keeps_weights else (*ENDED, 'PRUNED')
-        needed = {trial_id for trial_id, status in statuses.items() if status not in over}
-        places.tidy(self._path, needed)
+        places.tidy(self._path, {trial_id: status not in over for trial_id, status in statuses.items()})
         self._places = places.find(self._path)
         self._ancestors = {}
         if 'DONE' in statuses.values():

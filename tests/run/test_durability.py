@@ -222,13 +222,33 @@ def cut_config(workdir):
     (workdir / 'config.json').write_text(text[: len(text) // 2])
 
 
+def lose_database(workdir):
+    (workdir / 'results.sqlite').unlink()
+
+
+def empty_database(workdir):
+    (workdir / 'results.sqlite').write_bytes(b'')
+
+
+def lose_database_and_weights(workdir):
+    lose_database(workdir)
+    shutil.rmtree(workdir / 'checkpoints')
+
+
 def content(workdir):
     return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
 
 @pytest.mark.parametrize(
     ('spoil', 'found'),
-    [(damage, 'Restore it from a copy'), (write_newer_schema, 'schema 99'), (cut_config, 'config.json cannot be read')],
+    [
+        (damage, 'Restore it from a copy'),
+        (write_newer_schema, 'schema 99'),
+        (cut_config, 'config.json cannot be read'),
+        (lose_database, 'results.sqlite is missing or empty'),
+        (empty_database, 'results.sqlite is missing or empty'),
+        (lose_database_and_weights, 'has results.csv, but its database'),
+    ],
 )
 def test_a_spoilt_run_directory_is_refused_with_a_line_and_left_as_it_is(
     server, labelled_folder, undisturbed, tmp_path, spoil, found

@@ -91,15 +91,24 @@ def test_a_forgotten_trial_starts_anew_and_its_neighbour_goes_on(tmp_path):
     assert weights(tmp_path, 'b') == [2, 2]
 
 
-def test_tidying_deletes_what_is_nobodys_place(tmp_path):
+def test_tidying_deletes_what_is_needless(tmp_path):
     both = train(tmp_path, ['a', 'b'], 'balanced', 1, [1, 2])
     alone = train(tmp_path, ['b'], 'balanced', 2, [3])
-    places.tidy(tmp_path, {'a', 'b'})
+    places.tidy(tmp_path, {'a': True, 'b': True})
     assert both.exists() and alone.exists()
-    places.tidy(tmp_path, {'b'})
+    places.tidy(tmp_path, {'a': False, 'b': True})
     assert not both.exists() and alone.exists()
-    places.tidy(tmp_path, set())
+    places.tidy(tmp_path, {'a': False, 'b': False})
     assert not alone.exists()
+
+
+def test_tidying_leaves_what_the_database_does_not_know(tmp_path):
+    both, alone = (train(tmp_path, ids, 'balanced', 1, [1] * len(ids)) for ids in (['a', 'b'], ['c']))
+    places.tidy(tmp_path, {'a': False})
+    assert both.exists() and alone.exists()
+    places.forget(tmp_path, ['b', 'c'])
+    places.tidy(tmp_path, {'a': False})
+    assert not both.exists() and not alone.exists()
 
 
 def test_a_damaged_list_of_trials_is_named_in_one_line(tmp_path):
