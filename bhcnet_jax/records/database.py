@@ -13,14 +13,13 @@ import pathlib
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bhcnet_jax import files
-from bhcnet_jax.errors import UserError
 from bhcnet_jax.records.schema import (
     COUNTS,
     EPOCH_COLUMNS,
@@ -35,6 +34,7 @@ from bhcnet_jax.records.schema import (
     migrate,
     refuse_newer,
     refuse_strangers,
+    unusable,
 )
 from bhcnet_jax.statistics import metrics
 
@@ -63,8 +63,8 @@ class Results:
     """The database of one run directory, written by one process.
 
     Rows are mappings from column names to values; nan is stored as NULL. Every method that changes something commits
-    it in one transaction, whole or not at all. UserError if the disk is full or gone; KeyError for a trial that
-    was never entered.
+    it in one transaction, whole or not at all. UserError if the file cannot be used: damaged, locked by another
+    program, the disk full or gone. KeyError for a trial that was never entered.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -73,11 +73,9 @@ class Results:
         UserError if it is damaged or of a newer schema.
         """
         self._path = path
-        try:
+        with self._explaining():
             # Transactions begin where we say so: sqlite3 alone would leave changes of tables out of them.
             self._database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
-        except sqlite3.DatabaseError as error:
-            raise _unusable(path, error) from error
         try:
             self._prepare()
         except BaseException:
@@ -85,27 +83,36 @@ class Results:
             raise
 
     def _prepare(self) -> None:
-        try:
+        with self._explaining():
             refuse_newer(self._database, self._path)
             damage = self._database.execute('PRAGMA quick_check').fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise _unusable(self._path, error) from error
-        if damage != 'ok':
-            raise _unusable(self._path, damage)
+            if damage != 'ok':
+                raise sqlite3.DatabaseError(damage)
         with self._transaction():
             migrate(self._database)
             refuse_strangers(self._database, self._path)
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _explaining(self) -> Iterator[None]:
+        """Makes what SQLite says of the file a UserError; mistakes in a statement's values stay as they are."""
         try:
+            yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InternalError):
+            raise
+        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
+            cause = error.__cause__ if isinstance(error, pd.errors.DatabaseError) else error
+            raise unusable(self._path, cause, 'use another run directory') from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._explaining():
             self._database.execute('BEGIN IMMEDIATE')
             with self._database:
                 yield
-        except sqlite3.OperationalError as error:  # a full or vanished disk, a lost permission
-            raise UserError(
-                f'{self._path}: {error}. What was committed before is safe; see to it and start again.'
-            ) from error
+
+    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._explaining():
+            return self._database.execute(statement, values).fetchall()
 
     def close(self) -> None:
         """Closes the database; everything committed stays."""
@@ -113,16 +120,16 @@ class Results:
 
     def status(self, trial_id: str) -> str | None:
         """One of STATUSES, or None for a trial that was never entered."""
-        row = self._database.execute('SELECT status FROM trials WHERE trial_id = ?', [trial_id]).fetchone()
-        return row and row[0]
+        rows = self._query('SELECT status FROM trials WHERE trial_id = ?', [trial_id])
+        return rows[0][0] if rows else None
 
     def statuses(self) -> dict[str, str]:
         """trial_id -> one of STATUSES, for all trials."""
-        return dict(self._database.execute('SELECT trial_id, status FROM trials'))
+        return dict(self._query('SELECT trial_id, status FROM trials'))
 
     def ended(self) -> dict[str, tuple[str, float | None]]:
         """trial_id -> status and accuracy (on the validation part where there is one), of trials that are over."""
-        rows = self._database.execute(
+        rows = self._query(
             "SELECT trial_id, status, coalesce(val_accuracy, accuracy) FROM trials "
             "WHERE status IN ('DONE', 'FAILED', 'DIVERGED')"
         )
@@ -195,7 +202,7 @@ class Results:
     def val_losses(self, phase: str, epoch: int) -> dict[str, float]:
         """trial_id -> loss on its validation part after an epoch, 1-based inside the phase."""
         return dict(
-            self._database.execute(
+            self._query(
                 'SELECT trial_id, val_loss FROM epochs WHERE phase = ? AND epoch = ? AND val_loss IS NOT NULL',
                 [phase, epoch],
             )
@@ -230,13 +237,14 @@ class Results:
 
     def read(self, table: str, trial_id: str) -> pd.DataFrame:
         """One trial's rows of 'trials', 'epochs' or 'predictions', in the order in which they were first entered."""
-        return pd.read_sql_query(
-            f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', self._database, params=[trial_id]
-        )
+        with self._explaining():
+            return pd.read_sql_query(
+                f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', self._database, params=[trial_id]
+            )
 
     def scores(self) -> dict[str, dict[str, float | None]]:
         """trial_id -> SUMMARIZED, None where undefined; of all trials that are DONE, in the order of their rows."""
-        found = self._database.execute(
+        found = self._query(
             f"SELECT trial_id, {', '.join(SUMMARIZED)} FROM trials WHERE status = 'DONE' ORDER BY rowid"
         )
         return {trial_id: dict(zip(SUMMARIZED, values, strict=True)) for trial_id, *values in found}
@@ -244,7 +252,7 @@ class Results:
     def export(self, directory: pathlib.Path) -> None:
         """Writes results.csv (finished trials), curves.csv and predictions.csv; each appears complete or not at all."""
         for name, query in EXPORTS.items():
-            with files.replacing(directory / name) as file:
+            with self._explaining(), files.replacing(directory / name) as file:
                 pd.read_sql_query(query, self._database).to_csv(file, index=False)
 
 
@@ -253,7 +261,3 @@ def _added(source: str) -> str:
     pairs = [(f'trials.{name}', f'{source}.{name}') for name in SETTINGS]
     values = [f"iif(instr({mine}, {theirs}) = 0, {mine} || '; ' || {theirs}, {mine})" for mine, theirs in pairs]
     return ', '.join(f'{name} = {value}' for name, value in zip(SETTINGS, values, strict=True))
-
-
-def _unusable(path: pathlib.Path, reason: object) -> UserError:
-    return UserError(f'{path}: {reason}. Restore it from a copy, or use another run directory.')

@@ -23,6 +23,7 @@ from bhcnet_jax.records.schema import (
     migrate,
     refuse_newer,
     refuse_strangers,
+    unusable,
     version,
 )
 
@@ -145,10 +146,8 @@ def reading(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
     with contextlib.ExitStack() as stack:
         try:
             yield _snapshot(path, stack)
-        except sqlite3.OperationalError as error:  # no permission, or another process does not let go
-            raise UserError(f'{path}: {error}. See to it, or leave its directory out.') from error
         except sqlite3.DatabaseError as error:
-            raise UserError(f'{path}: {error}. Restore it from a copy, or leave its directory out.') from error
+            raise unusable(path, error, 'leave its directory out') from error
 
 
 def _snapshot(path: pathlib.Path, stack: contextlib.ExitStack) -> sqlite3.Connection:

@@ -100,6 +100,15 @@ TABLES = {
 }
 
 
+def unusable(path: pathlib.Path, error: sqlite3.DatabaseError, otherwise: str) -> UserError:
+    """What SQLite says of a database, and what to do about it. otherwise: what else one can do, as in 'wait'."""
+    if getattr(error, 'sqlite_errorcode', 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return UserError(f'{path}: another program holds it ({error}). Close that and start again.')
+    # A full or vanished disk, a lost permission; else the file itself is damaged.
+    what = 'See to it and start again' if isinstance(error, sqlite3.OperationalError) else 'Restore it from a copy'
+    return UserError(f'{path}: {error}. {what}, or {otherwise}.')
+
+
 def refuse_newer(database: sqlite3.Connection, path: pathlib.Path) -> None:
     """UserError if a database is of a schema that this version does not know."""
     found = version(database)

@@ -137,6 +137,38 @@ def test_a_database_that_cannot_be_opened_is_refused(tmp_path):
         Results(tmp_path / 'missing' / 'results.sqlite')
 
 
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """A database that another program holds."""
+    for module in ('database', 'merge'):
+        monkeypatch.setattr(f'bhcnet_jax.records.{module}.WAIT_SECONDS', 0.1)
+    with contextlib.closing(Results(tmp_path / 'results.sqlite')) as opened:
+        opened.begin([TRIAL])
+        with contextlib.closing(sqlite3.connect(tmp_path / 'results.sqlite', isolation_level=None)) as other:
+            other.execute('BEGIN EXCLUSIVE')
+            yield opened
+
+
+@pytest.mark.parametrize(
+    'use',
+    [
+        lambda opened, path: Results(path / 'results.sqlite'),
+        lambda opened, path: opened.statuses(),
+        lambda opened, path: opened.status('abc'),
+        lambda opened, path: opened.read('epochs', 'abc'),
+        lambda opened, path: opened.scores(),
+        lambda opened, path: opened.export(path),
+        lambda opened, path: opened.finish('abc', {}),
+        lambda opened, path: merge.merge([path]),
+        lambda opened, path: merge.look(path),
+    ],
+)
+def test_a_database_that_another_program_holds_is_not_called_damaged(held, tmp_path, use):
+    with pytest.raises(UserError, match=r'sqlite: another program holds it .* Close that and start again') as error:
+        use(held, tmp_path)
+    assert 'Restore' not in str(error.value)
+
+
 def trial(trial_id, **more):
     return {**TRIAL, 'trial_id': trial_id, 'recipe_id': 'r', 'data_fingerprint': 'f', **more}
 
