@@ -68,7 +68,7 @@ TRIAL_COLUMNS = {
     'split_digest': 'TEXT',
     'code': 'TEXT',  # version and commit
     'hardware': 'TEXT',
-    'engine': 'TEXT',  # lanes per device, devices, spread: equal settings give equal bits
+    'engine': 'TEXT',  # lanes per device, devices, spread, XLA_FLAGS: equal settings give equal bits
     **STATE_COLUMNS,
 }
 EPOCH_COLUMNS = {

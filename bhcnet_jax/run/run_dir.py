@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.files import PARTIAL, write_json
-from bhcnet_jax.machine import code_version, hardware
+from bhcnet_jax.machine import code_version, hardware, variables
 from bhcnet_jax.plan.groups import Grouping
 from bhcnet_jax.plan.trial import Trial, resolve
 
@@ -143,6 +143,7 @@ def record_start(path: pathlib.Path, command: str) -> None:
             'platform': platform.platform(),
             'hardware': hardware(),
             'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
+            'variables': variables(),
         }
     )
     write_json(file, starts)

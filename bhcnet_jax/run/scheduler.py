@@ -306,7 +306,8 @@ class _Engines:
 
 def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
     """The columns of a trial that are known before it is trained."""
-    config = study.config_of(this)
+    config, flags = study.config_of(this), machine.compiler_flags()
+    settings = f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}'
     return {
         'trial_id': this.trial_id,
         'recipe': config.recipe,
@@ -315,7 +316,7 @@ def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
         'epochs': this.phase_epochs[-1],
         'phases': '+'.join(this.phase_names),
         'recipe_id': this.recipe_id,
-        'engine': f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}',
+        'engine': f'{settings}, {flags}' if flags else settings,
         **study.columns_of(config),
     }
 

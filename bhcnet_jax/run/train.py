@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from bhcnet_jax import machine
 from bhcnet_jax.display import summary
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import sweep
@@ -50,6 +51,8 @@ def run(config: ConfigDict, options: Options) -> bool:
       UserError: one line for the user.
       lane_batch.Stopped: on SIGTERM or SIGINT, at the end of an epoch.
     """
+    machine.set_up_jax()
+    machine.refuse_missing_devices()
     shard = sweep.parse_shard(options.shard or '1/1')
     rule = pruning.parse(options.prune)
     study = Study(config, options.sweep)
