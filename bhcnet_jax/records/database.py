@@ -127,6 +127,11 @@ class Results:
         """trial_id -> one of STATUSES, for all trials."""
         return dict(self._query('SELECT trial_id, status FROM trials'))
 
+    def epochs_done(self) -> dict[tuple[str, str], int]:
+        """(trial_id, phase) -> how many of its epochs are recorded, for all trials."""
+        rows = self._query('SELECT trial_id, phase, count(*) FROM epochs GROUP BY trial_id, phase')
+        return {(trial_id, phase): count for trial_id, phase, count in rows}
+
     def ended(self) -> dict[str, tuple[str, float | None]]:
         """trial_id -> status and accuracy (on the validation part where there is one), of trials that are over."""
         rows = self._query(

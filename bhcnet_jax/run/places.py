@@ -10,6 +10,9 @@ A trial's id may be in several batch.json. In each of these directories its newe
 begun with the most epochs done. The furthest of them all is the trial's place; its lane is the index of its id. `find`
 returns the places of all trials.
 
+A checkpoint counts only if the database has recorded its epoch: rows are durable before the checkpoint is written, so
+the database lacks them only if it was restored from an older copy. `set_aside` renames what no trial can go on from.
+
 A batch of lanes goes on in its directory. If its lanes change, because neighbours were pruned, memory was short or
 there are other devices, `enter` first copies them from their places into a new directory. `tidy` deletes the
 directories that the database says are needless.
@@ -24,6 +27,7 @@ import itertools
 import json
 import pathlib
 import shutil
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,29 +55,54 @@ class UnreadableError(Exception):
     """A checkpoint could not be read and was moved aside. Its trials have another place now."""
 
 
-def find(path: pathlib.Path) -> dict[str, Place]:
-    """The place of every trial that has a checkpoint in a run directory, by trial id."""
+def find(path: pathlib.Path, recorded: Mapping[tuple[str, str], int]) -> dict[str, Place]:
+    """The place of every trial that has a checkpoint in a run directory, by trial id.
+
+    recorded: see `Results.epochs_done`.
+    """
     places = {}
-    for file in sorted((path / 'checkpoints').glob(f'*/{BATCH}')):
+    for file in _batch_files(path):
         batch = _read(file)
-        newest = _newest(file.parent, batch['phases'])
-        if newest:
-            for lane, trial_id in enumerate(batch['trials']):
-                place = Place(*newest, file.parent, lane)
-                if trial_id and (trial_id not in places or place[:2] > places[trial_id][:2]):
-                    places[trial_id] = place
+        saved = _saved(file.parent, batch['phases'])
+        for lane, trial_id in enumerate(batch['trials']):
+            known = (each for each in saved if _is_recorded(trial_id, each, recorded))
+            place = next((Place(*each, file.parent, lane) for each in known), None)
+            if place and (trial_id not in places or place[:2] > places[trial_id][:2]):
+                places[trial_id] = place
     return places
 
 
-def _newest(directory: pathlib.Path, phase_names: Sequence[str]) -> tuple[int, int, str] | None:
-    """The last phase that has a checkpoint: its number, the most epochs done in it, and its name."""
-    for phase in reversed(range(len(phase_names))):
+def set_aside(path: pathlib.Path, recorded: Mapping[tuple[str, str], int]) -> set[str]:
+    """Renames checkpoints of epochs that the database has recorded for none of their trials. Returns these trials."""
+    late = set()
+    for file in _batch_files(path):
+        batch = _read(file)
+        for checkpoint in _saved(file.parent, batch['phases']):
+            if not any(_is_recorded(trial_id, checkpoint, recorded) for trial_id in batch['trials']):
+                late |= {trial_id for trial_id in batch['trials'] if trial_id}
+                _, epoch, phase_name = checkpoint
+                old = file.parent / phase_name / str(epoch)
+                old.rename(old.with_name(f'unrecorded-{epoch}-{time.time_ns()}'))
+    return late
+
+
+def _is_recorded(trial_id: str | None, checkpoint: tuple[int, int, str], recorded: Mapping[tuple[str, str], int]) -> bool:
+    _, epoch, phase_name = checkpoint
+    return trial_id is not None and epoch <= recorded.get((trial_id, phase_name), 0)
+
+
+def _batch_files(path: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((path / 'checkpoints').glob(f'*/{BATCH}'))
+
+
+def _saved(directory: pathlib.Path, phase_names: Sequence[str]) -> list[tuple[int, int, str]]:
+    """The checkpoints of a directory, the furthest first: number of the phase, epochs done in it, name of the phase."""
+    found = []
+    for phase, name in enumerate(phase_names):
         with contextlib.suppress(FileNotFoundError):
-            inside = (directory / phase_names[phase]).iterdir()
-            done = [int(entry.name) for entry in inside if entry.name.isdecimal() and entry.is_dir()]
-            if done:
-                return phase, max(done), phase_names[phase]
-    return None
+            inside = (directory / name).iterdir()
+            found += [(phase, int(entry.name), name) for entry in inside if entry.name.isdecimal() and entry.is_dir()]
+    return sorted(found, reverse=True)
 
 
 def enter(
@@ -141,20 +170,20 @@ def _collect(places: Sequence[Place], like: Any) -> Any:
 def forget(path: pathlib.Path, trial_ids: Collection[str]) -> None:
     """Takes these trials out of every batch.json, so that no trial goes on from their weights."""
     gone = set(trial_ids)
-    for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
+    for file in _batch_files(path):
         batch = _read(file)
         if gone & set(batch['trials']):
             kept = [None if trial_id in gone else trial_id for trial_id in batch['trials']]
             files.write_json(file, {**batch, 'trials': kept})
 
 
-def tidy(path: pathlib.Path, needed: Mapping[str, bool]) -> None:
+def tidy(path: pathlib.Path, needed: Mapping[str, bool], places: Mapping[str, Place]) -> None:
     """Deletes the directories whose trials all are not needed or have their place elsewhere.
 
-    needed: trial id -> whether its weights are, for all trials of the database. What it does not know stays.
+    needed: trial id -> whether its weights are, for all trials of the database. What it does not know stays. places:
+    see `find`.
     """
-    places = find(path)
-    for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
+    for file in _batch_files(path):
         here = [trial_id for trial_id in _read(file)['trials'] if trial_id]
         if all(needed.get(each) is False or _is_elsewhere(places.get(each), file.parent) for each in here):
             drop(file.parent)

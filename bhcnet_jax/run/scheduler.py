@@ -67,6 +67,7 @@ class Scheduler:
 
     def run(self) -> None:
         """Trains. Raises the errors of `train.run`."""
+        self._heed_older_database()
         self._look()
         racing = [each for each in self._wanted if self._results.status(each.trial_id) not in ('FAILED', 'DIVERGED')]
         with (
@@ -81,12 +82,27 @@ class Scheduler:
             self._train(racing, sys.maxsize)
         self._look()
 
+    def _heed_older_database(self) -> None:
+        """Sets checkpoints aside of which the database knows nothing, since it was restored from an older copy."""
+        late = places.set_aside(self._path, self._results.epochs_done())
+        left = [trial_id for trial_id in late if self._results.status(trial_id) not in ENDED]
+        if left:
+            print(
+                f'{len(left)} trials have checkpoints of epochs that results.sqlite has not recorded: it is older than '
+                'they are. These trials go on from an earlier checkpoint, or start anew.'
+            )
+
+    def _find(self) -> dict[str, places.Place]:
+        return places.find(self._path, self._results.epochs_done())
+
     def _look(self) -> None:
         """Finds out where the trials are, and deletes weights that nobody needs."""
         statuses = self._results.statuses()
         over = () if self._keeps_weights else (*ENDED, 'PRUNED')
-        places.tidy(self._path, {trial_id: status not in over for trial_id, status in statuses.items()})
-        self._places = places.find(self._path)
+        self._places = self._find()
+        needed = {trial_id: status not in over for trial_id, status in statuses.items()}
+        places.tidy(self._path, needed, self._places)
+        self._places = {trial_id: place for trial_id, place in self._places.items() if place.directory.exists()}
         self._ancestors = {}
         if 'DONE' in statuses.values():
             self._inherit(statuses)
@@ -235,7 +251,7 @@ class Scheduler:
 
     def _mend(self, error: Exception, together: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
         """Goes on after lanes raised: trains those without a result in smaller batches, or fails the last one."""
-        self._places = places.find(self._path)
+        self._places = self._find()
         left = [each for each in together if self._results.status(each.trial_id) == 'RUNNING']
         too_large = is_out_of_memory(error) and self._engines.halve(together[0].signature)
         if too_large or isinstance(error, places.UnreadableError):

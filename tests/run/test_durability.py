@@ -136,6 +136,29 @@ def test_a_sweep_killed_twenty_times_at_any_moment_ends_with_the_rows_of_an_undi
     assert_goes_on(server, arguments, tmp_path / 'run', undisturbed)
 
 
+@pytest.mark.parametrize('epoch', [1, EPOCHS - 1, EPOCHS + 2, 2 * EPOCHS + 1])
+def test_with_an_older_database_restored_a_sweep_ends_with_the_rows_of_an_undisturbed_one(
+    server, labelled_folder, undisturbed, tmp_path, epoch
+):
+    arguments, workdir = flags(labelled_folder, tmp_path / 'run', *SWEEP), tmp_path / 'run'
+    child = server.start(arguments)
+    for epochs in (2 * epoch, 2 * epoch + 4):  # of two trials that train together
+        while recorded_epochs(workdir) < epochs and child.is_alive():
+            time.sleep(0.001)
+        if not (tmp_path / 'copy').exists():
+            with contextlib.closing(sqlite3.connect(workdir / 'results.sqlite', timeout=60)) as database:
+                with contextlib.closing(sqlite3.connect(tmp_path / 'copy')) as copy:
+                    database.backup(copy)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    (workdir / 'results.sqlite-journal').unlink(missing_ok=True)
+    shutil.copy(tmp_path / 'copy', workdir / 'results.sqlite')
+    status, output = server.run(arguments)
+    assert status == 0, output
+    assert 'it is older than they are' in output
+    assert_same_rows(workdir, undisturbed)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 4 MiB."""
