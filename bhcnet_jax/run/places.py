@@ -3,7 +3,8 @@
 Trials that train together share a directory of the run directory, `checkpoints/<digest of their ids>`:
 
     batch.json              'trials': their ids, lane by lane (null: forgotten); 'phases': the names of their phases
-    <phase>/<epochs done>/  a checkpoint (see `checkpoints.py`): 'state', a `steps.TrainState`, and 'class_weights',
+    <phase>/digests.json    what its checkpoints must agree with (see `checkpoints.py`)
+    <phase>/<epochs done>/  a checkpoint: 'state', a `steps.TrainState`, and 'class_weights',
                             each with a leading axis [lanes]
 
 A trial's id may be in several batch.json. In each of these directories its newest checkpoint is that of the last phase
@@ -24,7 +25,6 @@ the reasons above, and each lane would need its own epochs, its own end and its 
 import contextlib
 import hashlib
 import itertools
-import json
 import pathlib
 import shutil
 import time
@@ -35,7 +35,6 @@ import jax
 import numpy as np
 
 from bhcnet_jax import files
-from bhcnet_jax.errors import UserError
 from bhcnet_jax.run import checkpoints
 
 BATCH = 'batch.json'
@@ -127,7 +126,7 @@ def enter(
     directory = _new_directory(path, trial_ids)
     files.write_json(directory / BATCH, mine)
     if tree is not None:
-        with contextlib.closing(checkpoints.Checkpoints(directory / where[0].phase_name)) as saved:
+        with contextlib.closing(checkpoints.Checkpoints(directory / where[0].phase_name, trial_ids)) as saved:
             saved.save(where[0].epoch, tree)
     return directory
 
@@ -142,13 +141,8 @@ def _new_directory(path: pathlib.Path, trial_ids: Sequence[str]) -> pathlib.Path
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        batch = json.loads(file.read_text())
-        return {'trials': list(batch['trials']), 'phases': list(batch['phases'])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{file} cannot be read ({error!r}). Delete its directory; its unfinished trials then start anew.'
-        ) from error
+    shape = {'trials': [(str, type(None))], 'phases': [str]}
+    return files.read_json(file, shape, 'Delete its directory; its unfinished trials then start anew.')
 
 
 def _collect(places: Sequence[Place], like: Any) -> Any:
@@ -156,9 +150,9 @@ def _collect(places: Sequence[Place], like: Any) -> Any:
     lanes = {}
     for directory in {place.directory for place in places}:
         here = [place for place in places if place.directory == directory]
-        count = len(_read(directory / BATCH)['trials'])
-        stack = jax.tree.map(lambda leaf, count=count: np.zeros((count, *leaf.shape[1:]), leaf.dtype), like)
-        with contextlib.closing(checkpoints.Checkpoints(directory / here[0].phase_name)) as saved:
+        ids = _read(directory / BATCH)['trials']
+        stack = jax.tree.map(lambda leaf, ids=ids: np.zeros((len(ids), *leaf.shape[1:]), leaf.dtype), like)
+        with contextlib.closing(checkpoints.Checkpoints(directory / here[0].phase_name, ids)) as saved:
             found = saved.restore(stack, at=here[0].epoch)
         if found is None:
             raise UnreadableError

@@ -146,9 +146,10 @@ def test_with_an_older_database_restored_a_sweep_ends_with_the_rows_of_an_undist
         while recorded_epochs(workdir) < epochs and child.is_alive():
             time.sleep(0.001)
         if not (tmp_path / 'copy').exists():
-            with contextlib.closing(sqlite3.connect(workdir / 'results.sqlite', timeout=60)) as database:
-                with contextlib.closing(sqlite3.connect(tmp_path / 'copy')) as copy:
-                    database.backup(copy)
+            files = (workdir / 'results.sqlite', tmp_path / 'copy')
+            with contextlib.ExitStack() as opened:
+                database, copy = (opened.enter_context(contextlib.closing(sqlite3.connect(file))) for file in files)
+                database.backup(copy)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     (workdir / 'results.sqlite-journal').unlink(missing_ok=True)

@@ -27,7 +27,7 @@ def train(path, trial_ids, phase, epochs, values):
     """What a batch of lanes leaves behind after `epochs` epochs of a phase."""
     directory = places.enter(path, trial_ids, PHASES, find(path), like(len(trial_ids)))
     tree = {'weights': np.repeat(np.array(values, np.float32)[:, None], 2, axis=1)}
-    with contextlib.closing(Checkpoints(directory / phase)) as checkpoints:
+    with contextlib.closing(Checkpoints(directory / phase, trial_ids)) as checkpoints:
         checkpoints.save(epochs, tree)
     return directory
 
@@ -35,9 +35,9 @@ def train(path, trial_ids, phase, epochs, values):
 def weights(path, trial_id):
     """What is stored at the place of a trial."""
     place = find(path)[trial_id]
-    count = len(json.loads((place.directory / places.BATCH).read_text())['trials'])
-    with contextlib.closing(Checkpoints(place.directory / place.phase_name)) as checkpoints:
-        return checkpoints.restore(like(count), at=place.epoch)[1]['weights'][place.lane].tolist()
+    ids = json.loads((place.directory / places.BATCH).read_text())['trials']
+    with contextlib.closing(Checkpoints(place.directory / place.phase_name, ids)) as checkpoints:
+        return checkpoints.restore(like(len(ids)), at=place.epoch)[1]['weights'][place.lane].tolist()
 
 
 def test_nothing_is_found_where_nothing_was_saved(tmp_path):
@@ -77,7 +77,7 @@ def test_lanes_of_several_directories_go_on_together_with_their_own_weights(tmp_
     train(tmp_path, ['a', 'b'], 'balanced', 3, [1, 2])
     train(tmp_path, ['c', 'd', 'e'], 'balanced', 3, [3, 4, 5])
     directory = places.enter(tmp_path, ['e', 'b'], PHASES, find(tmp_path), like(2))
-    with contextlib.closing(Checkpoints(directory / 'balanced')) as checkpoints:
+    with contextlib.closing(Checkpoints(directory / 'balanced', ['e', 'b'])) as checkpoints:
         epochs, tree = checkpoints.restore(like(2))
     assert epochs == 3
     assert tree['weights'].tolist() == [[5, 5], [2, 2]]
@@ -103,6 +103,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert find(tmp_path)['b'].epoch == 1
     train(tmp_path, ['b'], 'balanced', 2, [9])
     assert (weights(tmp_path, 'a'), weights(tmp_path, 'b')) == ([1, 1], [9, 9])
+
+
+def test_trials_that_changed_places_in_a_batch_are_noticed(tmp_path, caplog):
+    directory = train(tmp_path, ['a', 'b', 'c'], 'balanced', 1, [1, 2, 3])
+    text = (directory / places.BATCH).read_text()
+    (directory / places.BATCH).write_text(text.replace('"a"', '"x"').replace('"b"', '"a"').replace('"x"', '"b"'))
+    with pytest.raises(places.UnreadableError):
+        places.enter(tmp_path, ['b'], PHASES, find(tmp_path), like(1))
+    assert 'does not agree with digests.json' in caplog.text
+    assert find(tmp_path) == {}
 
 
 def test_a_forgotten_trial_starts_anew_and_its_neighbour_goes_on(tmp_path):
@@ -133,8 +143,11 @@ def test_tidying_leaves_what_the_database_does_not_know(tmp_path):
     assert not both.exists() and not alone.exists()
 
 
-def test_a_damaged_list_of_trials_is_named_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    'text', ['{', '[]', '{"trials": [["a"]], "phases": ["x"]}', '{"trials": "a", "phases": 1}', '[' * 10**5, '\x00']
+)
+def test_a_damaged_list_of_trials_is_named_in_one_line(tmp_path, text):
     directory = train(tmp_path, ['a'], 'balanced', 1, [1])
-    (directory / places.BATCH).write_text('{')
+    (directory / places.BATCH).write_text(text)
     with pytest.raises(UserError, match=r'batch.json cannot be read .* Delete its directory'):
         find(tmp_path)

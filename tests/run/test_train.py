@@ -178,7 +178,7 @@ def test_phase_two_starts_from_the_weights_and_class_weights_on_disk(undisturbed
     saved = {}
     for phase in ('balanced', 'imbalanced'):
         (directory,) = (workdir / 'checkpoints').glob(f'*/{phase}')
-        checkpoints = Checkpoints(directory)
+        checkpoints = Checkpoints(directory, 'a')
         saved[phase] = checkpoints._manager.restore(12)
         checkpoints.close()
     assert set(saved['balanced']) == {'state', 'class_weights'}
