@@ -69,7 +69,8 @@ def refuse_missing_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts that there is a plugin for CUDA
         said = f'JAX_PLATFORMS={jax.config.jax_platforms}' if jax.config.jax_platforms else 'JAX'
-        raise UserError(f'{said} finds no device ({error or "no plugin for it"}). Unset JAX_PLATFORMS, or correct it.') from error
+        reason = error if str(error) else 'it has no plugin for it'
+        raise UserError(f'{said} finds no device ({reason}). Unset JAX_PLATFORMS, or correct it.') from error
 
 
 @functools.cache

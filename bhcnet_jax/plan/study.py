@@ -1,6 +1,6 @@
 """A study: the data set, the splits and the trials that a config asks for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -134,3 +134,13 @@ class Study:
                 self._planned.pop(next(iter(self._planned)))  # the oldest
             self._planned[this.trial_id] = planned
         return self._planned[this.trial_id]
+
+    def first_possible(self, trials: Sequence[Identity]) -> Trial:
+        """The first trial that these images allow, ready to be trained. UserError if they allow none."""
+        error = None
+        for each in trials:
+            try:
+                return self.plan(each)
+            except UserError as found:
+                error = error or found
+        raise error or ValueError('no trials')

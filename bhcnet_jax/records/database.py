@@ -20,7 +20,9 @@ import numpy as np
 import pandas as pd
 
 from bhcnet_jax import files
+from bhcnet_jax.records import digests
 from bhcnet_jax.records.schema import (
+    BOARD_COLUMNS,
     COUNTS,
     EPOCH_COLUMNS,
     PROPORTIONS,
@@ -29,7 +31,6 @@ from bhcnet_jax.records.schema import (
     STATE_COLUMNS,
     SUMMARIZED,
     TABLES,
-    TRIAL_COLUMNS,
     WAIT_SECONDS,
     migrate,
     refuse_newer,
@@ -38,7 +39,7 @@ from bhcnet_jax.records.schema import (
 )
 from bhcnet_jax.statistics import metrics
 
-_RESULT_COLUMNS = ', '.join(name for name in TRIAL_COLUMNS if name not in STATE_COLUMNS)
+_RESULT_COLUMNS = ', '.join(name for name in BOARD_COLUMNS if name not in STATE_COLUMNS)
 EXPORTS = {
     'results.csv': f"SELECT {_RESULT_COLUMNS} FROM trials WHERE status = 'DONE' ORDER BY rowid",
     'curves.csv': 'SELECT * FROM epochs ORDER BY rowid',
@@ -127,6 +128,11 @@ class Results:
         """trial_id -> one of STATUSES, for all trials."""
         return dict(self._query('SELECT trial_id, status FROM trials'))
 
+    def damaged(self) -> list[str]:
+        """Ids of trials that are not as they were written, see `digests.damaged`."""
+        with self._explaining():
+            return digests.damaged(self._database)
+
     def epochs_done(self) -> dict[tuple[str, str], int]:
         """(trial_id, phase) -> how many of its epochs are recorded, for all trials."""
         rows = self._query('SELECT trial_id, phase, count(*) FROM epochs GROUP BY trial_id, phase')
@@ -141,7 +147,9 @@ class Results:
         return {trial_id: (status, accuracy) for trial_id, status, accuracy in rows}
 
     def _enter(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {_added("excluded")}')
+        settings = 'settings = coalesce(trials.settings, excluded.settings)'
+        update = f'UPDATE SET {_added("excluded")}, {settings}'
+        self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], update)
 
     def inherit(self, trial_id: str, ancestor: str) -> None:
         """Copies the epochs of the trial that this one goes on from, and appends that trial's SETTINGS."""
@@ -187,6 +195,8 @@ class Results:
         with self._transaction():
             for trial_id, values in scores.items():
                 self._set(trial_id, 'DONE', values)
+                digest = digests.compute(self._database, 'trial_id = ?', [trial_id])[trial_id]
+                self._database.execute('UPDATE trials SET digest = ? WHERE trial_id = ?', [digest, trial_id])
 
     def fail(self, trial_id: str, error: str) -> None:
         """Sets a trial to FAILED. error: the traceback, or the one line that says it all."""

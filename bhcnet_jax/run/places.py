@@ -85,7 +85,9 @@ def set_aside(path: pathlib.Path, recorded: Mapping[tuple[str, str], int]) -> se
     return late
 
 
-def _is_recorded(trial_id: str | None, checkpoint: tuple[int, int, str], recorded: Mapping[tuple[str, str], int]) -> bool:
+def _is_recorded(
+    trial_id: str | None, checkpoint: tuple[int, int, str], recorded: Mapping[tuple[str, str], int]
+) -> bool:
     _, epoch, phase_name = checkpoint
     return trial_id is not None and epoch <= recorded.get((trial_id, phase_name), 0)
 

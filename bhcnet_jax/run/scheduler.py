@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from bhcnet_jax import files, machine
 from bhcnet_jax.display import progress, summary
@@ -119,7 +120,7 @@ class Scheduler:
     def _show(self) -> Progress:
         """The progress display of all wanted trials; what earlier processes did counts as done."""
         ended = self._results.ended()
-        first = next((self._study.plan(each).config for each in self._wanted), self._study.config)
+        first = self._study.first_possible(self._wanted).config if self._wanted else self._study.config
         has_val = bool(self._study.config.split.val_folds)
         shown = Progress(
             sum(each.epochs for each in self._wanted),
@@ -189,10 +190,23 @@ class Scheduler:
             place = self._places.get(each.trial_id)
             groups.setdefault((place[:2] if place else (-1, 0), each.signature, each.batch_key), []).append(each)
         for (_, signature, _), group in sorted(groups.items(), key=lambda item: item[0][0], reverse=True):
-            while group:
+            while group := self._drop_impossible(group):
                 engine = self._engines.get(group[0], counts[signature])
                 together, group = group[: engine.capacity], group[engine.capacity :]
                 self._train_together(together, until, counts, engine)
+
+    def _drop_impossible(self, group: Sequence[Identity]) -> Sequence[Identity]:
+        """Marks the first trials as FAILED, up to one that the images allow. Returns the others."""
+        for place, each in enumerate(group):
+            try:
+                self._study.plan(each)
+                return group[place:]
+            except UserError as error:
+                self._results.begin([_row(each, self._study, None)])
+                self._fail(each, str(error))
+                if self._fail_fast:
+                    raise _FirstFailure from error
+        return []
 
     def _train_together(
         self, together: Sequence[Identity], until: int, counts: Mapping[str, int], engine: Engine
@@ -275,7 +289,10 @@ class _Engines:
     def __init__(self, study: Study, path: pathlib.Path, spread: str):
         self._study, self._spread = study, spread
         self._file = path / 'lanes.json'  # the choice for each signature, so that a resumed sweep computes alike
-        self._chosen = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._chosen = {}
+        with contextlib.suppress(FileNotFoundError):
+            shape = {str: {'asked': str, 'hardware': str, 'lanes': int}}
+            self._chosen = files.read_json(self._file, shape, 'Delete it; lanes are then chosen anew.')
         self._made: dict[tuple[str, int], Engine] = {}
 
     def get(self, this: Identity, count: int) -> Engine:
@@ -320,10 +337,10 @@ class _Engines:
         return True
 
 
-def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
-    """The columns of a trial that are known before it is trained."""
+def _row(this: Identity, study: Study, engine: Engine | None) -> dict[str, Any]:
+    """The columns of a trial that are known before it is trained. engine: None for one that cannot be trained."""
     config, flags = study.config_of(this), machine.compiler_flags()
-    settings = f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}'
+    settings = f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}' if engine else 'none'
     return {
         'trial_id': this.trial_id,
         'recipe': config.recipe,
@@ -334,7 +351,15 @@ def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
         'recipe_id': this.recipe_id,
         'engine': f'{settings}, {flags}' if flags else settings,
         **study.columns_of(config),
+        'settings': json.dumps(_settings(config)),
     }
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    """The config of one trial, so that it can be rebuilt, without what changes no result."""
+    tree = {name: part for name, part in config.to_dict().items() if name not in ('engine', 'sweep', 'trials')}
+    tree['dataset'] = {name: value for name, value in tree['dataset'].items() if name != 'dir'}
+    return tree
 
 
 def _score(this: Trial, results: Results) -> dict[str, Any]:

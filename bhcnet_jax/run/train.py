@@ -61,6 +61,7 @@ def run(config: ConfigDict, options: Options) -> bool:
     pruning.check(rule, wanted, study.config.split.val_folds)
     path = _path(study, options)
     if options.dry_run:  # it only reads, so another process may be training here
+        run_dir.check(path, config, study.image_set, study.swept)
         statuses = merge.look(path)
         again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)
@@ -71,6 +72,8 @@ def run(config: ConfigDict, options: Options) -> bool:
         run_dir.claim(path, config, study.image_set, study.swept),
         contextlib.closing(Results(path / 'results.sqlite')) as database,
     ):
+        for trial_id in database.damaged():
+            print(f'warning: trial {trial_id} is not as it was written; --rerun={trial_id[:12]} trains it again.')
         statuses = database.statuses()
         again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)

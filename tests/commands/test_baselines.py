@@ -283,6 +283,8 @@ def test_a_directory_of_other_data_or_of_networks_is_refused_in_one_line(done, t
     (tmp_path / 'network').mkdir()
     config = {'identity': {'batch_size': 8}, 'swept': []}
     (tmp_path / 'network' / 'config.json').write_text(json.dumps(config))
+    with contextlib.closing(Results(tmp_path / 'network' / 'results.sqlite')) as database:
+        database.begin([{'trial_id': 'a'}])
     with pytest.raises(UserError, match='batch_size is 8 there, None here'):
         baselines.run(config_of(folder), workdir=str(tmp_path / 'network'))
     with pytest.raises(UserError, match='recipe is baselines there, None here'):

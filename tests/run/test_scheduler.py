@@ -1,21 +1,25 @@
 import contextlib
+import json
 import sqlite3
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pandas as pd
 import pytest
+from ml_collections import ConfigDict
 
 from bhcnet_jax import machine
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import phases
+from bhcnet_jax.configs import base
+from bhcnet_jax.plan import phases, trial
 from bhcnet_jax.records.database import Results
 from bhcnet_jax.run import train
 from bhcnet_jax.run.train import Options
 from bhcnet_jax.training.engine import Engine
 from lanes import small_config
 
-TIMES = ['train_seconds', 'images_per_second', 'engine']
+TIMES = ['train_seconds', 'images_per_second', 'engine', 'digest']
 
 
 @pytest.fixture(scope='module')
@@ -35,6 +39,14 @@ def sweep_of(labelled_folder, tmp_path_factory):
                 return well, pd.read_sql_query('SELECT * FROM trials ORDER BY trial_id', database)
 
         yield run
+
+
+class SplitOf(NamedTuple):
+    """What an identity needs of a split."""
+
+    digest: str
+    test: tuple = ()
+    val: tuple = ()
 
 
 AXES = 'seed=0:4'
@@ -104,6 +116,20 @@ def test_lanes_that_do_not_fit_into_memory_are_halved_and_the_sweep_goes_on(swee
     assert set(rows.engine) == {'; '.join(settings)}
     for name in ('log_loss', 'auc'):  # other lanes, other rounding
         pd.testing.assert_series_equal(rows[name], expected[name], rtol=1e-3)
+
+
+def test_each_trial_can_be_rebuilt_from_the_database(sweep_of):
+    _, rows = sweep_of('rebuilt', "seed=3 phases=('balanced',),('balanced','imbalanced') optimizer.peak_lr=1e-3,1e-4")
+    for row in rows.itertuples():
+        settings = json.loads(row.settings)
+        config = trial.set_point(base.get_config().to_dict(), {'dataset.dir': 'elsewhere'})
+        for name, part in settings.items():
+            config[name] = {**config[name], **part} if isinstance(part, dict) else part
+        config['phases'] = tuple(config['phases'])
+        trial.check(ConfigDict(config))
+        assert trial.identify(config, SplitOf(row.split_digest), row.data_fingerprint).recipe_id == row.recipe_id
+        assert (settings['seed'], settings['split']['fold']) == (row.seed, row.fold)
+        assert 'dir' not in settings['dataset']
 
 
 def test_an_extended_sweep_computes_what_one_at_once_does(sweep_of, undisturbed):
