@@ -23,6 +23,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import splits, sweep
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.records import merge, recipes
+from bhcnet_jax.records.database import Results
 from bhcnet_jax.run import train
 from bhcnet_jax.training import classifiers
 from lanes import small_config

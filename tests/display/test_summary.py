@@ -1,6 +1,10 @@
 """What a run says before it trains."""
 
+import traceback
+
+import jax
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -67,3 +71,19 @@ def test_training_images_that_no_epoch_uses_are_told(said, settings, told):
         f'augment.samples=0 uses all in each epoch, {other} more of them.'
         for used, other in told
     ]
+
+
+def test_an_obituary_has_the_line_of_the_error_and_not_the_notes_below_it():
+    @jax.jit
+    def add(x):
+        raise RuntimeError('shapes do not fit:\n  (2,)\n  (3,)')
+
+    try:
+        add(1.0)
+    except RuntimeError as error:
+        error.add_note('--------------------\nFor simplicity, JAX has removed its internal frames.')
+        text = ''.join(traceback.format_exception(error))
+    row = pd.Series({'trial_id': 'a' * 64, 'seed': 1, 'fold': 2, 'status': 'FAILED', 'error': text})
+    who = f'Trial {"a" * 12} (seed 1, fold 2) FAILED: '
+    assert summary._obituary(row).startswith(f'{who}RuntimeError: shapes do not fit: The traceback is in')
+    assert summary._obituary(row.replace({text: 'too few images'})).startswith(f'{who}too few images The traceback')

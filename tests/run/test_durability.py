@@ -259,6 +259,45 @@ def lose_database_and_weights(workdir):
     shutil.rmtree(workdir / 'checkpoints')
 
 
+def a_folder(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def a_file(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.write_text('not a folder')
+
+
+def text(content):
+    return lambda path: path.write_text(content)
+
+
+DAMAGES = [
+    *(('lanes.json', how) for how in (text('['), text('{"x": 1}'), text('[' * 10**5), text('\x00'), a_folder)),
+    *(('env.json', how) for how in (text('{}'), text('[1]'), text(''), a_folder)),
+    *(('config.json', how) for how in (text('{"identity": [["a"]], "swept": []}'), text('[]'), a_folder)),
+    *(('checkpoints/*/batch.json', how) for how in (text('{"trials": [[]], "phases": []}'), a_folder)),
+    *((name, a_file) for name in ('checkpoints/*/balanced', 'checkpoints', 'tensorboard')),
+    *((name, a_folder) for name in ('results.sqlite', 'results.csv', 'data.json', 'config.json')),
+]
+
+
+@pytest.mark.parametrize(('name', 'how'), DAMAGES)
+def test_a_damaged_file_beside_the_database_is_named_in_one_line(
+    server, labelled_folder, undisturbed, tmp_path, name, how
+):
+    workdir = shutil.copytree(undisturbed, tmp_path / 'run')
+    damaged = next(workdir.glob(name))
+    how(damaged)
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP, '--sweep=seed=0:4'))
+    assert_stopped_in_a_line(status, output, damaged.name)
+    assert 'Traceback' not in output
+
+
 def content(workdir):
     return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
