@@ -80,9 +80,9 @@ def merge(directories: Iterable[pathlib.Path]) -> Merged:
     parts = [_read(path) for path in _find(directories)]
     starts = np.cumsum([0] + [len(part.trials) for part in parts])
     trials = pd.concat([part.trials for part in parts], ignore_index=True)
+    scored = [part.predictions for part in parts]
     predictions = pd.concat(
-        [part.predictions.assign(trial=part.predictions.trial + start) for part, start in zip(parts, starts, strict=False)],
-        ignore_index=True,
+        [part.assign(trial=part.trial + start) for part, start in zip(scored, starts, strict=False)], ignore_index=True
     )
     left_out = [line for part in parts for line in part.warnings]
     ranked = trials.status.map({status: rank for rank, status in enumerate(STATUSES)}).sort_values(kind='stable')

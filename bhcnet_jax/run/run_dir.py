@@ -43,7 +43,9 @@ def claim(
     """Makes the directory or opens it again, and keeps other processes out of it.
 
     The config must be that of earlier calls that trained, but for keys in `swept`, of this call or of earlier ones,
-    and for keys that one of them does not use: their trials live side by side. recipe: the part of the config that fixes results, without seed and fold; None: `trial.resolve`.
+    and for keys that one of them does not use: their trials live side by side. recipe: the part of the config that
+    fixes results, without seed and fold; None: `trial.resolve`.
+
     UserError if the directory belongs to another config or other data, if another process writes to it, if it holds
     other files, if its database is lost, or if it cannot be written.
     """

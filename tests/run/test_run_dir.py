@@ -77,7 +77,7 @@ def test_a_swept_key_may_differ_then_and_later(image_set, tmp_path):
 def test_a_phase_that_only_one_of_two_calls_uses_may_be_swept(image_set, tmp_path):
     claim(tmp_path / 'run', image_set, swept=['seed'], phases=('balanced',))
     claim(tmp_path / 'run', image_set, swept=['seed', 'phases'], imbalanced__epochs=7)
-    with pytest.raises(UserError, match='imbalanced.epochs is 7 there, 6 here'):
+    with pytest.raises(UserError, match=r'imbalanced.epochs is 7 there, 6 here'):
         claim(tmp_path / 'run', image_set, swept=['phases'], imbalanced__epochs=6)
 
 

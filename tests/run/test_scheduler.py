@@ -10,8 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from bhcnet_jax import machine
-from bhcnet_jax.errors import UserError
 from bhcnet_jax.configs import base
+from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases, trial
 from bhcnet_jax.records.database import Results
 from bhcnet_jax.run import train

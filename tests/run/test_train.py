@@ -292,7 +292,7 @@ def test_more_phases_go_on_from_trials_of_a_call_that_had_fewer(labelled_folder,
         assert 'Trials: 3 finished, 3 new' in capsys.readouterr().out
     for options in (run._replace(sweep='', dry_run=True), run._replace(sweep='')):
         config.optimizer.peak_lr = 0.1
-        with pytest.raises(UserError, match='optimizer.peak_lr is'):
+        with pytest.raises(UserError, match=r'optimizer.peak_lr is'):
             train.run(config, options)
 
 
