@@ -27,7 +27,7 @@ import sklearn
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from bhcnet_jax import command_line, results
+from bhcnet_jax import command_line, machine, results
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import sweep, trial
 from bhcnet_jax.plan.splits import Split
@@ -83,6 +83,7 @@ def run(config: ConfigDict, axes: str = '', workdir: str = '', command: str = ''
     command: what the user typed, for env.json. A trial that FAILED is trained again.
     UserError: each with one line for the user.
     """
+    machine.set_up_jax()
     config = config.copy_and_resolve_references()
     config.dataset.image_size = SIDE  # whatever size the networks train at
     study = Study(config, axes)

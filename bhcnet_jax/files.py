@@ -1,4 +1,4 @@
-"""Writes that are complete or absent: a reader, or a kill, never meets half of a file."""
+"""Writes that are complete or absent, so that a reader or a kill never meets half of a file; and checked reads."""
 
 import contextlib
 import errno
@@ -52,3 +52,43 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, tree: Any) -> None:
     """Writes a JSON file; see `replacing`."""
     write_text(path, json.dumps(tree, indent=2) + '\n')
+
+
+def read_json(path: pathlib.Path, shape: Any, advice: str) -> Any:
+    """A JSON file whose content has a shape.
+
+    shape: a type, a tuple of types, [shape] for a list, {type of the keys: shape} for an object of any keys, or
+    {'key': shape} for an object that has these keys, perhaps among others. advice: what to do about a file that is
+    damaged, with a full stop. FileNotFoundError: there is none. UserError: it cannot be read, or has another shape.
+    """
+    try:
+        tree = json.loads(path.read_text())
+        _check_shape(tree, shape, 'it')
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f'{path} cannot be read ({reason}). {advice}') from error
+    return tree
+
+
+def _check_shape(tree: Any, shape: Any, name: str) -> None:
+    """ValueError if something in a tree is of another type than a shape says, see `read_json`."""
+    kind = type(shape) if isinstance(shape, list | dict) else shape
+    if not isinstance(tree, kind):
+        words = ' or '.join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f'{name} is {json.dumps(tree)[:40]}, expected {words}')
+    if isinstance(shape, list):
+        for each in tree:
+            _check_shape(each, shape[0], f'a part of {name}')
+    elif isinstance(shape, dict):
+        _check_keys(tree, shape, name)
+
+
+def _check_keys(tree: dict[str, Any], shape: dict[Any, Any], name: str) -> None:
+    if str in shape:
+        shape = dict.fromkeys(tree, shape[str])
+    for key, inner in shape.items():
+        if key not in tree:
+            raise ValueError(f'{name} has no {key!r}')
+        _check_shape(tree[key], inner, repr(key))

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import subprocess
 
+from bhcnet_jax.errors import UserError
 from bhcnet_jax.version import __version__
 
 
@@ -25,6 +26,51 @@ def make_every_core_a_device() -> None:
     said = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
     if not said and 'JAX_NUM_CPU_DEVICES' not in os.environ:
         jax.config.update('jax_num_cpu_devices', cores())
+
+
+# What a promise of equal bits needs, whatever the shell says: JAX_ENABLE_X64=1 and the like change results.
+JAX_SETTINGS = {
+    'jax_default_prng_impl': 'threefry2x32',
+    'jax_threefry_partitionable': True,
+    'jax_random_seed_offset': 0,
+    'jax_enable_x64': False,
+    'jax_default_matmul_precision': None,
+    'jax_disable_jit': False,
+    'jax_numpy_rank_promotion': 'allow',
+}
+
+
+def set_up_jax() -> None:
+    """Sets JAX_SETTINGS. Call it before JAX is used. UserError: JAX does not start with what its variables say."""
+    try:
+        import jax
+    except ValueError as error:
+        raise UserError(f'JAX does not start: {error} Unset that JAX_ variable, or correct it.') from error
+    for name, value in JAX_SETTINGS.items():
+        jax.config.update(name, value)
+
+
+def variables() -> dict[str, str]:
+    """The environment variables that JAX and XLA read."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(('JAX_', 'XLA_'))}
+
+
+def compiler_flags() -> str:
+    """XLA_FLAGS without the number of CPU devices; others may change bits."""
+    flags = os.environ.get('XLA_FLAGS', '').split()
+    return ' '.join(flag for flag in flags if not flag.startswith('--xla_force_host_platform_device_count='))
+
+
+def refuse_missing_devices() -> None:
+    """UserError if JAX has none of the devices that it was told to use."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts that there is a plugin for CUDA
+        said = f'JAX_PLATFORMS={jax.config.jax_platforms}' if jax.config.jax_platforms else 'JAX'
+        reason = error if str(error) else 'it has no plugin for it'
+        raise UserError(f'{said} finds no device ({reason}). Unset JAX_PLATFORMS, or correct it.') from error
 
 
 @functools.cache

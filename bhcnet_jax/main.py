@@ -80,6 +80,10 @@ def _replace_unreadable(folder: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     """Runs the config in --config. argv: what is left beside the flags."""
     del argv
+    try:
+        machine.set_up_jax()
+    except UserError as error:
+        fail(str(error))
     _keep_compiled_programs()
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
@@ -130,7 +134,8 @@ def _train(command: str) -> NoReturn:
         print(message, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     finally:
-        hosts.dismiss()
+        if _DISTRIBUTED.value:
+            hosts.dismiss()
     sys.exit(0 if well else 1)
 
 

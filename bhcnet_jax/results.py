@@ -1,6 +1,7 @@
 """The leaderboard of one or many run directories.
 
     python -m bhcnet_jax.results WORKDIR... [--where model=cnn] [--sort auc] [--csv FILE] [--parquet FILE] [--watch]
+    python -m bhcnet_jax.results --verify WORKDIR...    are all finished trials as they were written?
 
 Two kinds of noise are told apart. Other images would have given other numbers: that is the 95 % interval. Other initial
 weights, drawings and augmentations would have, on the same images: that is the standard deviation over seeds.
@@ -74,9 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--plot', metavar='KEY', help='draw the score of --sort against this key, as plot-KEY.png')
     parser.add_argument('--log_to', metavar='TRACKER', help='copy the trials there: mlflow:URI or wandb:PROJECT')
     parser.add_argument('--watch', action='store_true', help='look again every few seconds, until Ctrl-C')
+    parser.add_argument('--verify', action='store_true', help='look for trials that are not as they were written')
     flags = parser.parse_args(arguments)
     try:
-        if flags.watch:
+        if flags.verify:
+            _verify(flags.workdirs)
+        elif flags.watch:
             _watch(flags)
         else:
             console, board = _console(), _look(flags)
@@ -95,6 +99,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     merged.trials.to_parquet(file, index=False)
     except UserError as error:
         sys.exit(f'error: {error}')
+
+
+def _verify(workdirs: Sequence[pathlib.Path]) -> None:
+    """Prints a line for each damaged trial, and ends with 1 if there is one."""
+    found = merge.verify(workdirs)
+    for line in found.damaged:
+        print(line)
+    print(
+        f'{found.checked} trials compared with their digests, {len(found.damaged)} damaged; '
+        f'{found.unchecked} finished trials of an earlier version have no digest.'
+    )
+    if found.damaged:
+        sys.exit(1)
 
 
 class Board(NamedTuple):

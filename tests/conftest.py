@@ -12,10 +12,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit it
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
-import numpy as np
 import pytest
 from absl import flags
-from PIL import Image
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
@@ -53,14 +51,4 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture(scope='session')
 def labelled_folder(tmp_path_factory):
     """A folder with labels.csv and 40 images of noise, with a bright square on those labelled 1."""
-    folder = tmp_path_factory.mktemp('labelled_folder')
-    generator = np.random.default_rng(0)
-    rows = ['file,label']
-    for number in range(40):
-        pixels = generator.integers(0, 120, (24, 20), dtype=np.uint8)
-        if number % 2:
-            pixels[8:16, 6:14] = 230
-        Image.fromarray(pixels).save(folder / f'{number:02}.png')
-        rows.append(f'{number:02}.png,{number % 2}')
-    (folder / 'labels.csv').write_text('\n'.join(rows) + '\n')
-    return folder
+    return runs.draw_folder(tmp_path_factory.mktemp('images') / 'labelled_folder')

@@ -54,7 +54,7 @@ def describe(
         print('This run is finished; --rerun=all trains it again.')
     if not wanted:
         return
-    first = study.plan(wanted[0])
+    first = study.first_possible(wanted)
     train, val, test = (
         (np.sum(labels[part] == 0), np.sum(labels[part] == 1))
         for part in (first.split.train, first.split.val, first.split.test)
@@ -144,7 +144,15 @@ def _obituary(row: pd.Series) -> str:
     if row.status == 'DIVERGED':
         where = f'{row.diverged_phase} epoch {row.diverged_epoch:.0f}'
         return f'{who} DIVERGED: its loss is not finite after {where}. Lower optimizer.peak_lr.'
-    return f'{who} FAILED: {row.error.strip().splitlines()[-1]} The traceback is in results.sqlite; --rerun=failed.'
+    return f'{who} FAILED: {_own_line(row.error)} The traceback is in results.sqlite; --rerun=failed.'
+
+
+def _own_line(error: str) -> str:
+    """What an error says of itself in a traceback, where notes may follow it, as JAX's on its internal frames."""
+    lines = error.strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    after = lines[frames[-1] :] if frames else lines
+    return next((line for line in after if not line.startswith(' ')), lines[-1])
 
 
 def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:

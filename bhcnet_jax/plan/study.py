@@ -141,3 +141,13 @@ class Study:
                 self._planned.pop(next(iter(self._planned)))  # the oldest
             self._planned[this.trial_id] = planned
         return self._planned[this.trial_id]
+
+    def first_possible(self, trials: Sequence[Identity]) -> Trial:
+        """The first trial that these images allow, ready to be trained. UserError if they allow none."""
+        error = None
+        for each in trials:
+            try:
+                return self.plan(each)
+            except UserError as found:
+                error = error or found
+        raise error or ValueError('no trials')

@@ -13,15 +13,16 @@ import pathlib
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bhcnet_jax import files
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.records import digests
 from bhcnet_jax.records.schema import (
+    BOARD_COLUMNS,
     COUNTS,
     EPOCH_COLUMNS,
     PROPORTIONS,
@@ -30,16 +31,16 @@ from bhcnet_jax.records.schema import (
     STATE_COLUMNS,
     SUMMARIZED,
     TABLES,
-    TRIAL_COLUMNS,
     WAIT_SECONDS,
     migrate,
     refuse_newer,
     refuse_strangers,
+    unusable,
 )
 from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.statistics import metrics
 
-_RESULT_COLUMNS = ', '.join(name for name in TRIAL_COLUMNS if name not in STATE_COLUMNS)
+_RESULT_COLUMNS = ', '.join(name for name in BOARD_COLUMNS if name not in STATE_COLUMNS)
 HAVE_COLUMNS = ('seed', 'split.fold', 'split.seed')  # keys of a config
 EXPORTS = {
     'results.csv': f"SELECT {_RESULT_COLUMNS} FROM trials WHERE status = 'DONE' ORDER BY rowid",
@@ -65,8 +66,8 @@ class Results:
     """The database of one run directory, written by one process.
 
     Rows are mappings from column names to values; nan is stored as NULL. Every method that changes something commits
-    it in one transaction, whole or not at all. UserError if the disk is full or gone; KeyError for a trial that
-    was never entered.
+    it in one transaction, whole or not at all. UserError if the file cannot be used: damaged, locked by another
+    program, the disk full or gone. KeyError for a trial that was never entered.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -75,11 +76,9 @@ class Results:
         UserError if it is damaged or of a newer schema.
         """
         self._path = path
-        try:
+        with self._explaining():
             # Transactions begin where we say so: sqlite3 alone would leave changes of tables out of them.
             self._database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
-        except sqlite3.DatabaseError as error:
-            raise _unusable(path, error) from error
         try:
             self._prepare()
         except BaseException:
@@ -87,27 +86,36 @@ class Results:
             raise
 
     def _prepare(self) -> None:
-        try:
+        with self._explaining():
             refuse_newer(self._database, self._path)
             damage = self._database.execute('PRAGMA quick_check').fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise _unusable(self._path, error) from error
-        if damage != 'ok':
-            raise _unusable(self._path, damage)
+            if damage != 'ok':
+                raise sqlite3.DatabaseError(damage)
         with self._transaction():
             migrate(self._database)
             refuse_strangers(self._database, self._path)
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _explaining(self) -> Iterator[None]:
+        """Makes what SQLite says of the file a UserError; mistakes in a statement's values stay as they are."""
         try:
+            yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InternalError):
+            raise
+        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
+            cause = error.__cause__ if isinstance(error, pd.errors.DatabaseError) else error
+            raise unusable(self._path, cause, 'use another run directory') from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._explaining():
             self._database.execute('BEGIN IMMEDIATE')
             with self._database:
                 yield
-        except sqlite3.OperationalError as error:  # a full or vanished disk, a lost permission
-            raise UserError(
-                f'{self._path}: {error}. What was committed before is safe; see to it and start again.'
-            ) from error
+
+    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._explaining():
+            return self._database.execute(statement, values).fetchall()
 
     def close(self) -> None:
         """Closes the database; everything committed stays."""
@@ -115,23 +123,35 @@ class Results:
 
     def status(self, trial_id: str) -> str | None:
         """One of STATUSES, or None for a trial that was never entered."""
-        row = self._database.execute('SELECT status FROM trials WHERE trial_id = ?', [trial_id]).fetchone()
-        return row and row[0]
+        rows = self._query('SELECT status FROM trials WHERE trial_id = ?', [trial_id])
+        return rows[0][0] if rows else None
 
     def statuses(self) -> dict[str, str]:
         """trial_id -> one of STATUSES, for all trials."""
-        return dict(self._database.execute('SELECT trial_id, status FROM trials'))
+        return dict(self._query('SELECT trial_id, status FROM trials'))
+
+    def damaged(self) -> list[str]:
+        """Ids of trials that are not as they were written, see `digests.damaged`."""
+        with self._explaining():
+            return digests.damaged(self._database)
+
+    def epochs_done(self) -> dict[tuple[str, str], int]:
+        """(trial_id, phase) -> how many of its epochs are recorded, for all trials."""
+        rows = self._query('SELECT trial_id, phase, count(*) FROM epochs GROUP BY trial_id, phase')
+        return {(trial_id, phase): count for trial_id, phase, count in rows}
 
     def ended(self) -> dict[str, tuple[str, float | None]]:
         """trial_id -> status and accuracy (on the validation part where there is one), of trials that are over."""
-        rows = self._database.execute(
+        rows = self._query(
             "SELECT trial_id, status, coalesce(val_accuracy, accuracy) FROM trials "
             "WHERE status IN ('DONE', 'FAILED', 'DIVERGED')"
         )
         return {trial_id: (status, accuracy) for trial_id, status, accuracy in rows}
 
     def _enter(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], f'UPDATE SET {_added("excluded")}')
+        settings = 'settings = coalesce(trials.settings, excluded.settings)'
+        update = f'UPDATE SET {_added("excluded")}, {settings}'
+        self._insert('trials', [{**row, 'status': 'PENDING'} for row in rows], update)
 
     def inherit(self, trial_id: str, ancestor: str) -> None:
         """Copies the epochs of the trial that this one goes on from, and appends that trial's SETTINGS."""
@@ -177,6 +197,8 @@ class Results:
         with self._transaction():
             for trial_id, values in scores.items():
                 self._set(trial_id, 'DONE', values)
+                digest = digests.compute(self._database, 'trial_id = ?', [trial_id])[trial_id]
+                self._database.execute('UPDATE trials SET digest = ? WHERE trial_id = ?', [digest, trial_id])
 
     def fail(self, trial_id: str, error: str) -> None:
         """Sets a trial to FAILED. error: the traceback, or the one line that says it all."""
@@ -197,7 +219,7 @@ class Results:
     def val_losses(self, phase: str, epoch: int) -> dict[str, float]:
         """trial_id -> loss on its validation part after an epoch, 1-based inside the phase."""
         return dict(
-            self._database.execute(
+            self._query(
                 'SELECT trial_id, val_loss FROM epochs WHERE phase = ? AND epoch = ? AND val_loss IS NOT NULL',
                 [phase, epoch],
             )
@@ -232,13 +254,14 @@ class Results:
 
     def read(self, table: str, trial_id: str) -> pd.DataFrame:
         """One trial's rows of 'trials', 'epochs' or 'predictions', in the order in which they were first entered."""
-        return pd.read_sql_query(
-            f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', self._database, params=[trial_id]
-        )
+        with self._explaining():
+            return pd.read_sql_query(
+                f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', self._database, params=[trial_id]
+            )
 
     def scores(self) -> dict[str, dict[str, float | None]]:
         """trial_id -> SUMMARIZED, None where undefined; of all trials that are DONE, in the order of their rows."""
-        found = self._database.execute(
+        found = self._query(
             f"SELECT trial_id, {', '.join(SUMMARIZED)} FROM trials WHERE status = 'DONE' ORDER BY rowid"
         )
         return {trial_id: dict(zip(SUMMARIZED, values, strict=True)) for trial_id, *values in found}
@@ -249,7 +272,8 @@ class Results:
         points: what a sweep sets, by trial_id and key; each key that has no column yet is one of results.csv.
         """
         for name, query in EXPORTS.items():
-            found = pd.read_sql_query(query, self._database)
+            with self._explaining():
+                found = pd.read_sql_query(query, self._database)
             if name == 'results.csv' and points:
                 keys = dict.fromkeys(key for point in points.values() for key in point if key not in HAVE_COLUMNS)
                 found = found.assign(**{
@@ -264,7 +288,3 @@ def _added(source: str) -> str:
     pairs = [(f'trials.{name}', f'{source}.{name}') for name in SETTINGS]
     values = [f"iif(instr({mine}, {theirs}) = 0, {mine} || '; ' || {theirs}, {mine})" for mine, theirs in pairs]
     return ', '.join(f'{name} = {value}' for name, value in zip(SETTINGS, values, strict=True))
-
-
-def _unusable(path: pathlib.Path, reason: object) -> UserError:
-    return UserError(f'{path}: {reason}. Restore it from a copy, or use another run directory.')

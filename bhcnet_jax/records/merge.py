@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.records import digests
 from bhcnet_jax.records.schema import (
+    BOARD_COLUMNS,
     SCHEMA_VERSION,
     STATUSES,
     TRIAL_COLUMNS,
@@ -23,6 +25,7 @@ from bhcnet_jax.records.schema import (
     migrate,
     refuse_newer,
     refuse_strangers,
+    unusable,
     version,
 )
 
@@ -56,7 +59,7 @@ class Merged(NamedTuple):
     """Several databases as one.
 
     Attributes:
-      trials: a row per trial_id with TRIAL_COLUMNS and `file`, the database that it is from; missing: NA or nan.
+      trials: a row per trial_id with BOARD_COLUMNS and `file`, the database that it is from; missing: NA or nan.
       predictions: of the DONE trials: trial (index into trials), image_id, label, probability.
       warnings: a line each.
     """
@@ -70,19 +73,21 @@ def merge(directories: Iterable[pathlib.Path]) -> Merged:
     """Reads every *.sqlite of run directories and of the shards in them (shard-*/), whose processes may go on training.
 
     Nothing is written. If a trial occurs twice, the earlier status in STATUSES wins, then the row read first; two DONE
-    rows that disagree on a prediction give a warning. UserError: a directory without a database, or a database that is
+    rows that disagree on a prediction give a warning. A trial that is not as it was written (`digests.py`) is left out
+    with a warning. UserError: a directory without a database, or a database that is
     damaged, of a newer schema, or held by another process for longer than WAIT_SECONDS.
     """
     parts = [_read(path) for path in _find(directories)]
-    starts = np.cumsum([0] + [len(trials) for trials, _ in parts])
-    trials = pd.concat([trials for trials, _ in parts], ignore_index=True)
+    starts = np.cumsum([0] + [len(part.trials) for part in parts])
+    trials = pd.concat([part.trials for part in parts], ignore_index=True)
+    scored = [part.predictions for part in parts]
     predictions = pd.concat(
-        [part.assign(trial=part.trial + start) for (_, part), start in zip(parts, starts, strict=False)],
-        ignore_index=True,
+        [part.assign(trial=part.trial + start) for part, start in zip(scored, starts, strict=False)], ignore_index=True
     )
+    left_out = [line for part in parts for line in part.warnings]
     ranked = trials.status.map({status: rank for rank, status in enumerate(STATUSES)}).sort_values(kind='stable')
     kept = trials.loc[ranked.index].drop_duplicates('trial_id').sort_index()
-    warnings = _disagreements(trials[trials.status == 'DONE'], predictions)
+    warnings = left_out + _disagreements(trials[trials.status == 'DONE'], predictions)
     done = kept[kept.status == 'DONE']
     resplit = done.duplicated(['recipe_id', 'data_fingerprint', 'seed', 'fold']).sum()
     if resplit:
@@ -99,7 +104,8 @@ def look(directory: pathlib.Path) -> dict[str, str]:
     for path in _files(directory):
         with reading(path) as database:
             for trial_id, status in database.execute('SELECT trial_id, status FROM trials'):
-                statuses[trial_id] = min(status, statuses.get(trial_id, status), key=STATUSES.index)
+                if status in STATUSES:  # else it is damaged
+                    statuses[trial_id] = min(status, statuses.get(trial_id, status), key=STATUSES.index)
     return statuses
 
 
@@ -133,20 +139,58 @@ _DTYPES = {'TEXT': 'string', 'INTEGER': 'Int64', 'REAL': 'float64'}
 _PREDICTION_DTYPES = {'trial': 'int64', 'image_id': 'string', 'label': 'int64', 'probability': 'float64'}
 
 
-def _read(path: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _read(path: pathlib.Path) -> Merged:
     """One database's trials, and the predictions of those that are DONE; trial: position in the first."""
     with reading(path) as database:
-        columns = ', '.join(TRIAL_COLUMNS)
+        left_out = digests.damaged(database)
+        columns = ', '.join(BOARD_COLUMNS)
         trials = database.execute(f'SELECT rowid, {columns} FROM trials ORDER BY rowid').fetchall()
         predictions = database.execute(
             'SELECT trials.rowid, image_id, label, probability FROM trials JOIN predictions USING (trial_id) '
             "WHERE status = 'DONE'"
         ).fetchall()
-    dtypes = {name: _DTYPES[kind.split()[0]] for name, kind in TRIAL_COLUMNS.items()}
+    if left_out:
+        gone = {rowid for rowid, trial_id, *_ in trials if trial_id in left_out}
+        trials = [row for row in trials if row[0] not in gone]
+        predictions = [row for row in predictions if row[0] not in gone]
+    dtypes = {name: _DTYPES[TRIAL_COLUMNS[name].split()[0]] for name in BOARD_COLUMNS}
     dtypes |= {'trial': 'int64', 'file': 'string'}
-    rows = pd.DataFrame(trials, columns=['trial', *TRIAL_COLUMNS]).assign(file=str(path)).astype(dtypes)
-    scored = pd.DataFrame(predictions, columns=list(_PREDICTION_DTYPES)).astype(_PREDICTION_DTYPES)
-    return rows, scored.assign(trial=np.searchsorted(rows.pop('trial'), scored.trial))
+    try:
+        rows = pd.DataFrame(trials, columns=['trial', *BOARD_COLUMNS]).assign(file=str(path)).astype(dtypes)
+        scored = pd.DataFrame(predictions, columns=list(_PREDICTION_DTYPES)).astype(_PREDICTION_DTYPES)
+    except (ValueError, TypeError) as error:
+        raise UserError(f'{path}: {error}. Restore it from a copy, or leave its directory out.') from error
+    warnings = [f'{_explain(path, trial_id)} It is left out.' for trial_id in left_out]
+    return Merged(rows, scored.assign(trial=np.searchsorted(rows.pop('trial'), scored.trial)), warnings)
+
+
+def _explain(path: pathlib.Path, trial_id: str) -> str:
+    return f'{path}: trial {trial_id} is damaged: its row, epochs or predictions are not those that were written.'
+
+
+class Verified(NamedTuple):
+    """What `verify` found: how many trials have a digest, how many finished ones have none, a line per damaged one."""
+
+    checked: int
+    unchecked: int
+    damaged: list[str]
+
+
+def verify(directories: Iterable[pathlib.Path]) -> Verified:
+    """Compares all trials with their digests. Errors as of `merge`."""
+    checked = unchecked = 0
+    lines = []
+    for path in _find(directories):
+        with reading(path) as database:
+            damage = database.execute('PRAGMA integrity_check').fetchone()[0]
+            if damage != 'ok':
+                raise sqlite3.DatabaseError(damage)
+            lines += [_explain(path, trial_id) for trial_id in digests.damaged(database)]
+            with_digest, without = database.execute(
+                "SELECT count(digest), count(CASE WHEN digest IS NULL AND status = 'DONE' THEN 1 END) FROM trials"
+            ).fetchone()
+        checked, unchecked = checked + with_digest, unchecked + without
+    return Verified(checked, unchecked, lines)
 
 
 @contextlib.contextmanager
@@ -155,10 +199,8 @@ def reading(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
     with contextlib.ExitStack() as stack:
         try:
             yield _snapshot(path, stack)
-        except sqlite3.OperationalError as error:  # no permission, or another process does not let go
-            raise UserError(f'{path}: {error}. See to it, or leave its directory out.') from error
         except sqlite3.DatabaseError as error:
-            raise UserError(f'{path}: {error}. Restore it from a copy, or leave its directory out.') from error
+            raise unusable(path, error, 'leave its directory out') from error
 
 
 def _snapshot(path: pathlib.Path, stack: contextlib.ExitStack) -> sqlite3.Connection:
@@ -171,6 +213,8 @@ def _snapshot(path: pathlib.Path, stack: contextlib.ExitStack) -> sqlite3.Connec
         migrate(migrated)
         database = migrated
     refuse_strangers(database, path)
+    # A damaged text must not make the whole file unreadable: its trial's digest tells.
+    database.text_factory = lambda text: text.decode('utf-8', 'replace')
     return database
 
 

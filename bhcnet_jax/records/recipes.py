@@ -3,14 +3,13 @@
 S seeds, N images.
 """
 
-import json
 import pathlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from bhcnet_jax.errors import UserError
+from bhcnet_jax import files
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.statistics import bootstrap, comparison, metrics
 from bhcnet_jax.statistics.bootstrap import DRAWS, Estimate, Metric
@@ -86,22 +85,19 @@ _COLUMNS = (
 )
 
 
-def read_groups(files: Iterable[str]) -> dict[str, dict[str, int]]:
+def read_groups(databases: Iterable[str]) -> dict[str, dict[str, int]]:
     """Fingerprint of a data set -> image id -> number of its group, for images that look like another one.
 
-    files: databases, beside which run directories have their data.json. UserError: one that cannot be read.
+    databases: files, beside which run directories have their data.json. UserError: one that cannot be read.
     """
-    found = {}
-    for path in {pathlib.Path(file).parent / 'data.json' for file in files}:
+    found, shape = {}, {'fingerprint': str, 'groups': [[str]]}
+    for path in {pathlib.Path(file).parent / 'data.json' for file in databases}:
         try:
-            data = json.loads(path.read_text())
-            numbers = {image: number for number, group in enumerate(data['groups']) for image in group}
-            found[data['fingerprint']] = numbers
+            data = files.read_json(path, shape, 'Restore it from a copy, or move it away.')
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f'cannot be read ({type(error).__name__}: {error})'
-            raise UserError(f'{path} {reason}. Restore it from a copy, or move it away.') from error
+        numbers = {image: number for number, group in enumerate(data['groups']) for image in group}
+        found[data['fingerprint']] = numbers
     return found
 
 

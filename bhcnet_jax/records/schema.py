@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 from bhcnet_jax.errors import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # From each older schema to the next: {version: SQL statements}. Opening a database applies those that are missing, in
 # one transaction. Whoever changes the columns below raises SCHEMA_VERSION and adds an entry. A new database is made
-# from the columns themselves.
+# from the columns themselves. A migration that fills a column of finished trials sets their digest to NULL.
 MIGRATIONS = {
     1: (
         'ALTER TABLE trials ADD COLUMN n_val INTEGER',
@@ -22,6 +22,10 @@ MIGRATIONS = {
         'ALTER TABLE trials ADD COLUMN val_accuracy REAL',
         'ALTER TABLE epochs ADD COLUMN val_loss REAL',
         'ALTER TABLE epochs ADD COLUMN val_accuracy REAL',
+    ),
+    2: (
+        'ALTER TABLE trials ADD COLUMN settings TEXT',
+        'ALTER TABLE trials ADD COLUMN digest TEXT',
     ),
 }
 STATUSES = ('DONE', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')  # if a trial occurs twice, the earlier wins
@@ -68,9 +72,12 @@ TRIAL_COLUMNS = {
     'split_digest': 'TEXT',
     'code': 'TEXT',  # version and commit
     'hardware': 'TEXT',
-    'engine': 'TEXT',  # lanes per device, devices, spread: equal settings give equal bits
+    'engine': 'TEXT',  # lanes per device, devices, spread, XLA_FLAGS: equal settings give equal bits
     **STATE_COLUMNS,
+    'settings': 'TEXT',  # the config that spans the trial, JSON, without what changes no result; NULL: from before
+    'digest': 'TEXT',  # of a finished trial, see `digests.py`; NULL: from before
 }
+BOARD_COLUMNS = tuple(name for name in TRIAL_COLUMNS if name not in ('settings', 'digest'))  # what readers see
 EPOCH_COLUMNS = {
     'trial_id': 'TEXT',
     'dataset': 'TEXT',
@@ -98,6 +105,15 @@ TABLES = {
     'epochs': (EPOCH_COLUMNS, ', PRIMARY KEY (trial_id, phase, epoch)'),
     'predictions': (PREDICTION_COLUMNS, ', PRIMARY KEY (trial_id, image_id)'),
 }
+
+
+def unusable(path: pathlib.Path, error: sqlite3.DatabaseError, otherwise: str) -> UserError:
+    """What SQLite says of a database, and what to do about it. otherwise: what else one can do, as in 'wait'."""
+    if getattr(error, 'sqlite_errorcode', 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return UserError(f'{path}: another program holds it ({error}). Close that and start again.')
+    # A full or vanished disk, a lost permission; else the file itself is damaged.
+    what = 'See to it and start again' if isinstance(error, sqlite3.OperationalError) else 'Restore it from a copy'
+    return UserError(f'{path}: {error}. {what}, or {otherwise}.')
 
 
 def refuse_newer(database: sqlite3.Connection, path: pathlib.Path) -> None:

@@ -1,22 +1,44 @@
-"""Checkpoints of a batch of lanes. Everything that touches orbax is here."""
+"""Checkpoints of a batch of lanes. Everything that touches orbax is here.
+
+Beside the checkpoints of a phase lies digests.json: epochs done -> a SHA-256 for each lane, over its trial's id, the
+phase, the epochs done, and the path, dtype, shape and bytes of its part of every array. A checkpoint that does not
+agree is damaged, was renamed, or belongs to other trials. null: a checkpoint from before there were digests.
+"""
 
 import contextlib
 import errno
+import functools
+import hashlib
+import json
 import os
 import pathlib
 import re
 import shutil
+import sys
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 
+from bhcnet_jax import files
 from bhcnet_jax.errors import UserError
 
 KEPT = 2  # checkpoints of a phase that stay on disk: the newest, and one to fall back to
+DIGESTS = 'digests.json'
 SPARE_BYTES = 2**20  # for some thirty small files that orbax writes beside the arrays
+
+
+class _PlainPath(type(epath.Path())):
+    """A path in which [, ] and * are characters. etils, through which orbax reads, takes them for a pattern."""
+
+    def glob(self, pattern: str) -> Iterator['_PlainPath']:
+        """The paths in this folder that match."""
+        return map(type(self), pathlib.Path(self).glob(pattern))
 
 
 class Checkpoints:
@@ -26,9 +48,16 @@ class Checkpoints:
     others can go on. It has its name only once it is complete.
     """
 
-    def __init__(self, directory: pathlib.Path, metadata: dict[str, Any] | None = None):
-        """directory: made if missing. metadata: JSON-able, written beside the checkpoints."""
+    def __init__(
+        self, directory: pathlib.Path, trial_ids: Sequence[str | None], metadata: dict[str, Any] | None = None
+    ):
+        """directory: of the phase, with its name; made if missing. trial_ids: lane by lane, None for a forgotten one.
+
+        metadata: JSON-able, written beside the checkpoints.
+        """
         directory.mkdir(parents=True, exist_ok=True)
+        _hush_readers()
+        self._phase, self._trial_ids, self._digests = directory.name, trial_ids, directory / DIGESTS
         alone = ocp.options.MultiprocessingOptions(active_processes={0})  # only process 0 writes
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
@@ -39,7 +68,7 @@ class Checkpoints:
         )
         # orbax rejects relative paths.
         self._manager = ocp.CheckpointManager(
-            directory.resolve(),
+            _PlainPath(directory.resolve()),
             options=options,
             metadata=metadata,
             # Without it the manager guesses from the newest directory, which may be a stray one.
@@ -49,6 +78,7 @@ class Checkpoints:
     def save(self, epochs_done: int, tree: Any) -> None:
         """Writes a tree of numpy arrays; it is complete on disk on return. OSError if it cannot be written."""
         self._refuse_full_disk(tree)
+        self._write_digests(epochs_done, tree)
         try:
             self._manager.save(epochs_done, args=ocp.args.StandardSave(tree))
         except ValueError as error:  # tensorstore passes the system's error on as text
@@ -68,7 +98,7 @@ class Checkpoints:
         """The newest readable checkpoint as (epochs done, tree of numpy arrays); None if there is none.
 
         like: a tree of arrays of the same structure, shapes and dtypes. at: only the checkpoint of so many epochs.
-        An unreadable directory with the name of a checkpoint is moved aside, and the log says so.
+        What has the name of a checkpoint but is damaged is moved aside, and the log says so.
         """
         for epochs_done in sorted(self._manager.all_steps(), reverse=True):
             if at is not None and epochs_done != at:
@@ -76,7 +106,8 @@ class Checkpoints:
             try:
                 tree = self._manager.restore(epochs_done, args=ocp.args.StandardRestore(like))
                 _check_shapes(tree, like)  # orbax returns the shapes on disk and does not compare them
-            except (ValueError, TypeError, KeyError, OSError) as error:
+                self._check_digests(epochs_done, tree)
+            except Exception as error:  # what orbax raises depends on the byte that is damaged
                 self._move_aside(epochs_done, error)
             else:
                 return epochs_done, tree
@@ -89,6 +120,46 @@ class Checkpoints:
         self._manager.reload()
         reason = ' '.join(str(error).split())[:200]
         logging.warning('Checkpoint %s cannot be read (%s); moved to %s.', path, reason, aside.name)
+
+    def _write_digests(self, epochs_done: int, tree: Any) -> None:
+        """Adds the digests of a checkpoint, before it appears; those of checkpoints that are gone go."""
+        there = [str(epoch) for epoch in self._manager.all_steps()]
+        try:
+            known = self._read_digests()
+        except UserError:  # a restore has moved all checkpoints aside
+            known = {}
+        known = dict.fromkeys(there) if known is None else {epoch: known[epoch] for epoch in there if epoch in known}
+        files.write_json(self._digests, {**known, str(epochs_done): self._digests_of(epochs_done, tree)})
+
+    def _read_digests(self) -> dict[str, list[str] | None] | None:
+        """Epochs done -> the digests of their lanes. None: an earlier version wrote these checkpoints."""
+        try:
+            return files.read_json(self._digests, {str: (list, type(None))}, 'Delete its directory.')
+        except FileNotFoundError:
+            return None
+
+    def _check_digests(self, epochs_done: int, tree: Any) -> None:
+        """ValueError if a checkpoint is not the one that was saved."""
+        known = self._read_digests()
+        if known is None:
+            return
+        if str(epochs_done) not in known:
+            raise ValueError(f'{DIGESTS} knows no such checkpoint')
+        expected, found = known[str(epochs_done)], self._digests_of(epochs_done, tree)
+        if expected is None:
+            return
+        lanes = zip(self._trial_ids, expected, found, strict=True)
+        if any(mine != theirs for trial_id, mine, theirs in lanes if trial_id is not None):
+            raise ValueError(f'its content does not agree with {DIGESTS}')
+
+    def _digests_of(self, epochs_done: int, tree: Any) -> list[str]:
+        heads = [json.dumps([trial_id, self._phase, epochs_done]) for trial_id in self._trial_ids]
+        lanes = [hashlib.sha256(head.encode()) for head in heads]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = f'{jax.tree_util.keystr(path, simple=True, separator="/")} {leaf.dtype.str} {leaf.shape[1:]}'
+            for lane, part in zip(lanes, leaf, strict=True):
+                lane.update(name.encode() + np.ascontiguousarray(part).tobytes())
+        return [lane.hexdigest() for lane in lanes]
 
     def close(self) -> None:
         """Frees the manager's threads."""
@@ -107,6 +178,19 @@ def read(directory: pathlib.Path, epochs_done: int) -> Any:
     except (ValueError, TypeError, KeyError, OSError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise UserError(f'{path.parent}: the weights cannot be read ({reason}). Train the trial again.') from error
+
+
+@functools.cache
+def _hush_readers() -> None:
+    """Silences the threads of a read that failed: they print tracebacks of what is raised here anyway."""
+    logging.logging.getLogger('asyncio').addFilter(lambda record: 'exception was never' not in record.getMessage())
+    show = sys.unraisablehook
+
+    def show_others(what: Any) -> None:
+        if not (what.exc_type is RuntimeError and str(what.exc_value) == 'Event loop is closed'):
+            show(what)
+
+    sys.unraisablehook = show_others
 
 
 def _check_shapes(tree: Any, like: Any) -> None:

@@ -14,17 +14,16 @@ STEPS = 8  # at most, of the epoch that is timed
 
 def text(study: Study, missing: Sequence[Identity], spread: str) -> str:
     """A line that says how long the missing trials would take here, and how much memory. spread: of `Engine`."""
-    epochs, example = Counter(), {}
+    epochs, alike = Counter(), {}
     for each in missing:
         epochs[each.signature] += each.epochs
-        example[each.signature] = each
-    counts = Counter(each.signature for each in missing)
+        alike.setdefault(each.signature, []).append(each)
     measured = [signature for signature, _ in epochs.most_common(MEASURED)]
-    costs = {signature: _measure(study, example[signature], counts[signature], spread) for signature in measured}
+    costs = {signature: _measure(study, alike[signature], spread) for signature in measured}
     seconds = 0.0
     for signature, total in epochs.items():
         cost = costs.get(signature, costs[measured[-1]])
-        samples = study.plan(example[signature]).config.augment.samples
+        samples = study.first_possible(alike[signature]).config.augment.samples
         seconds += cost.compile_seconds + total * samples / cost.images_per_second
     rest = f', of {MEASURED} of {len(epochs)} groups' if len(epochs) > MEASURED else ''
     megabytes = max(cost.device_bytes for cost in costs.values()) / 1e6
@@ -34,10 +33,10 @@ def text(study: Study, missing: Sequence[Identity], spread: str) -> str:
     )
 
 
-def _measure(study: Study, this: Identity, count: int, spread: str) -> Cost:
+def _measure(study: Study, alike: Sequence[Identity], spread: str) -> Cost:
     """Compiles and times an epoch of a few steps for as many lanes as would train together."""
-    planned = study.plan(this)
+    planned = study.first_possible(alike)
     config, lane = shorten(planned.config, stack([planned], 0), STEPS * planned.config.batch_size)
     images = study.images(config.dataset)
     lanes = 1 if config.engine.lanes == 'auto' else int(config.engine.lanes)
-    return measure(config, images.images, images.labels, lane, count, lanes, spread)
+    return measure(config, images.images, images.labels, lane, len(alike), lanes, spread)

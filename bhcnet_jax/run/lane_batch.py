@@ -13,6 +13,7 @@ from scipy.special import expit
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display.progress import Progress
 from bhcnet_jax.display.tensorboard import Events
+from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases
 from bhcnet_jax.plan.trial import Trial
 from bhcnet_jax.records.database import Results
@@ -148,7 +149,8 @@ class LaneBatch:
 
     def _checkpoints(self, phase: phases.Phase) -> contextlib.closing[checkpoints.Checkpoints]:
         metadata = {'dataset': self._dataset, 'phase': phase.name}
-        return contextlib.closing(checkpoints.Checkpoints(self.directory / phase.name, metadata))
+        ids = [each.trial_id for each in self._trials]
+        return contextlib.closing(checkpoints.Checkpoints(self.directory / phase.name, ids, metadata))
 
     def _run_epochs(self, phase: phases.Phase, done: int, end: int, tree: dict[str, Any]) -> dict[str, Any]:
         """Trains the epochs from `done` to `end` of a phase. Returns the tree that is then on disk."""
@@ -176,7 +178,13 @@ class LaneBatch:
                 if self._requests:
                     raise Stopped(self._requests[0], f'{phase.name} epoch {epoch + 1} of {phase.epochs}')
             # Read back, so that the next phase starts from what is on disk, as after a kill.
-            return saved.restore(like=tree)[1]
+            found = saved.restore(like=tree, at=end)
+            if found is None:
+                raise UserError(
+                    f'{self.directory / phase.name}: the checkpoint that was just written there cannot be read. '
+                    'Look after the disk, then start again.'
+                )
+            return found[1]
 
     def _record(self, phase: phases.Phase, epoch: int, result: EpochResult, seconds: float) -> None:
         """Commits an epoch of all lanes that have not diverged, then shows it. epoch: 1-based."""

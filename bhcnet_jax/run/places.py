@@ -3,16 +3,20 @@
 Trials that train together share a directory of the run directory, `checkpoints/<digest of their ids>`:
 
     batch.json              'trials': their ids, lane by lane (null: forgotten); 'phases': the names of their phases
-    <phase>/<epochs done>/  a checkpoint (see `checkpoints.py`): 'state', a `steps.TrainState`, and 'class_weights',
+    <phase>/digests.json    what its checkpoints must agree with (see `checkpoints.py`)
+    <phase>/<epochs done>/  a checkpoint: 'state', a `steps.TrainState`, and 'class_weights',
                             each with a leading axis [lanes]
 
 A trial's id may be in several batch.json. In each of these directories its newest checkpoint is that of the last phase
 begun with the most epochs done. The furthest of them all is the trial's place; its lane is the index of its id. `find`
 returns the places of all trials.
 
+A checkpoint counts only if the database has recorded its epoch: rows are durable before the checkpoint is written, so
+the database lacks them only if it was restored from an older copy. `set_aside` renames what no trial can go on from.
+
 A batch of lanes goes on in its directory. If its lanes change, because neighbours were pruned, memory was short or
 there are other devices, `enter` first copies them from their places into a new directory. `tidy` deletes the
-directories that are the place of no trial that is needed.
+directories that the database says are needless.
 
 Lanes of different phases could train together, since the program is the same. They do not: regrouping would stay, for
 the reasons above, and each lane would need its own epochs, its own end and its own number in a checkpoint.
@@ -21,9 +25,9 @@ the reasons above, and each lane would need its own epochs, its own end and its 
 import contextlib
 import hashlib
 import itertools
-import json
 import pathlib
 import shutil
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +35,6 @@ import jax
 import numpy as np
 
 from bhcnet_jax import files
-from bhcnet_jax.errors import UserError
 from bhcnet_jax.run import checkpoints
 
 BATCH = 'batch.json'
@@ -51,29 +54,56 @@ class UnreadableError(Exception):
     """A checkpoint could not be read and was moved aside. Its trials have another place now."""
 
 
-def find(path: pathlib.Path) -> dict[str, Place]:
-    """The place of every trial that has a checkpoint in a run directory, by trial id."""
+def find(path: pathlib.Path, recorded: Mapping[tuple[str, str], int]) -> dict[str, Place]:
+    """The place of every trial that has a checkpoint in a run directory, by trial id.
+
+    recorded: see `Results.epochs_done`.
+    """
     places = {}
-    for file in sorted((path / 'checkpoints').glob(f'*/{BATCH}')):
+    for file in _batch_files(path):
         batch = _read(file)
-        newest = _newest(file.parent, batch['phases'])
-        if newest:
-            for lane, trial_id in enumerate(batch['trials']):
-                place = Place(*newest, file.parent, lane)
-                if trial_id and (trial_id not in places or place[:2] > places[trial_id][:2]):
-                    places[trial_id] = place
+        saved = _saved(file.parent, batch['phases'])
+        for lane, trial_id in enumerate(batch['trials']):
+            known = (each for each in saved if _is_recorded(trial_id, each, recorded))
+            place = next((Place(*each, file.parent, lane) for each in known), None)
+            if place and (trial_id not in places or place[:2] > places[trial_id][:2]):
+                places[trial_id] = place
     return places
 
 
-def _newest(directory: pathlib.Path, phase_names: Sequence[str]) -> tuple[int, int, str] | None:
-    """The last phase that has a checkpoint: its number, the most epochs done in it, and its name."""
-    for phase in reversed(range(len(phase_names))):
+def set_aside(path: pathlib.Path, recorded: Mapping[tuple[str, str], int]) -> set[str]:
+    """Renames checkpoints of epochs that the database has recorded for none of their trials. Returns these trials."""
+    late = set()
+    for file in _batch_files(path):
+        batch = _read(file)
+        for checkpoint in _saved(file.parent, batch['phases']):
+            if not any(_is_recorded(trial_id, checkpoint, recorded) for trial_id in batch['trials']):
+                late |= {trial_id for trial_id in batch['trials'] if trial_id}
+                _, epoch, phase_name = checkpoint
+                old = file.parent / phase_name / str(epoch)
+                old.rename(old.with_name(f'unrecorded-{epoch}-{time.time_ns()}'))
+    return late
+
+
+def _is_recorded(
+    trial_id: str | None, checkpoint: tuple[int, int, str], recorded: Mapping[tuple[str, str], int]
+) -> bool:
+    _, epoch, phase_name = checkpoint
+    return trial_id is not None and epoch <= recorded.get((trial_id, phase_name), 0)
+
+
+def _batch_files(path: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((path / 'checkpoints').glob(f'*/{BATCH}'))
+
+
+def _saved(directory: pathlib.Path, phase_names: Sequence[str]) -> list[tuple[int, int, str]]:
+    """The checkpoints of a directory, the furthest first: number of the phase, epochs done in it, name of the phase."""
+    found = []
+    for phase, name in enumerate(phase_names):
         with contextlib.suppress(FileNotFoundError):
-            inside = (directory / phase_names[phase]).iterdir()
-            done = [int(entry.name) for entry in inside if entry.name.isdecimal() and entry.is_dir()]
-            if done:
-                return phase, max(done), phase_names[phase]
-    return None
+            inside = (directory / name).iterdir()
+            found += [(phase, int(entry.name), name) for entry in inside if entry.name.isdecimal() and entry.is_dir()]
+    return sorted(found, reverse=True)
 
 
 def enter(
@@ -98,7 +128,7 @@ def enter(
     directory = _new_directory(path, trial_ids)
     files.write_json(directory / BATCH, mine)
     if tree is not None:
-        with contextlib.closing(checkpoints.Checkpoints(directory / where[0].phase_name)) as saved:
+        with contextlib.closing(checkpoints.Checkpoints(directory / where[0].phase_name, trial_ids)) as saved:
             saved.save(where[0].epoch, tree)
     return directory
 
@@ -113,13 +143,8 @@ def _new_directory(path: pathlib.Path, trial_ids: Sequence[str]) -> pathlib.Path
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        batch = json.loads(file.read_text())
-        return {'trials': list(batch['trials']), 'phases': list(batch['phases'])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{file} cannot be read ({error!r}). Delete its directory; its unfinished trials then start anew.'
-        ) from error
+    shape = {'trials': [(str, type(None))], 'phases': [str]}
+    return files.read_json(file, shape, 'Delete its directory; its unfinished trials then start anew.')
 
 
 def _collect(places: Sequence[Place], like: Any) -> Any:
@@ -127,9 +152,9 @@ def _collect(places: Sequence[Place], like: Any) -> Any:
     lanes = {}
     for directory in {place.directory for place in places}:
         here = [place for place in places if place.directory == directory]
-        count = len(_read(directory / BATCH)['trials'])
-        stack = jax.tree.map(lambda leaf, count=count: np.zeros((count, *leaf.shape[1:]), leaf.dtype), like)
-        with contextlib.closing(checkpoints.Checkpoints(directory / here[0].phase_name)) as saved:
+        ids = _read(directory / BATCH)['trials']
+        stack = jax.tree.map(lambda leaf, ids=ids: np.zeros((len(ids), *leaf.shape[1:]), leaf.dtype), like)
+        with contextlib.closing(checkpoints.Checkpoints(directory / here[0].phase_name, ids)) as saved:
             found = saved.restore(stack, at=here[0].epoch)
         if found is None:
             raise UnreadableError
@@ -141,19 +166,27 @@ def _collect(places: Sequence[Place], like: Any) -> Any:
 def forget(path: pathlib.Path, trial_ids: Collection[str]) -> None:
     """Takes these trials out of every batch.json, so that no trial goes on from their weights."""
     gone = set(trial_ids)
-    for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
+    for file in _batch_files(path):
         batch = _read(file)
         if gone & set(batch['trials']):
             kept = [None if trial_id in gone else trial_id for trial_id in batch['trials']]
             files.write_json(file, {**batch, 'trials': kept})
 
 
-def tidy(path: pathlib.Path, needed: Collection[str]) -> None:
-    """Deletes the directories that are the place of no trial in `needed`."""
-    in_use = {place.directory for trial_id, place in find(path).items() if trial_id in needed}
-    for file in (path / 'checkpoints').glob(f'*/{BATCH}'):
-        if file.parent not in in_use:
+def tidy(path: pathlib.Path, needed: Mapping[str, bool], places: Mapping[str, Place]) -> None:
+    """Deletes the directories whose trials all are not needed or have their place elsewhere.
+
+    needed: trial id -> whether its weights are, for all trials of the database. What it does not know stays. places:
+    see `find`.
+    """
+    for file in _batch_files(path):
+        here = [trial_id for trial_id in _read(file)['trials'] if trial_id]
+        if all(needed.get(each) is False or _is_elsewhere(places.get(each), file.parent) for each in here):
             drop(file.parent)
+
+
+def _is_elsewhere(place: Place | None, directory: pathlib.Path) -> bool:
+    return place is not None and place.directory != directory
 
 
 def drop(directory: pathlib.Path) -> None:

@@ -5,11 +5,13 @@ import datetime
 import errno
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.files import PARTIAL, write_json
-from bhcnet_jax.machine import code_version, hardware
+from bhcnet_jax.files import PARTIAL, read_json, write_json
+from bhcnet_jax.machine import code_version, hardware, variables
 from bhcnet_jax.plan.groups import Grouping
-from bhcnet_jax.plan.trial import Trial, resolve
+from bhcnet_jax.plan.trial import NEUTRAL, Trial, resolve
+from bhcnet_jax.records import merge
 
 PACKAGES = (
     'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain',
@@ -39,38 +42,60 @@ def claim(
 ) -> Iterator[None]:
     """Makes the directory or opens it again, and keeps other processes out of it.
 
-    The config must be that of earlier calls, but for keys in `swept`, of this call or of earlier ones: their trials
-    live side by side. recipe: the part of the config that fixes results, without seed and fold; None: `trial.resolve`.
+    The config must be that of earlier calls that trained, but for keys in `swept`, of this call or of earlier ones,
+    and for keys that one of them does not use: their trials live side by side. recipe: the part of the config that
+    fixes results, without seed and fold; None: `trial.resolve`.
+
     UserError if the directory belongs to another config or other data, if another process writes to it, if it holds
-    other files, or if it cannot be written.
+    other files, if its database is lost, or if it cannot be written.
     """
-    mine = {
+    mine = _describe(config, image_set, swept, recipe)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f'{path} cannot be used: {error.strerror}. {_elsewhere(path)}') from error
+    try:
+        _lock(lock, path)
+        admitted = _admit(path, mine)
+        if admitted is not None:
+            write_json(path / 'config.json', admitted)
+        yield
+    except OSError as error:
+        where = _inside(path, error)
+        if where is None:
+            raise
+        raise UserError(
+            f'{where} cannot be used: {error.strerror}. What was written is safe. Remove the cause and start again.'
+        ) from error
+    finally:
+        os.close(lock)
+
+
+def check(path: pathlib.Path, config: ConfigDict, image_set: ImageSet, swept: Sequence[str] = ()) -> None:
+    """Raises the UserError by which `claim` would refuse the directory to a config. Writes nothing."""
+    if path.exists():
+        _admit(path, _describe(config, image_set, swept, None))
+
+
+def _describe(
+    config: ConfigDict, image_set: ImageSet, swept: Sequence[str], recipe: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What config.json says of a config."""
+    return {
         'dataset': image_set.label,
         'swept': sorted(swept),
         'identity': _identity(config, image_set, resolve(config) if recipe is None else recipe),
         'config': config.to_dict(),
     }
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f'{path} cannot be used: {error.strerror}. Use another --workdir.') from error
-    try:
-        _lock(lock, path)
-        if (path / 'config.json').exists():
-            _join(path, mine)
-        else:
-            _refuse_strangers(path)
-            write_json(path / 'config.json', mine)
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise UserError(
-            f'{path} cannot be written: {error.strerror}. What was written is safe. Remove the cause and start again.'
-        ) from error
-    finally:
-        os.close(lock)
+
+
+def _inside(path: pathlib.Path, error: OSError) -> pathlib.Path | None:
+    """What in a run directory an error is about; None: it is about something else."""
+    if isinstance(error.filename, str | os.PathLike):
+        named = pathlib.Path(error.filename)
+        return named if named.resolve().is_relative_to(path.resolve()) else None
+    return path if error.errno in UNWRITABLE else None
 
 
 def _identity(config: ConfigDict, image_set: ImageSet, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,29 +117,71 @@ def _lock(descriptor: int, path: pathlib.Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process ends
     except BlockingIOError:
-        raise UserError(f'{path}: another process is training here. Wait for it, or use another --workdir.') from None
+        raise UserError(f'{path}: another process is training here. Wait for it. {_elsewhere(path)}') from None
 
 
-def _refuse_strangers(path: pathlib.Path) -> None:
-    if any(file.suffix != PARTIAL for file in path.iterdir()):
-        raise UserError(f'{path} holds files but no config.json: not a run directory. Use another --workdir.')
+def _elsewhere(path: pathlib.Path, otherwise: str = '') -> str:
+    """A sentence that names a free run directory, and what else one can do."""
+    base = path.parent if path.name.startswith('shard-') else path
+    base = base if base.name else base.resolve()
+    names = (base.parent / f'{base.name}-{number}' for number in itertools.count(2))
+    free = next(name for name in names if not name.exists())
+    return f'Use another one, as in --workdir={shlex.quote(str(free))}{otherwise}.'
 
 
-def _join(path: pathlib.Path, mine: dict[str, Any]) -> None:
-    """Raises UserError if more than swept keys differ; remembers newly swept keys."""
-    try:
-        theirs = json.loads((path / 'config.json').read_text())
-        identity, swept = theirs['identity'], {*theirs['swept'], *mine['swept']}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}/config.json cannot be read ({error}). Use another --workdir.') from error
-    keys = [key for key in {**identity, **mine['identity']} if identity.get(key) != mine['identity'].get(key)]
-    keys = [key for key in keys if key not in swept]
+def _admit(path: pathlib.Path, mine: dict[str, Any]) -> dict[str, Any] | None:
+    """What config.json is to say for a config to join a directory, None: as it does. UserError if it may not join.
+
+    A directory belongs to a config once its database has a trial: a call that failed before leaves it free.
+    """
+    _refuse_lost_database(path)
+    file = path / 'config.json'
+    if not file.exists():
+        if any(other.suffix != PARTIAL for other in path.iterdir()):
+            raise UserError(f'{path} holds files but no config.json: not a run directory. {_elsewhere(path)}')
+        return mine
+    theirs = read_json(file, {'identity': {str: object}, 'swept': [str]}, f'Restore it. {_elsewhere(path)}')
+    if not merge.look(path):
+        return mine
+    identity, swept = theirs['identity'], {*theirs['swept'], *mine['swept']}
+    _refuse_differences(path, identity, mine['identity'], swept)
+    joined = {**theirs, 'swept': sorted(swept), 'identity': {**mine['identity'], **identity}}
+    return joined if joined != theirs else None
+
+
+def _refuse_differences(
+    path: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any], swept: Collection[str]
+) -> None:
+    """Raises UserError if two identities differ in more than swept keys and keys that one of them does not use."""
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key) and key not in swept]
+    keys = [key for key in keys if not _is_unused(key, there) and not _is_unused(key, here)]
     if keys:
-        shown = '; '.join(f'{key} is {identity.get(key)} there, {mine["identity"].get(key)} here' for key in keys[:3])
+        shown = '; '.join(f'{key} is {there.get(key)} there, {here.get(key)} here' for key in keys[:3])
         more = f'; and {len(keys) - 3} more' if len(keys) > 3 else ''
-        raise UserError(f'{path} holds another run ({shown}{more}). Use another --workdir.')
-    if swept != set(theirs['swept']):
-        write_json(path / 'config.json', {**theirs, 'swept': sorted(swept)})
+        both = ''
+        if keys in (['seed'], ['split.fold']):
+            both = f', or train both here: --sweep={keys[0]}={there[keys[0]]},{here[keys[0]]}'
+        raise UserError(f'{path} holds another run ({shown}{more}). {_elsewhere(path, both)}')
+
+
+def _is_unused(key: str, identity: Mapping[str, Any]) -> bool:
+    """Whether an identity lacks a key since another key's value leaves it without use, such as that of a phase."""
+    section = key.rpartition('.')[0]
+    if key in identity or not section:
+        return False
+    # A key at its neutral value is left out, too; then others of its section are there.
+    return key not in NEUTRAL or not any(other.startswith(f'{section}.') for other in identity)
+
+
+def _refuse_lost_database(path: pathlib.Path) -> None:
+    """Raises UserError if there are weights or scores of trials, but no database that explains them."""
+    database = path / 'results.sqlite'
+    left = [*path.glob('checkpoints/*'), *path.glob('results.csv')]
+    if left and not (database.exists() and database.stat().st_size):
+        raise UserError(
+            f'{path} has {left[0].relative_to(path)}, but its database results.sqlite is missing or empty. '
+            f'Restore it from a copy. {_elsewhere(path)}'
+        )
 
 
 def record_start(path: pathlib.Path, command: str, swept: str = '') -> None:
@@ -123,7 +190,9 @@ def record_start(path: pathlib.Path, command: str, swept: str = '') -> None:
     swept: the axes of its sweep, which a call from Python has no command for.
     """
     file = path / 'env.json'
-    starts = json.loads(file.read_text()) if file.exists() else []
+    starts = []
+    with contextlib.suppress(FileNotFoundError):
+        starts = read_json(file, [dict], 'Move it away; it only lists earlier starts.')
     starts.append(
         {
             'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -135,6 +204,7 @@ def record_start(path: pathlib.Path, command: str, swept: str = '') -> None:
             'platform': platform.platform(),
             'hardware': hardware(),
             'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
+            'variables': variables(),
         }
     )
     write_json(file, starts)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from bhcnet_jax import files, machine
 from bhcnet_jax.display import progress, summary
@@ -67,6 +68,7 @@ class Scheduler:
 
     def run(self) -> None:
         """Trains. Raises the errors of `train.run`."""
+        self._heed_older_database()
         self._look()
         racing = [each for each in self._wanted if self._results.status(each.trial_id) not in ('FAILED', 'DIVERGED')]
         with (
@@ -81,13 +83,27 @@ class Scheduler:
             self._train(racing, sys.maxsize)
         self._look()
 
+    def _heed_older_database(self) -> None:
+        """Sets checkpoints aside of which the database knows nothing, since it was restored from an older copy."""
+        late = places.set_aside(self._path, self._results.epochs_done())
+        left = [trial_id for trial_id in late if self._results.status(trial_id) not in ENDED]
+        if left:
+            print(
+                f'{len(left)} trials have checkpoints of epochs that results.sqlite has not recorded: it is older than '
+                'they are. These trials go on from an earlier checkpoint, or start anew.'
+            )
+
+    def _find(self) -> dict[str, places.Place]:
+        return places.find(self._path, self._results.epochs_done())
+
     def _look(self) -> None:
         """Finds out where the trials are, and deletes weights that nobody needs."""
         statuses = self._results.statuses()
         over = () if self._keeps_weights else (*ENDED, 'PRUNED')
-        needed = {trial_id for trial_id, status in statuses.items() if status not in over}
-        places.tidy(self._path, needed)
-        self._places = places.find(self._path)
+        self._places = self._find()
+        needed = {trial_id: status not in over for trial_id, status in statuses.items()}
+        places.tidy(self._path, needed, self._places)
+        self._places = {trial_id: place for trial_id, place in self._places.items() if place.directory.exists()}
         self._ancestors = {}
         if 'DONE' in statuses.values():
             self._inherit(statuses)
@@ -104,7 +120,7 @@ class Scheduler:
     def _show(self) -> Progress:
         """The progress display of all wanted trials; what earlier processes did counts as done."""
         ended = self._results.ended()
-        first = next((self._study.plan(each).config for each in self._wanted), self._study.config)
+        first = self._study.first_possible(self._wanted).config if self._wanted else self._study.config
         has_val = bool(self._study.config.split.val_folds)
         epochs, saved = (sum(map(count, self._wanted)) for count in (lambda each: each.epochs, self._done))
         if saved:
@@ -177,10 +193,23 @@ class Scheduler:
             place = self._places.get(each.trial_id)
             groups.setdefault((place[:2] if place else (-1, 0), each.signature, each.batch_key), []).append(each)
         for (_, signature, _), group in sorted(groups.items(), key=lambda item: item[0][0], reverse=True):
-            while group:
+            while group := self._drop_impossible(group):
                 engine = self._engines.get(group[0], counts[signature])
                 together, group = group[: engine.capacity], group[engine.capacity :]
                 self._train_together(together, until, counts, engine)
+
+    def _drop_impossible(self, group: Sequence[Identity]) -> Sequence[Identity]:
+        """Marks the first trials as FAILED, up to one that the images allow. Returns the others."""
+        for place, each in enumerate(group):
+            try:
+                self._study.plan(each)
+                return group[place:]
+            except UserError as error:
+                self._results.begin([_row(each, self._study, None)])
+                self._fail(each, str(error))
+                if self._fail_fast:
+                    raise _FirstFailure from error
+        return []
 
     def _train_together(
         self, together: Sequence[Identity], until: int, counts: Mapping[str, int], engine: Engine
@@ -239,7 +268,7 @@ class Scheduler:
 
     def _mend(self, error: Exception, together: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
         """Goes on after lanes raised: trains those without a result in smaller batches, or fails the last one."""
-        self._places = places.find(self._path)
+        self._places = self._find()
         left = [each for each in together if self._results.status(each.trial_id) == 'RUNNING']
         too_large = is_out_of_memory(error) and self._engines.halve(together[0].signature)
         if too_large or isinstance(error, places.UnreadableError):
@@ -263,7 +292,10 @@ class _Engines:
     def __init__(self, study: Study, path: pathlib.Path, spread: str):
         self._study, self._spread = study, spread
         self._file = path / 'lanes.json'  # the choice for each signature, so that a resumed sweep computes alike
-        self._chosen = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._chosen = {}
+        with contextlib.suppress(FileNotFoundError):
+            shape = {str: {'asked': str, 'hardware': str, 'lanes': int}}
+            self._chosen = files.read_json(self._file, shape, 'Delete it; lanes are then chosen anew.')
         self._made: dict[tuple[str, int], Engine] = {}
 
     def get(self, this: Identity, count: int) -> Engine:
@@ -309,9 +341,10 @@ class _Engines:
         return True
 
 
-def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
-    """The columns of a trial that are known before it is trained."""
-    config = study.config_of(this)
+def _row(this: Identity, study: Study, engine: Engine | None) -> dict[str, Any]:
+    """The columns of a trial that are known before it is trained. engine: None for one that cannot be trained."""
+    config, flags = study.config_of(this), machine.compiler_flags()
+    settings = f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}' if engine else 'none'
     return {
         'trial_id': this.trial_id,
         'recipe': config.recipe,
@@ -320,9 +353,17 @@ def _row(this: Identity, study: Study, engine: Engine) -> dict[str, Any]:
         'epochs': this.phase_epochs[-1],
         'phases': '+'.join(this.phase_names),
         'recipe_id': this.recipe_id,
-        'engine': f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}',
+        'engine': f'{settings}, {flags}' if flags else settings,
         **study.columns_of(config),
+        'settings': json.dumps(_settings(config)),
     }
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    """The config of one trial, so that it can be rebuilt, without what changes no result."""
+    tree = {name: part for name, part in config.to_dict().items() if name not in ('engine', 'sweep', 'trials')}
+    tree['dataset'] = {name: value for name, value in tree['dataset'].items() if name != 'dir'}
+    return tree
 
 
 def _score(this: Trial, results: Results) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from bhcnet_jax import machine
 from bhcnet_jax.display import summary
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import sweep
@@ -50,6 +51,8 @@ def run(config: ConfigDict, options: Options) -> bool:
       UserError: one line for the user.
       lane_batch.Stopped: on SIGTERM or SIGINT, at the end of an epoch.
     """
+    machine.set_up_jax()
+    machine.refuse_missing_devices()
     shard = sweep.parse_shard(options.shard or '1/1')
     rule = pruning.parse(options.prune)
     study = Study(config, options.sweep)
@@ -58,6 +61,7 @@ def run(config: ConfigDict, options: Options) -> bool:
     pruning.check(rule, wanted, study.config.split.val_folds)
     path = _path(study, options)
     if options.dry_run:  # it only reads, so another process may be training here
+        run_dir.check(path, config, study.image_set, study.swept)
         statuses = merge.look(path)
         again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)
@@ -68,6 +72,8 @@ def run(config: ConfigDict, options: Options) -> bool:
         run_dir.claim(path, config, study.image_set, study.swept),
         contextlib.closing(Results(path / 'results.sqlite')) as database,
     ):
+        for trial_id in database.damaged():
+            print(f'warning: trial {trial_id} is not as it was written; --rerun={trial_id[:12]} trains it again.')
         statuses = database.statuses()
         again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)

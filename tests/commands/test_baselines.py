@@ -23,6 +23,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import splits, sweep
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.records import merge, recipes
+from bhcnet_jax.records.database import Results
 from bhcnet_jax.run import train
 from bhcnet_jax.training import classifiers
 from lanes import small_config
@@ -283,6 +284,8 @@ def test_a_directory_of_other_data_or_of_networks_is_refused_in_one_line(done, t
     (tmp_path / 'network').mkdir()
     config = {'identity': {'batch_size': 8}, 'swept': []}
     (tmp_path / 'network' / 'config.json').write_text(json.dumps(config))
+    with contextlib.closing(Results(tmp_path / 'network' / 'results.sqlite')) as database:
+        database.begin([{'trial_id': 'a'}])
     with pytest.raises(UserError, match='batch_size is 8 there, None here'):
         baselines.run(config_of(folder), workdir=str(tmp_path / 'network'))
     with pytest.raises(UserError, match='recipe is baselines there, None here'):

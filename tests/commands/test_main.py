@@ -1,23 +1,25 @@
+import json
 import os
 import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
-from runs import fork_server, xla_flags
+from runs import child_environment, flags, fork_server, numbers, xla_flags
 
 
-def run(*flags, cwd=None):
+def run(*arguments, cwd=None, **variables):
     """Runs the program in a real process; flags that are wrong are answered before JAX is imported."""
     return subprocess.run(
-        [sys.executable, '-m', 'bhcnet_jax.main', *flags], capture_output=True, text=True, timeout=60, cwd=cwd,
-        env={**os.environ, 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': ''}, check=False,
+        [sys.executable, '-m', 'bhcnet_jax.main', *arguments], capture_output=True, text=True, timeout=60, cwd=cwd,
+        env={**os.environ, 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': '', **variables}, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ('flags', 'messages'),
+    ('arguments', 'messages'),
     [
         ([], ['--config is missing', 'imbalanced']),
         (['--config=nix'], ['--config=nix: no such file', 'imbalanced, lstm_balanced']),
@@ -34,14 +36,54 @@ def run(*flags, cwd=None):
         (['--config=smoke', '--config.dataset.dir=/does/not/exist'], ['/does/not/exist', 'does not exist']),
     ],
 )
-def test_a_mistake_ends_in_one_line_that_says_what_is_allowed(flags, messages, tmp_path):
-    child = run(*flags, cwd=tmp_path)
+def test_a_mistake_ends_in_one_line_that_says_what_is_allowed(arguments, messages, tmp_path):
+    child = run(*arguments, cwd=tmp_path)
     assert child.returncode == 2
     assert child.stderr.startswith('error: ')
     assert child.stderr.count('\n') == 1, child.stderr
     for message in messages:
         assert message in child.stderr
     assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ('variables', 'message'),
+    [
+        ({'JAX_PLATFORMS': 'cuda'}, 'JAX_PLATFORMS=cuda finds no device'),
+        ({'JAX_PLATFORMS': 'abacus'}, 'JAX_PLATFORMS=abacus finds no device'),
+        ({'JAX_ENABLE_X64': 'perhaps'}, 'JAX does not start: invalid truth value'),
+    ],
+)
+def test_a_setting_of_jax_that_cannot_work_is_refused_in_one_line(variables, message, tmp_path):
+    child = run('--config=smoke', f'--workdir={tmp_path}/run', **variables)
+    lines = [line for line in child.stderr.splitlines() if not re.match(r'[WE]\d{4} ', line)]  # of JAX's C++ code
+    assert (child.returncode, len(lines)) == (2, 1), child.stderr
+    assert lines[0].startswith(f'error: {message}')
+    assert not (tmp_path / 'run').exists()
+
+
+OF_A_SHELL = {  # each changes results, unless the program sets what it needs
+    'JAX_THREEFRY_PARTITIONABLE': '0',
+    'JAX_DEFAULT_PRNG_IMPL': 'rbg',
+    'JAX_RANDOM_SEED_OFFSET': '7',
+    'JAX_ENABLE_X64': '1',
+    'JAX_DEFAULT_MATMUL_PRECISION': 'bfloat16',
+    'JAX_NUMPY_RANK_PROMOTION': 'raise',
+}
+
+
+def test_settings_of_the_shell_change_no_result_and_are_recorded(labelled_folder, tmp_path):
+    found = []
+    for name, variables in (('usual', {}), ('other', OF_A_SHELL)):
+        environment = {**child_environment(tmp_path), **variables}
+        with fork_server(environment, tmp_path / 'output') as server:
+            status, output = server.run(flags(labelled_folder, tmp_path / name, '--config.phases=("balanced",)'))
+        assert status == 0, output
+        found.append(numbers(tmp_path / name))
+    for table in found[0]:
+        pd.testing.assert_frame_equal(found[0][table], found[1][table], check_exact=True)
+    (start,) = json.loads((tmp_path / 'other/env.json').read_text())
+    assert start['variables'].items() >= OF_A_SHELL.items()
 
 
 BASE = 'from bhcnet_jax.configs import base\ndef get_config():\n    c = base.get_config()\n    '
@@ -152,13 +194,13 @@ def train(labelled_folder, tmp_path, tmp_path_factory):
 
     def run():
         workdir = tmp_path_factory.mktemp('runs') / 'run'
-        flags = [
+        arguments = [
             '--config=smoke', f'--workdir={workdir}', '--config.phases=("balanced",)', '--config.balanced.epochs=1',
             '--config.dataset.name=folder', f'--config.dataset.dir={labelled_folder}', '--config.dataset.image_size=16',
             '--config.augment.samples=20', '--config.augment.policy=none', '--config.model.filters=(2,)',
             '--sweep=seed=0:2',
         ]  # fmt: skip
-        status, output = server.run(flags)
+        status, output = server.run(arguments)
         assert status == 0, output
         compiled, read = map(int, re.search(r'compiled (\d+) read (\d+)\n', output).groups())
         return compiled, read, output, (workdir / 'predictions.csv').read_bytes()

@@ -127,9 +127,48 @@ def test_shards_that_disagree_are_named(tmp_path, capsys):
     shards = [write(tmp_path / 'a', [0]), write(tmp_path / 'b', [0])]
     with contextlib.closing(sqlite3.connect(shards[1] / 'results.sqlite')) as database, database:
         database.execute("UPDATE predictions SET probability = 0.123 WHERE image_id = '007'")
+        database.execute('UPDATE trials SET digest = NULL')  # as if it had been written so
     output = ' '.join(command(capsys, *shards).split())
     assert 'disagree on the predictions of 1 trials' in output
     assert 'a/results.sqlite' in output and 'b/results.sqlite' in output
+
+
+CHANGES = (
+    "UPDATE predictions SET probability = probability + 1e-15 WHERE image_id = '006' AND trial_id = '{}'",
+    "UPDATE trials SET seed = 7 WHERE trial_id = '{}'",
+    "UPDATE trials SET accuracy = X'00ff' WHERE trial_id = '{}'",
+    "UPDATE trials SET recipe = CAST(X'ff' AS TEXT) WHERE trial_id = '{}'",
+    "UPDATE trials SET status = 'DONF' WHERE trial_id = '{}'",
+    "DELETE FROM predictions WHERE image_id = '006' AND trial_id = '{}'",
+    "INSERT INTO epochs (trial_id, phase, epoch) VALUES ('{}', 'balanced', 1)",
+)
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_finished_trial_that_changed_is_left_out_and_named(tmp_path, capsys, change):
+    directory = write(tmp_path / 'a', [0])
+    command(capsys, '--verify', directory)
+    with contextlib.closing(sqlite3.connect(directory / 'results.sqlite')) as database, database:
+        changed, kept = (row[0] for row in database.execute('SELECT trial_id FROM trials ORDER BY fold'))
+        database.execute(change.format(changed))
+    merged = merge.merge([directory])
+    assert list(merged.trials.trial_id) == [kept] and set(merged.predictions.trial) == {merged.trials.index[0]}
+    (warning,) = merged.warnings
+    assert f'a/results.sqlite: trial {changed} is damaged' in warning and warning.endswith('It is left out.')
+    assert set(merge.look(directory)) >= {kept}
+    with pytest.raises(SystemExit) as end:
+        command(capsys, '--verify', directory)
+    assert end.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and f'trial {changed} is damaged' in lines[0]
+    assert lines[1].startswith('2 trials compared with their digests, 1 damaged; 0 finished')
+
+
+def test_trials_of_an_earlier_version_are_counted_as_without_a_digest(tmp_path, capsys):
+    directory = write(tmp_path / 'a', [0])
+    with contextlib.closing(sqlite3.connect(directory / 'results.sqlite')) as database, database:
+        database.execute('UPDATE trials SET digest = NULL')
+    assert '0 trials compared with their digests, 0 damaged; 2 finished' in command(capsys, '--verify', directory)
 
 
 def test_images_that_look_alike_are_resampled_together(tmp_path):

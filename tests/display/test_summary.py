@@ -1,8 +1,11 @@
 """What a run says before it trains."""
 
 import contextlib
+import traceback
 
+import jax
 import numpy as np
+import pandas as pd
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
@@ -123,3 +126,19 @@ def test_the_end_of_a_sweep_names_its_best_trials(tmp_path, capsys, val_losses, 
 def test_one_epoch_is_not_called_epochs(said):
     lines = said(range(30), phases=('balanced',), balanced__epochs=1)
     assert next(line for line in lines if line.startswith('Phase')).endswith(', 1 epoch')
+
+
+def test_an_obituary_has_the_line_of_the_error_and_not_the_notes_below_it():
+    @jax.jit
+    def add(x):
+        raise RuntimeError('shapes do not fit:\n  (2,)\n  (3,)')
+
+    try:
+        add(1.0)
+    except RuntimeError as error:
+        error.add_note('--------------------\nFor simplicity, JAX has removed its internal frames.')
+        text = ''.join(traceback.format_exception(error))
+    row = pd.Series({'trial_id': 'a' * 64, 'seed': 1, 'fold': 2, 'status': 'FAILED', 'error': text})
+    who = f'Trial {"a" * 12} (seed 1, fold 2) FAILED: '
+    assert summary._obituary(row).startswith(f'{who}RuntimeError: shapes do not fit: The traceback is in')
+    assert summary._obituary(row.replace({text: 'too few images'})).startswith(f'{who}too few images The traceback')

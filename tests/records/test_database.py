@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import signal
 import socket
 import sqlite3
@@ -137,6 +138,38 @@ def test_a_database_that_cannot_be_opened_is_refused(tmp_path):
         Results(tmp_path / 'missing' / 'results.sqlite')
 
 
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """A database that another program holds."""
+    for module in ('database', 'merge'):
+        monkeypatch.setattr(f'bhcnet_jax.records.{module}.WAIT_SECONDS', 0.1)
+    with contextlib.closing(Results(tmp_path / 'results.sqlite')) as opened:
+        opened.begin([TRIAL])
+        with contextlib.closing(sqlite3.connect(tmp_path / 'results.sqlite', isolation_level=None)) as other:
+            other.execute('BEGIN EXCLUSIVE')
+            yield opened
+
+
+@pytest.mark.parametrize(
+    'use',
+    [
+        lambda opened, path: Results(path / 'results.sqlite'),
+        lambda opened, path: opened.statuses(),
+        lambda opened, path: opened.status('abc'),
+        lambda opened, path: opened.read('epochs', 'abc'),
+        lambda opened, path: opened.scores(),
+        lambda opened, path: opened.export(path),
+        lambda opened, path: opened.finish('abc', {}),
+        lambda opened, path: merge.merge([path]),
+        lambda opened, path: merge.look(path),
+    ],
+)
+def test_a_database_that_another_program_holds_is_not_called_damaged(held, tmp_path, use):
+    with pytest.raises(UserError, match=r'sqlite: another program holds it .* Close that and start again') as error:
+        use(held, tmp_path)
+    assert 'Restore' not in str(error.value)
+
+
 def trial(trial_id, **more):
     return {**TRIAL, 'trial_id': trial_id, 'recipe_id': 'r', 'data_fingerprint': 'f', **more}
 
@@ -245,8 +278,10 @@ def next_schema(monkeypatch):
     for module in (schema, merge):
         monkeypatch.setattr(module, 'SCHEMA_VERSION', now + 2)
         monkeypatch.setattr(module, 'TRIAL_COLUMNS', columns)
+    monkeypatch.setattr(merge, 'BOARD_COLUMNS', (*schema.BOARD_COLUMNS, 'site'))
     monkeypatch.setitem(schema.TABLES, 'trials', (columns, ''))
-    migrations = {now: ('ALTER TABLE trials ADD COLUMN site TEXT',), now + 1: ("UPDATE trials SET site = 'unknown'",)}
+    fill = "UPDATE trials SET site = 'unknown', digest = NULL"
+    migrations = {now: ('ALTER TABLE trials ADD COLUMN site TEXT',), now + 1: (fill,)}
     monkeypatch.setattr(schema, 'MIGRATIONS', migrations)
 
 
@@ -260,13 +295,16 @@ def test_an_older_schema_is_migrated_on_opening(tmp_path, request):
         migrated.close()
 
 
-ADDED_IN_SCHEMA_2 = {'trials': ('n_val', 'val_loss', 'val_accuracy'), 'epochs': ('val_loss', 'val_accuracy')}
+ADDED = {  # since schema 1
+    'trials': ('n_val', 'val_loss', 'val_accuracy', 'settings', 'digest'),
+    'epochs': ('val_loss', 'val_accuracy'),
+}
 
 
 def test_a_database_of_schema_1_is_read_and_goes_on(tmp_path):
     path = finished(tmp_path / 'results.sqlite')
     with sqlite3.connect(path) as connection:
-        for table, columns in ADDED_IN_SCHEMA_2.items():
+        for table, columns in ADDED.items():
             for column in columns:
                 connection.execute(f'ALTER TABLE {table} DROP COLUMN {column}')
         connection.execute('PRAGMA user_version = 1')
@@ -275,6 +313,23 @@ def test_a_database_of_schema_1_is_read_and_goes_on(tmp_path):
     with contextlib.closing(Results(path)) as database:
         database.record_epoch([epoch(9)], [])
         assert database.read('epochs', 'abc').val_loss.isna().all()
+        assert database.read('trials', 'abc').digest.isna().all()
+    assert list(merge.merge([tmp_path]).trials.status) == ['DONE']
+
+
+STUDY = pathlib.Path(__file__).parents[2] / 'docs/study'
+
+
+def test_the_published_databases_are_read_and_stay_as_they_are(tmp_path):
+    files = list(STUDY.glob('*/*.sqlite'))
+    before = [file.read_bytes() for file in files]
+    merged = merge.merge([file.parent for file in files])
+    assert len(merged.trials) > 500 and set(merged.trials.status) == {'DONE'}
+    assert not any('damaged' in warning for warning in merged.warnings)
+    assert merge.verify([file.parent for file in files]) == (0, len(merged.trials), [])
+    assert [file.read_bytes() for file in files] == before
+    with contextlib.closing(sqlite3.connect(f'{files[0].as_uri()}?mode=ro', uri=True)) as database:
+        assert database.execute('PRAGMA user_version').fetchone() == (2,)
 
 
 def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path, request):

@@ -136,6 +136,30 @@ def test_a_sweep_killed_twenty_times_at_any_moment_ends_with_the_rows_of_an_undi
     assert_goes_on(server, arguments, tmp_path / 'run', undisturbed)
 
 
+@pytest.mark.parametrize('epoch', [1, EPOCHS - 1, EPOCHS + 2, 2 * EPOCHS + 1])
+def test_with_an_older_database_restored_a_sweep_ends_with_the_rows_of_an_undisturbed_one(
+    server, labelled_folder, undisturbed, tmp_path, epoch
+):
+    arguments, workdir = flags(labelled_folder, tmp_path / 'run', *SWEEP), tmp_path / 'run'
+    child = server.start(arguments)
+    for epochs in (2 * epoch, 2 * epoch + 4):  # of two trials that train together
+        while recorded_epochs(workdir) < epochs and child.is_alive():
+            time.sleep(0.001)
+        if not (tmp_path / 'copy').exists():
+            files = (workdir / 'results.sqlite', tmp_path / 'copy')
+            with contextlib.ExitStack() as opened:
+                database, copy = (opened.enter_context(contextlib.closing(sqlite3.connect(file))) for file in files)
+                database.backup(copy)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    (workdir / 'results.sqlite-journal').unlink(missing_ok=True)
+    shutil.copy(tmp_path / 'copy', workdir / 'results.sqlite')
+    status, output = server.run(arguments)
+    assert status == 0, output
+    assert 'it is older than they are' in output
+    assert_same_rows(workdir, undisturbed)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 4 MiB."""
@@ -222,13 +246,72 @@ def cut_config(workdir):
     (workdir / 'config.json').write_text(text[: len(text) // 2])
 
 
+def lose_database(workdir):
+    (workdir / 'results.sqlite').unlink()
+
+
+def empty_database(workdir):
+    (workdir / 'results.sqlite').write_bytes(b'')
+
+
+def lose_database_and_weights(workdir):
+    lose_database(workdir)
+    shutil.rmtree(workdir / 'checkpoints')
+
+
+def a_folder(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def a_file(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.write_text('not a folder')
+
+
+def text(content):
+    return lambda path: path.write_text(content)
+
+
+DAMAGES = [
+    *(('lanes.json', how) for how in (text('['), text('{"x": 1}'), text('[' * 10**5), text('\x00'), a_folder)),
+    *(('env.json', how) for how in (text('{}'), text('[1]'), text(''), a_folder)),
+    *(('config.json', how) for how in (text('{"identity": [["a"]], "swept": []}'), text('[]'), a_folder)),
+    *(('checkpoints/*/batch.json', how) for how in (text('{"trials": [[]], "phases": []}'), a_folder)),
+    *((name, a_file) for name in ('checkpoints/*/balanced', 'checkpoints', 'tensorboard')),
+    *((name, a_folder) for name in ('results.sqlite', 'results.csv', 'data.json', 'config.json')),
+]
+
+
+@pytest.mark.parametrize(('name', 'how'), DAMAGES)
+def test_a_damaged_file_beside_the_database_is_named_in_one_line(
+    server, labelled_folder, undisturbed, tmp_path, name, how
+):
+    workdir = shutil.copytree(undisturbed, tmp_path / 'run')
+    damaged = next(workdir.glob(name))
+    how(damaged)
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP, '--sweep=seed=0:4'))
+    assert_stopped_in_a_line(status, output, damaged.name)
+    assert 'Traceback' not in output
+
+
 def content(workdir):
     return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
 
 @pytest.mark.parametrize(
     ('spoil', 'found'),
-    [(damage, 'Restore it from a copy'), (write_newer_schema, 'schema 99'), (cut_config, 'config.json cannot be read')],
+    [
+        (damage, 'Restore it from a copy'),
+        (write_newer_schema, 'schema 99'),
+        (cut_config, 'config.json cannot be read'),
+        (lose_database, 'results.sqlite is missing or empty'),
+        (empty_database, 'results.sqlite is missing or empty'),
+        (lose_database_and_weights, 'has results.csv, but its database'),
+    ],
 )
 def test_a_spoilt_run_directory_is_refused_with_a_line_and_left_as_it_is(
     server, labelled_folder, undisturbed, tmp_path, spoil, found

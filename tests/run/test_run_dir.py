@@ -1,3 +1,4 @@
+import contextlib
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import pytest
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import groups, splits, trial
+from bhcnet_jax.records.database import Results
 from bhcnet_jax.run import run_dir
 from lanes import small_config
 
@@ -30,9 +32,11 @@ def make(image_set, folder='', **overrides):
     return trial.make(config, image_set.labels, split, image_set.fingerprint)
 
 
-def claim(path, image_set, swept=(), **overrides):
+def claim(path, image_set, swept=(), trains=True, **overrides):
     with run_dir.claim(path, folder_config('', **overrides), image_set, swept):
-        pass
+        if trains:
+            with contextlib.closing(Results(path / 'results.sqlite')) as database:
+                database.begin([{'trial_id': 'a'}])
 
 
 def test_the_same_run_may_come_back_with_other_engine_settings(image_set, tmp_path):
@@ -47,7 +51,9 @@ def test_the_same_run_may_come_back_with_other_engine_settings(image_set, tmp_pa
     [
         ({'seed': 4}, r'seed is 0 there, 4 here'),
         ({'optimizer__peak_lr': 0.5}, r'optimizer.peak_lr is 0.001 there, 0.5 here'),
-        ({'phases': ('balanced',)}, r'and \d more'),
+        ({'phases': ('balanced',)}, r"phases is \['balanced', 'imbalanced'\] there, \['balanced'\] here\)"),
+        ({'optimizer__ema': 0.9}, 'optimizer.ema is None there, 0.9 here'),
+        ({'seed': 4}, r'--workdir=\S+/run-2, or train both here: --sweep=seed=0,4\.$'),
     ],
 )
 def test_another_config_is_refused_and_nothing_is_overwritten(image_set, tmp_path, overrides, message):
@@ -66,6 +72,31 @@ def test_a_swept_key_may_differ_then_and_later(image_set, tmp_path):
     claim(tmp_path / 'run', image_set, augment__affine__zoom=0.3, seed=2)
     with pytest.raises(UserError, match=r'batch_size is 8 there, 4 here'):
         claim(tmp_path / 'run', image_set, batch_size=4)
+
+
+def test_a_phase_that_only_one_of_two_calls_uses_may_be_swept(image_set, tmp_path):
+    claim(tmp_path / 'run', image_set, swept=['seed'], phases=('balanced',))
+    claim(tmp_path / 'run', image_set, swept=['seed', 'phases'], imbalanced__epochs=7)
+    with pytest.raises(UserError, match=r'imbalanced.epochs is 7 there, 6 here'):
+        claim(tmp_path / 'run', image_set, swept=['phases'], imbalanced__epochs=6)
+
+
+def test_a_call_that_ended_before_it_trained_leaves_the_directory_to_others(image_set, tmp_path):
+    claim(tmp_path / 'run', image_set, trains=False)
+    claim(tmp_path / 'run', image_set, seed=4)
+    with pytest.raises(UserError, match='seed is 4 there, 0 here'):
+        claim(tmp_path / 'run', image_set)
+
+
+def test_a_check_refuses_what_a_claim_would_and_writes_nothing(image_set, tmp_path):
+    run_dir.check(tmp_path / 'run', folder_config(''), image_set)
+    assert not (tmp_path / 'run').exists()
+    claim(tmp_path / 'run', image_set)
+    before = (tmp_path / 'run/config.json').read_bytes()
+    run_dir.check(tmp_path / 'run', folder_config('', seed=4), image_set, ['seed'])
+    with pytest.raises(UserError, match='seed is 0 there, 4 here'):
+        run_dir.check(tmp_path / 'run', folder_config('', seed=4), image_set)
+    assert (tmp_path / 'run/config.json').read_bytes() == before
 
 
 def test_other_data_are_refused(image_set, tmp_path):
@@ -88,7 +119,7 @@ def test_a_start_that_was_killed_while_writing_config_json_can_be_repeated(image
     assert json.loads((tmp_path / 'config.json').read_text())['dataset'] == image_set.label
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"identity'])
+@pytest.mark.parametrize('text', ['', '[]', '{"identity', '{"identity": [], "swept": []}', '\x00', '[' * 10**5])
 def test_an_unreadable_config_json_is_refused(image_set, tmp_path, text):
     (tmp_path / 'config.json').write_text(text)
     with pytest.raises(UserError, match=r'config\.json cannot be read'):

@@ -1,20 +1,25 @@
 import contextlib
+import json
 import sqlite3
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pandas as pd
 import pytest
+from ml_collections import ConfigDict
 
+from bhcnet_jax import machine
+from bhcnet_jax.configs import base
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import phases
+from bhcnet_jax.plan import phases, trial
 from bhcnet_jax.records.database import Results
 from bhcnet_jax.run import train
 from bhcnet_jax.run.train import Options
 from bhcnet_jax.training.engine import Engine
 from lanes import small_config
 
-TIMES = ['train_seconds', 'images_per_second', 'engine']
+TIMES = ['train_seconds', 'images_per_second', 'engine', 'digest']
 
 
 @pytest.fixture(scope='module')
@@ -34,6 +39,14 @@ def sweep_of(labelled_folder, tmp_path_factory):
                 return well, pd.read_sql_query('SELECT * FROM trials ORDER BY trial_id', database)
 
         yield run
+
+
+class SplitOf(NamedTuple):
+    """What an identity needs of a split."""
+
+    digest: str
+    test: tuple = ()
+    val: tuple = ()
 
 
 AXES = 'seed=0:4'
@@ -71,19 +84,20 @@ def test_of_trials_that_train_together_only_the_one_that_raises_is_failed(sweep_
     assert_same(rows[rows.seed != 2], undisturbed[undisturbed.seed != 2])
 
 
-def test_a_trial_that_its_images_do_not_allow_is_failed_alone(sweep_of, monkeypatch):
+@pytest.mark.parametrize('impossible', [0, 1])
+def test_a_trial_that_its_images_do_not_allow_is_failed_alone(sweep_of, monkeypatch, impossible):
     plan = phases.plan
 
     def refusing(config, *rest):
-        if config.seed == 1:
+        if config.seed == impossible:
             raise ValueError('too few images')
         return plan(config, *rest)
 
     monkeypatch.setattr(phases, 'plan', refusing)
-    well, rows = sweep_of('refused', 'seed=0:2')
+    well, rows = sweep_of(f'refused {impossible}', 'seed=0:2')
     assert not well
-    assert rows.set_index('seed').status.to_dict() == {0: 'DONE', 1: 'FAILED'}
-    assert rows[rows.seed == 1].error.item() == 'too few images'
+    assert rows.set_index('seed').status.to_dict() == {1 - impossible: 'DONE', impossible: 'FAILED'}
+    assert rows[rows.seed == impossible].error.item() == 'too few images'
 
 
 def test_lanes_that_do_not_fit_into_memory_are_halved_and_the_sweep_goes_on(sweep_of, monkeypatch, capsys):
@@ -99,9 +113,24 @@ def test_lanes_that_do_not_fit_into_memory_are_halved_and_the_sweep_goes_on(swee
     well, rows = sweep_of('exhausted', AXES, engine__lanes='2')
     assert well
     assert 'Out of memory: going on with 1 trials at a time' in capsys.readouterr().out
-    assert set(rows.engine) == {'devices 2, lanes 2, spread lanes; devices 2, lanes 1, spread lanes'}
+    settings = [f'devices 2, lanes {lanes}, spread lanes, {machine.compiler_flags()}' for lanes in (2, 1)]
+    assert set(rows.engine) == {'; '.join(settings)}
     for name in ('log_loss', 'auc'):  # other lanes, other rounding
         pd.testing.assert_series_equal(rows[name], expected[name], rtol=1e-3)
+
+
+def test_each_trial_can_be_rebuilt_from_the_database(sweep_of):
+    _, rows = sweep_of('rebuilt', "seed=3 phases=('balanced',),('balanced','imbalanced') optimizer.peak_lr=1e-3,1e-4")
+    for row in rows.itertuples():
+        settings = json.loads(row.settings)
+        config = trial.set_point(base.get_config().to_dict(), {'dataset.dir': 'elsewhere'})
+        for name, part in settings.items():
+            config[name] = {**config[name], **part} if isinstance(part, dict) else part
+        config['phases'] = tuple(config['phases'])
+        trial.check(ConfigDict(config))
+        assert trial.identify(config, SplitOf(row.split_digest), row.data_fingerprint).recipe_id == row.recipe_id
+        assert (settings['seed'], settings['split']['fold']) == (row.seed, row.fold)
+        assert 'dir' not in settings['dataset']
 
 
 def test_an_extended_sweep_computes_what_one_at_once_does(sweep_of, undisturbed):

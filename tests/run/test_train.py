@@ -180,7 +180,7 @@ def test_phase_two_starts_from_the_weights_and_class_weights_on_disk(undisturbed
     saved = {}
     for phase in ('balanced', 'imbalanced'):
         (directory,) = (workdir / 'checkpoints').glob(f'*/{phase}')
-        checkpoints = Checkpoints(directory)
+        checkpoints = Checkpoints(directory, 'a')
         saved[phase] = checkpoints._manager.restore(12)
         checkpoints.close()
     assert set(saved['balanced']) == {'state', 'class_weights'}
@@ -262,6 +262,40 @@ def test_more_folds_than_images_end_in_one_line(labelled_folder, tmp_path, monke
     with pytest.raises(UserError, match=r'split.folds is 30: class 1 has only 18 groups of images'):
         train.run(config, Options(workdir=str(tmp_path / 'run')))
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_call_that_failed_leaves_its_directory_to_the_corrected_one(labelled_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    config, options = tiny_config(labelled_folder), Options(workdir=str(tmp_path / 'run'))
+    config.phases = ('balanced',)
+    config.balanced.epochs = 1
+    config.imbalanced.positives = 5
+    config.phases = ('imbalanced',)
+    config.imbalanced.class_weights = 'computed'
+    with pytest.raises(UserError, match='positives'):
+        train.run(config, options)
+    config.imbalanced.positives, config.imbalanced.epochs = 30, 1
+    assert train.run(config, options)
+
+
+def test_more_phases_go_on_from_trials_of_a_call_that_had_fewer(labelled_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    config = tiny_config(labelled_folder)
+    config.augment.policy = 'none'
+    config.balanced.epochs = config.imbalanced.epochs = 1
+    first = config.copy_and_resolve_references()
+    first.phases = ('balanced',)
+    run = Options(workdir=str(tmp_path / 'run'), sweep='seed=0:3', estimate=False)
+    assert train.run(first, run)
+    both = run._replace(sweep="phases=('balanced',),('balanced','imbalanced') seed=0:3")
+    for options in (both._replace(dry_run=True), both):
+        capsys.readouterr()
+        assert train.run(config, options)
+        assert 'Trials: 3 finished, 3 new' in capsys.readouterr().out
+    for options in (run._replace(sweep='', dry_run=True), run._replace(sweep='')):
+        config.optimizer.peak_lr = 0.1
+        with pytest.raises(UserError, match=r'optimizer.peak_lr is'):
+            train.run(config, options)
 
 
 @pytest.fixture

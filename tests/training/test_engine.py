@@ -188,7 +188,7 @@ config = small_config(augment__policy='none', model__filters=(2,))
 seeds, epoch, directory = (3, 7, 5, 9), int(sys.argv[1]), pathlib.Path(sys.argv[2])
 engine = Engine(config, *small_images(), 4)
 assert len(engine.devices) == 4
-states, checkpoints = engine.init(small_lanes(config, seeds)), Checkpoints(directory)
+states, checkpoints = engine.init(small_lanes(config, seeds)), Checkpoints(directory, 'abcd')
 if epoch:
     states = checkpoints.restore(states, epoch)[1]
 states, _ = engine.epoch(engine.to_devices(states), small_lanes(config, seeds, epoch))
@@ -214,13 +214,13 @@ def test_what_four_devices_have_begun_goes_on_with_one_and_the_other_way_round(t
     on_four_devices(0)
     engine = Engine(config, *small_images(), 4, lanes=4)
     assert len(engine.devices) == 1
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, 'abcd')
     _, states = checkpoints.restore(engine.init(small_lanes(config, seeds)), 1)
     states, _ = engine.epoch(engine.to_devices(states), small_lanes(config, seeds, 1))
     checkpoints.save(2, engine.to_host(states, 4))
     checkpoints.close()
     on_four_devices(2)
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, 'abcd')
     _, moved = checkpoints.restore(engine.to_host(states, 4), 3)
     checkpoints.close()
     states = engine.to_devices(engine.init(small_lanes(config, seeds)))
