@@ -229,6 +229,7 @@ def _check_combinations(config: Config) -> None:
     scheme, folds, fold = (config['split'][key] for key in ('scheme', 'folds', 'fold'))
     allowed = 0 if scheme == 'holdout' else folds - 1
     if not 0 <= fold <= allowed:
-        raise UserError(f'split.fold is {fold}; split.scheme {scheme!r} of {folds} folds allows 0 to {allowed}.')
+        other = "; for other folds set split.scheme to 'kfold'" if scheme == 'holdout' else ''
+        raise UserError(f'split.fold is {fold}; split.scheme {scheme!r} of {folds} folds allows 0 to {allowed}{other}.')
     if config['split']['val_folds'] == 1:
         raise UserError('split.val_folds is 1, which leaves nothing to train on; expected 0 (none), or 2 or more.')
