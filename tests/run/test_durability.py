@@ -136,7 +136,10 @@ def test_a_sweep_killed_twenty_times_at_any_moment_ends_with_the_rows_of_an_undi
     assert_goes_on(server, arguments, tmp_path / 'run', undisturbed)
 
 
-@pytest.mark.parametrize('epoch', [1, EPOCHS - 1, EPOCHS + 2, 2 * EPOCHS + 1])
+@pytest.mark.parametrize(
+    'epoch',
+    [EPOCHS + 2, *(pytest.param(epoch, marks=pytest.mark.slow) for epoch in (1, EPOCHS - 1, 2 * EPOCHS + 1))],
+)
 def test_with_an_older_database_restored_a_sweep_ends_with_the_rows_of_an_undisturbed_one(
     server, labelled_folder, undisturbed, tmp_path, epoch
 ):
