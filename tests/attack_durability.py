@@ -1,6 +1,6 @@
 """Flips bits in checkpoints and databases, and restores older databases: is the result right, or said to be wrong?
 
-    python tests/attack_durability.py --checkpoints=60 --databases=500 --older=20
+    python tests/attack_durability.py --checkpoints=40 --databases=400 --older=12
 
 Started by hand; docs/reliability.md has its counts. Each attack is on a copy of a run directory of its own. What it
 ended as is counted: the rows of an undisturbed run, one line, or anything else, which is a fault.
@@ -97,6 +97,12 @@ def attack_databases(count, finished, root, generator):
     return endings
 
 
+def show(name, endings):
+    """Prints how often attacks of one kind ended how."""
+    counts = ', '.join(f'{count} {how}' for how, count in endings.most_common())
+    print(f'{name}: {endings.total()}: {counts}', flush=True)
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -119,7 +125,9 @@ def main():
         for epochs in (2, EPOCHS + 1, 2 * EPOCHS - 1):
             workdir = root / f'begun-{epochs}'
             begun[workdir] = interrupt(server, arguments(workdir), workdir, epochs)
-        counts = {'bits flipped in a database': attack_databases(asked.databases, root / 'finished', root, generator)}
+        flipped = attack_databases(asked.databases, root / 'finished', root, generator)
+        counts = {'bits flipped in a database': flipped}
+        show('bits flipped in a database', flipped)
         for name, count in (('bits flipped in checkpoints', asked.checkpoints), ('older databases', asked.older)):
             endings = counts[name] = collections.Counter()
             for number in range(count):
@@ -133,8 +141,7 @@ def main():
                     flip(generator.choice([file for file in files if file.stat().st_size]), generator)
                 endings[ending(server, arguments(workdir), workdir, expected)] += 1
                 shutil.rmtree(workdir)
-    for name, endings in counts.items():
-        print(f'{name}: {endings.total()}: ' + ', '.join(f'{count} {how}' for how, count in endings.most_common()))
+            show(name, endings)
     sys.exit(any(how.startswith('WRONG') for endings in counts.values() for how in endings))
 
 
