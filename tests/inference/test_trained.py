@@ -1,11 +1,13 @@
 """A model is what was trained: the same probabilities, the same pixels, the trials that were asked for."""
 
+import dataclasses
 import json
 import shutil
 import sqlite3
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -64,15 +66,22 @@ def test_an_array_is_preprocessed_as_the_file_that_holds_it(crossed, heads):
         model.preprocess(np.zeros((4, 4), np.float32))
 
 
-def test_several_trials_are_an_ensemble_of_the_mean_logit(crossed):
-    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16), np.uint8)
-    ensemble = bhcnet_jax.load(crossed)
-    alone = [bhcnet_jax.load(crossed, f'seed={seed} fold={fold}') for seed in (0, 1) for fold in (0, 1)]
+def sharper(model):
+    """With larger weights: the networks here learn little, and near 0 the mean of logits is hardly any other."""
+    return dataclasses.replace(model, variables=jax.tree.map(lambda leaf: 5 * leaf, model.variables))
+
+
+def test_several_trials_are_an_ensemble_of_the_mean_logit(crossed, heads):
+    ensemble = sharper(bhcnet_jax.load(crossed))
+    images = np.stack([ensemble.preprocess(heads / f'{number:02}.png') for number in range(6)])
+    alone = [sharper(bhcnet_jax.load(crossed, f'seed={seed} fold={fold}')) for seed in (0, 1) for fold in (0, 1)]
     assert {each.members[0] for each in alone} == set(ensemble.members) and len(ensemble.members) == 4
     logits = np.stack([each.logits(images) for each in alone])
     np.testing.assert_allclose(ensemble.logits(images), logits.mean(axis=0), rtol=1e-6)
     probabilities, spread = ensemble.predict_with_spread(images)
+    assert np.abs(expit(logits).mean(axis=0) - expit(logits.mean(axis=0))).max() > 1e-4
     np.testing.assert_allclose(probabilities, expit(logits.mean(axis=0)), rtol=1e-6)
+    np.testing.assert_array_equal(ensemble.predict(images), probabilities)
     np.testing.assert_allclose(spread, expit(logits).std(axis=0, ddof=1), rtol=1e-4)
     assert np.isnan(alone[0].predict_with_spread(images)[1]).all()
 
