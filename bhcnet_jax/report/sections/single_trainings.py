@@ -10,12 +10,13 @@ from bhcnet_jax.report.page import Block, Cell, Number, Section, Table
 from bhcnet_jax.statistics import comparison
 from bhcnet_jax.statistics.comparison import Protocol
 
+TITLE = 'Single trainings on single splits'
 RANGE = ('lowest', 'lower quartile', 'median', 'upper quartile', 'highest')
 
 
 def single_trainings(evidence: Evidence) -> Section:
     """Shows how far single trainings of one recipe lie apart, and how many reach what the paper prints."""
-    return Section('Single trainings on single splits', [*_holdouts(evidence), _folds(evidence)])
+    return Section(TITLE, [*_holdouts(evidence), _folds(evidence)])
 
 
 def _range(found: Protocol) -> list[Number]:
