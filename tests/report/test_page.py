@@ -298,9 +298,28 @@ def test_commands_of_the_report_work_as_printed_on_own_images_in_any_folder(tmp_
     assert {each[2] for each in found} == {f'bhcnet_jax.{name}' for name in ('main', 'baselines', 'audit', 'report')}
     for _, _, module, *arguments in found:
         if module == 'bhcnet_jax.report':
-            assert arguments == [str(directories[0])]
+            assert arguments in ([str(directories[0])], [str(directories[0]), '--no_images'])
         elif any(each.startswith('--workdir') for each in arguments):
             assert arguments == ['--config=imbalanced', '--sweep=seed=0:2', f'--workdir={directories[0]}']
         else:
             prefix = '--' if module == 'bhcnet_jax.audit' else '--config.dataset.'
             assert {f"{prefix}dir=/data/anna's moles", f'{prefix}positive=bad mole'} <= set(arguments)
+
+
+def test_the_command_of_the_report_has_the_flags_that_it_was_given(real):
+    again = [each for each in commands(real) if each[2] == 'bhcnet_jax.report'][-1]
+    assert again[3:] == [str(real / 'networks'), str(real / 'baselines'), '--no_images']
+
+
+def test_trials_that_were_asked_for_and_are_not_done_are_counted(real, tmp_path):
+    assert numbers(real, 'runs').value[str(real / 'networks'), 'asked for'] == 2 * studies.FOLDS * 4
+    assert 'Not all trials' not in section(real, 'How to rerun every number')
+    directories = studies.write(tmp_path)
+    starts = json.loads((directories[0] / 'env.json').read_text())
+    more = studies.SWEEP.replace('seed=0:2', 'seed=0:3')
+    starts.append({**starts[0], 'command': f"python -m bhcnet_jax.main --config=imbalanced --sweep=' {more}'"})
+    (directories[0] / 'env.json').write_text(json.dumps(starts))
+    make_report(tmp_path, *directories)
+    told = section(tmp_path, 'How to rerun every number')
+    assert f'{directories[0]} has 32 of 48 trials' in told
+    assert f"'--sweep={more}'" in told
