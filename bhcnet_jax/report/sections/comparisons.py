@@ -35,7 +35,7 @@ def comparisons(evidence: Evidence, reference: Recipe) -> Section:
 
 
 def _row(recipe: Recipe, found: Difference, adjusted: float) -> list[Cell]:
-    only = [Number(count, style='whole') for count in (found.only_second, found.only_first)]
+    only = [Number(count, n=found.accuracy.n, style='whole') for count in (found.only_second, found.only_first)]
     tests = [Number(p, style='p', n=found.accuracy.n) for p in (found.p, adjusted)]
     return [recipe.label, KINDS[recipe.kind], found.accuracy, found.auc, *only, *tests]
 
@@ -62,7 +62,7 @@ def _ablations(
     rows = [[name, number] for name, number in near.items()]
     return [
         plots.dots('ablations', caption, evidence.mark, near, 'accuracy difference, percentage points'),
-        Table('ablation-differences', caption, ('setting', 'accuracy difference'), rows),
+        Table('ablation-differences', 'The same differences in numbers', ('setting', 'accuracy difference'), rows, longest=0),
     ]
 
 

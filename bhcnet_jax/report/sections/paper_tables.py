@@ -38,7 +38,7 @@ def paper_tables(evidence: Evidence) -> Section:
         on_holdouts = {paper.row_of(each.trials, each.settings) for each in evidence.holdouts} & set(others)
         if on_holdouts:
             caption += f'; {len(on_holdouts)} were trained on holdout splits, see "{SINGLE_TRAININGS}"'
-        blocks.append(Table('paper-alone', caption, HEADS, *_columns(list(map(_printed, others)))))
+        blocks.append(Table('paper-alone', caption, HEADS, *_columns(list(map(_printed, others))), is_of_images=False))
     return Section("The paper's tables beside ours", [*blocks, Note(note), *_missing(evidence, networks)])
 
 
