@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from bhcnet_jax.configs import base
@@ -33,6 +34,23 @@ def recipes(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> 
             yield from (_identify(tree, {**one, **other}) for one in listed for other in _points(parsed))
         except (UserError, KeyError, TypeError, ValueError):  # a key of another version: these stay unknown
             continue
+
+
+def asked(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many trials a run directory was asked for, over all its starts; None where a key is of another version.
+
+    written, starts: as of `recipes`.
+    """
+    tree = complete({**written, 'trials': ()})
+    listed = [tuples(point) for point in written.get('trials') or ({},)]
+    try:
+        parsed = [sweep.parse(axes, ConfigDict(tree)) for axes in dict.fromkeys(map(_sweep, starts))]
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
+    points = [{**one, **other} for axes in parsed for one in listed for other in sweep.points(axes)]
+    unswept = traverse_util.flatten_dict(tree, sep='.')
+    keys = list(dict.fromkeys(key for point in points for key in point))
+    return len({repr([point.get(key, unswept.get(key)) for key in keys]) for point in points})
 
 
 def complete(tree: Mapping[str, Any]) -> dict[str, Any]:

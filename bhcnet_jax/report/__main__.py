@@ -44,6 +44,7 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
     recipes = evidence.recipes
     reference = find(recipes, reference_name) if reference_name else most_neighbours(recipes)
     found = images.load(evidence) if with_images else '--no_images was given.'
+    flags = [f'--reference={reference_name}'] * bool(reference_name) + ['--no_images'] * (not with_images)
     sections = (
         answer(evidence),
         *([paper_tables(evidence)] if evidence.is_of_paper else []),
@@ -55,7 +56,7 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
         audits(evidence, found),
         misread(evidence, found),
         sweep(evidence),
-        reruns(evidence),
+        reruns(evidence, flags),
         model_card(evidence),
     )
     negative, positive = evidence.classes

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import pkgutil
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bhcnet_jax import configs
 from bhcnet_jax.configs import base
 from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
@@ -104,6 +106,12 @@ class Recipe:
     def folds_done(self) -> str:
         """See `recipes.folds_done`."""
         return recipes.folds_done(self.trials)
+
+    @property
+    def config_name(self) -> str:
+        """The shipped config that is called as the recipe; 'balanced' where there is none."""
+        name = self.trials.recipe.iloc[0]
+        return name if name in {each.name for each in pkgutil.iter_modules(configs.__path__)} else 'balanced'
 
     @property
     def baseline_command(self) -> str:

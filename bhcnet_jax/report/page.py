@@ -67,6 +67,12 @@ class Number:
         return _joined(self.text, [each for each in (self.interval, self.of) if each])
 
 
+def span(counts: Iterable[int]) -> str:
+    """The least and the largest, as one where they agree."""
+    lowest, *_, highest = sorted([*counts] * 2)
+    return str(lowest) if lowest == highest else f'{lowest} to {highest}'
+
+
 def _joined(text: str, details: Sequence[str]) -> str:
     return f'{text} ({"; ".join(details)})' if details else text
 
@@ -160,6 +166,7 @@ class Table:
       name: what report.csv calls it.
       remarks: of each row, below it; '' for none. () where no row has one.
       longest: rows with which it is not folded yet.
+      is_of_images: whether it says anything of the images, so that it bears the page's mark.
     """
 
     name: str
@@ -169,6 +176,7 @@ class Table:
     note: str = ''
     remarks: Sequence[str] = ()
     longest: int = LONG
+    is_of_images: bool = True
     kind: str = 'table'
 
     @functools.cached_property
@@ -302,4 +310,5 @@ def _numbers(page: Page) -> Iterable[tuple[object, ...]]:
                     if isinstance(cell, Number):
                         name = str(row[0])
                         found = (cell.value, cell.low, cell.high, cell.n)
-                        yield (page.mark, section.title, table.name, name, head, *found)
+                        mark = page.mark if table.is_of_images else ''
+                        yield (mark, section.title, table.name, name, head, *found)

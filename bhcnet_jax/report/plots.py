@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
+from sklearn.isotonic import isotonic_regression
 
 from bhcnet_jax.report.bands import BINS, Curve
 from bhcnet_jax.report.page import Figure, Number
@@ -24,6 +25,7 @@ COLOURS = ('#010000', '#000100', '#000001', '#010100')
 LINES = ('-', '--', '-.', ':')
 MARKERS = 'os^D'
 _VARIABLES = {INK: 'ink', SOFT: 'soft', LINE: 'line', **{each: f'c{place}' for place, each in enumerate(COLOURS)}}
+LABEL_HEIGHT = 0.05  # of a small label, as a share of the height of the axes
 SIZE = (4.6, 3.5)  # inches: on a phone its text is as large as the page's notes
 STYLE = {
     'svg.fonttype': 'none',
@@ -175,9 +177,11 @@ def by_part(name: str, caption: str, mark: str, epochs: pd.DataFrame, part: str)
         table = 100 * epochs.groupby(['step', part]).test_accuracy.mean().unstack()
         for column in table:
             axes.plot(table.index, table[column], color=COLOURS[0], linewidth=0.9, alpha=0.55, marker='o', markersize=2)
-        for value, ending in table.iloc[-1].groupby(table.iloc[-1].round(1)):
+        endings = dict(iter(table.iloc[-1].groupby(table.iloc[-1].round(1))))
+        heights = apart(np.array([*endings]), LABEL_HEIGHT * np.ptp(axes.get_ylim()))
+        for height, ending in zip(heights, endings.values(), strict=True):
             names = ', '.join(map(str, ending.index)) if len(ending) < 4 else f'{len(ending)} {part}s'
-            axes.text(table.index[-1], value, f'  {names}', fontsize=7.5, va='center', color=SOFT)
+            axes.text(table.index[-1], height, f'  {names}', fontsize=7.5, va='center', color=SOFT)
         mean = {'color': COLOURS[1], 'linewidth': 2, 'label': f'mean over {part}s, {table.shape[1]}'}
         axes.plot(table.index, table.mean(axis=1), **mean)
         _phases(axes, epochs)
@@ -185,6 +189,12 @@ def by_part(name: str, caption: str, mark: str, epochs: pd.DataFrame, part: str)
         _legend(axes)
 
     return draw(name, caption, mark, paint)
+
+
+def apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Ascending heights, moved as little as leaves that gap between each two (least squares)."""
+    steps = gap * np.arange(len(heights))
+    return isotonic_regression(heights - steps) + steps
 
 
 def _phases(axes: Axes, epochs: pd.DataFrame) -> None:

@@ -80,7 +80,13 @@ def short(key: str, keys: Sequence[str]) -> str:
 
 
 def usual(known: Sequence[Settings], keys: Sequence[str]) -> Settings:
-    """Of these keys the value that more than half of the recipes have, where there is one."""
+    """Of these keys the value that more than half of the recipes have, where there is one.
+
+    If a single recipe has none of these settings on, as in `trial.NEUTRAL`, its values.
+    """
+    nothing_on = [each for each in known if all(key in each and each[key] == _LEFT_OUT.get(key) for key in keys)]
+    if len(nothing_on) == 1:
+        return {key: nothing_on[0][key] for key in keys}
     found = {}
     for key in keys:
         values = [each[key] for each in known if key in each]

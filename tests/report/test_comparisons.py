@@ -66,3 +66,11 @@ def test_the_reference_may_be_named(tmp_path):
     directories = studies.write(tmp_path)
     studies.make_report(tmp_path, *directories, '--reference', 'random forest on all shortcuts')
     assert 'minus the reference, random forest on all shortcuts' in comparisons(tmp_path)
+
+
+def test_a_hint_at_ablations_names_the_config_of_the_reference(tmp_path):
+    networks, baselines = studies.write(tmp_path)
+    (networks / 'config.json').unlink()  # so that no settings are known
+    studies.make_report(tmp_path, networks, baselines)
+    hint = re.search(r'Missing: recipes that differ from the reference in one setting\. `(.*)`', comparisons(tmp_path))
+    assert hint[1].startswith('python -m bhcnet_jax.main --config=imbalanced ')

@@ -87,16 +87,26 @@ def test_the_page_loads_nothing_and_has_every_figure_and_section(real):
     assert len(re.findall(r'\n## ', text(real))) == SECTIONS
 
 
-def test_everything_made_from_the_phantom_says_so(phantom):
+PRINTED_TABLES = ("as printed", 'What cannot be right in the paper')  # words of the paper alone
+
+
+def is_papers_own(caption):
+    return any(words in caption for words in PRINTED_TABLES)
+
+
+def test_everything_made_from_the_phantom_says_so_and_nothing_else(phantom):
     found = Page(text(phantom, 'html'))
     assert len(found.texts) > 25
     for tag, parts in found.texts:
-        assert 'PHANTOM' in ''.join(parts), (tag, parts)
+        assert ('PHANTOM' in ''.join(parts)) != is_papers_own(''.join(parts)), (tag, parts)
     for svg in re.findall(r'<svg .*?</svg>', text(phantom, 'html'), re.DOTALL):
         assert 'PHANTOM' in re.sub(r'<svg [^>]*>', '', svg)  # drawn, not only said aloud
     tables = re.findall(r'\n\n([^\n]*)\n\n\|', text(phantom))
-    assert len(tables) > 10 and all('PHANTOM' in title for title in tables)
-    assert set(pd.read_csv(phantom / 'report.csv').mark) == {'PHANTOM: synthetic images'}
+    assert len(tables) > 10 and sum(map(is_papers_own, tables)) == 2
+    assert all(('PHANTOM' in title) != is_papers_own(title) for title in tables)
+    rows = pd.read_csv(phantom / 'report.csv', keep_default_na=False)
+    assert set(rows[rows.table != 'paper-alone'].mark) == {'PHANTOM: synthetic images'}
+    assert set(rows[rows.table == 'paper-alone'].mark) == {''}
 
 
 def test_each_figure_may_be_a_file_of_its_own(tmp_path):
@@ -191,8 +201,9 @@ def test_a_training_is_reported_with_the_images_that_it_misreads(labelled_folder
 def test_a_long_table_is_folded_and_says_how_many_rows_it_has(real):
     folded = re.findall(r'<details><summary>(.*?): (\d+) rows</summary>(.*?)</details>', text(real, 'html'), re.DOTALL)
     assert {caption for caption, *_ in folded} >= {'CLAIM, 2024 update', 'TRIPOD+AI, 2024', 'Model card'}
-    for _, count, inside in folded:
-        assert int(count) == len(re.findall(r'<th scope="row">', inside)) > page.LONG
+    for caption, count, inside in folded:
+        assert int(count) == len(re.findall(r'<th scope="row">', inside))
+        assert int(count) > page.LONG or caption == 'The same differences in numbers'  # as in the figure above it
     assert '<details' not in re.search(r'<h2>3. Leaderboard.*?id="leaderboard"', text(real, 'html'), re.DOTALL)[0]
 
 
@@ -298,9 +309,28 @@ def test_commands_of_the_report_work_as_printed_on_own_images_in_any_folder(tmp_
     assert {each[2] for each in found} == {f'bhcnet_jax.{name}' for name in ('main', 'baselines', 'audit', 'report')}
     for _, _, module, *arguments in found:
         if module == 'bhcnet_jax.report':
-            assert arguments == [str(directories[0])]
+            assert arguments in ([str(directories[0])], [str(directories[0]), '--no_images'])
         elif any(each.startswith('--workdir') for each in arguments):
             assert arguments == ['--config=imbalanced', '--sweep=seed=0:2', f'--workdir={directories[0]}']
         else:
             prefix = '--' if module == 'bhcnet_jax.audit' else '--config.dataset.'
             assert {f"{prefix}dir=/data/anna's moles", f'{prefix}positive=bad mole'} <= set(arguments)
+
+
+def test_the_command_of_the_report_has_the_flags_that_it_was_given(real):
+    again = [each for each in commands(real) if each[2] == 'bhcnet_jax.report'][-1]
+    assert again[3:] == [str(real / 'networks'), str(real / 'baselines'), '--no_images']
+
+
+def test_trials_that_were_asked_for_and_are_not_done_are_counted(real, tmp_path):
+    assert numbers(real, 'runs').value[str(real / 'networks'), 'asked for'] == 2 * studies.FOLDS * 4
+    assert 'Not all trials' not in section(real, 'How to rerun every number')
+    directories = studies.write(tmp_path)
+    starts = json.loads((directories[0] / 'env.json').read_text())
+    more = studies.SWEEP.replace('seed=0:2', 'seed=0:3')
+    starts.append({**starts[0], 'command': f"python -m bhcnet_jax.main --config=imbalanced --sweep=' {more}'"})
+    (directories[0] / 'env.json').write_text(json.dumps(starts))
+    make_report(tmp_path, *directories)
+    told = section(tmp_path, 'How to rerun every number')
+    assert f'{directories[0]} has 32 of 48 trials' in told
+    assert f"'--sweep={more}'" in told

@@ -1,11 +1,15 @@
 """The paper's rows beside ours, and single trainings as the paper reports one."""
 
+import re
+
 import numpy as np
 import pytest
 
 import studies
 from bhcnet_jax.report import evidence, paper
 from studies import numbers, section, text
+
+BESIDE = "The paper's tables beside ours"
 
 
 def test_a_paper_row_stands_beside_the_recipe_with_its_model_phases_and_epochs(real):
@@ -53,3 +57,17 @@ def test_another_recipe_than_the_papers_stands_beside_no_row_of_the_paper(tmp_pa
     found = evidence.gather(studies.write(tmp_path)[:1]).recipes[0]
     beside = [paper.row_of(found.trials, each) for each in (found.settings, {key: value})]
     assert beside[0] and beside[1] is None
+
+
+def test_rows_that_do_not_tell_their_recipe_are_not_missing(real):
+    missing = re.search(r'Missing: recipes for (\d+) of the (\d+) rows', section(real, BESIDE))
+    assert missing.groups() == ('13', '14')  # of table 3, the CNN's two rows print no epochs
+
+
+def test_captions_tell_rows_cross_validated_here_from_those_trained_on_holdouts(tmp_path):
+    again = studies.write_holdouts(tmp_path, {4: [16, 12, 15], 24: [19, 20, 11]})
+    studies.make_report(tmp_path, *studies.write(tmp_path), again)
+    told = section(tmp_path, BESIDE)
+    assert "The 1 of 16 rows of the paper's tables 1, 2 and 3 that were cross-validated here" in told
+    assert 'as printed; 2 were trained on holdout splits, see "Single trainings on single splits"' in told
+    assert '\n## 4. Single trainings on single splits\n' in text(tmp_path)

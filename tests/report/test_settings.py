@@ -31,7 +31,8 @@ def test_a_label_tells_what_is_not_as_in_most_of_the_recipes(tmp_path):
     changes = ({}, {'model.norm': 'group'}, {'phases': ['balanced']}, {'model.dtype': 'bfloat16', 'model.dropout': 0.1})
     known = [{**first, 'model.dropout': 0.5, **change} for change in changes]
     assert labels(known) == ['net', 'net (norm group)', 'net (balanced)', 'net (dropout 0.1, bfloat16)']
-    assert labels(known[:2]) == ['net (norm none)', 'net (norm group)']  # of two there is no majority
+    two = [{'model.dropout': value} for value in (0.5, 0.1)]
+    assert labels(two) == ['net (dropout 0.5)', 'net (dropout 0.1)']  # of two there is no majority
 
 
 def test_a_label_does_not_repeat_the_phase_that_its_name_ends_with():
@@ -53,7 +54,13 @@ def test_a_label_tells_epochs_beside_their_phase():
 
 def test_a_label_tells_whether_and_not_true_or_false():
     known = [{'dataset.equalise': value} for value in (False, True)]
-    assert labels(known, 'strong') == ['strong (no equalise)', 'strong (equalise)']
+    both = [{**each, 'model.dropout': dropout} for each in known for dropout in (0.1, 0.2)]
+    assert labels(both, 'strong')[::2] == ['strong (no equalise, dropout 0.1)', 'strong (equalise, dropout 0.1)']
+
+
+def test_the_one_recipe_with_nothing_on_keeps_its_name():
+    known = [{'dataset.equalise': value} for value in (True, False)]
+    assert labels(known, 'strong') == ['strong (equalise)', 'strong']
 
 
 def reference_of(recipe, points):

@@ -3,7 +3,7 @@
 from bhcnet_jax.display.progress import counted
 from bhcnet_jax.report import differences, paper, plots
 from bhcnet_jax.report.evidence import KINDS, Evidence, Recipe
-from bhcnet_jax.report.page import Figure, Note, Number, Section
+from bhcnet_jax.report.page import Figure, Note, Number, Section, span
 
 MOST = 30  # networks in the figure
 CLAIM = "the paper's best, one training"
@@ -30,7 +30,8 @@ def _figure(evidence: Evidence) -> Figure:
         rows.append((CLAIM, paper.claim(), PAPER))
     labels = shown[0].pooled.labels
     left = len(evidence.recipes) - len(shown)
-    caption = 'Accuracy with its 95 % interval over images; dotted: always calling the larger class'
+    n = span([len(each.pooled.labels) for each in shown])
+    caption = f'Accuracy with its 95 % interval over images, n = {n}; dotted: always calling the larger class'
     if left:
         caption += f'; left out are {left} networks with a lower accuracy'
     rows.sort(key=lambda row: -row[1].value)

@@ -29,7 +29,8 @@ def _paper() -> Table:
     ]
     read = len(audit.REMARKS)
     caption = f'What cannot be right in the paper ({len(found)} findings by computation, {read} by reading)'
-    return Table('paper-audit', caption, ('place', 'what', 'printed', 'recomputed', 'problem'), rows)
+    heads = ('place', 'what', 'printed', 'recomputed', 'problem')
+    return Table('paper-audit', caption, heads, rows, is_of_images=False)
 
 
 def _leakage(evidence: Evidence) -> list[Block]:

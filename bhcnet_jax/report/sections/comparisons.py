@@ -35,7 +35,7 @@ def comparisons(evidence: Evidence, reference: Recipe) -> Section:
 
 
 def _row(recipe: Recipe, found: Difference, adjusted: float) -> list[Cell]:
-    only = [Number(count, style='whole') for count in (found.only_second, found.only_first)]
+    only = [Number(count, n=found.accuracy.n, style='whole') for count in (found.only_second, found.only_first)]
     tests = [Number(p, style='p', n=found.accuracy.n) for p in (found.p, adjusted)]
     return [recipe.label, KINDS[recipe.kind], found.accuracy, found.auc, *only, *tests]
 
@@ -51,7 +51,7 @@ def _ablations(
             near[f'{key}: {settings.shown(other.settings.get(key, "-"))}'] = found[other.recipe_id].accuracy
     if not near:
         command = evidence.command(
-            'python -m bhcnet_jax.main --config=balanced --config.split.scheme=kfold '
+            f'python -m bhcnet_jax.main --config={reference.config_name} --config.split.scheme=kfold '
             "--sweep='split.fold=0:10 model.dropout=0,0.5'"
         )
         return [f'Missing: recipes that differ from the reference in one setting. `{command}`']
@@ -59,10 +59,10 @@ def _ablations(
         f'Recipes that differ from {reference.label} in one setting: difference in accuracy with its 95 % interval, '
         f'n = {len(reference.pooled.labels)} images, {counted(len(reference.pooled.seeds), "seed")} of the reference'
     )
-    rows = [[name, number] for name, number in near.items()]
+    rows, heads = [[name, number] for name, number in near.items()], ('setting', 'accuracy difference')
     return [
         plots.dots('ablations', caption, evidence.mark, near, 'accuracy difference, percentage points'),
-        Table('ablation-differences', caption, ('setting', 'accuracy difference'), rows),
+        Table('ablation-differences', 'The same differences in numbers', heads, rows, longest=0),
     ]
 
 

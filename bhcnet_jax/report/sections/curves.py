@@ -12,14 +12,14 @@ from bhcnet_jax.statistics import metrics
 def curves(evidence: Evidence) -> Section:
     """Shows ROC, precision, calibration and net benefit of the best network and, in part, of the best baselines."""
     mark, leading = evidence.mark, evidence.leading
-    negative, positive = evidence.classes
+    positive = evidence.classes[1]
     best = leading[0]
     seeds = counted(len(best.pooled.seeds), 'seed')
     of = f'n = {len(best.pooled.labels)} images, {seeds}; bands: pointwise 95 % over images'
     share = best.pooled.labels.mean()
     roc = plots.lines(
         'roc', f'ROC curves; {of}', mark, {each.label: bands.roc(each) for each in leading},
-        (f'false alarms, share of {negative}', 'sensitivity'), {'chance': ([0, 1], [0, 1])},
+        ('1 \N{MINUS SIGN} specificity', 'sensitivity'), {'chance': ([0, 1], [0, 1])},
         xlim=(-0.01, 1.01), ylim=(-0.01, 1.01),
     )  # fmt: skip
     recall = plots.lines(

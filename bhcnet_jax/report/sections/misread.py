@@ -22,7 +22,7 @@ def misread(evidence: Evidence, images: ImageSet | str) -> Section:
     title, best = 'Misread images', evidence.best('network') or evidence.recipes[0]
     lists = _wrong(best, evidence.classes)
     told = [
-        f'{name} by {best.label}, {_listed(best, places, label, evidence.classes[label])}'
+        f'{name} by {_whose(best)}, {_listed(best, places, label, evidence.classes[label])}'
         for (name, places), label in zip(lists.items(), (1, 0), strict=True)
     ]
     if isinstance(images, str):
@@ -34,10 +34,8 @@ def misread(evidence: Evidence, images: ImageSet | str) -> Section:
         shown = places[:MOST]
         blocks.append(line)
         if len(shown):
-            of = (
-                f'{name}, {len(shown)} of {len(places)} so misread; probability of {evidence.classes[1]}, '
-                'mean over seeds'
-            )
+            most = 'the ' if len(shown) == len(places) else f'the {len(shown)} most certain of '
+            of = f'{name}, {most}{len(places)} misread; P: probability of {evidence.classes[1]}, mean over seeds'
             blocks.append(Gallery(of, [_picture(best, place, images) for place in shown]))
     return Section(title, blocks)
 
@@ -54,6 +52,11 @@ def _wrong(recipe: Recipe, classes: tuple[str, str]) -> dict[str, np.ndarray]:
         f'{positive.capitalize()} called {negative}': order[labels[order] & (probability[order] < 0.5)],
         f'{negative.capitalize()} called {positive}': order[~labels[order] & (probability[order] >= 0.5)][::-1],
     }
+
+
+def _whose(recipe: Recipe) -> str:
+    seeds = len(recipe.pooled.seeds)
+    return f'the mean of {seeds} seeds of {recipe.label}' if seeds > 1 else recipe.label
 
 
 def _listed(recipe: Recipe, places: np.ndarray, label: int, name: str) -> str:

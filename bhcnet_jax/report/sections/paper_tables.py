@@ -7,38 +7,48 @@ from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.report import paper
 from bhcnet_jax.report.evidence import INTERVALS, NAMES, Evidence, Recipe
 from bhcnet_jax.report.page import Block, Cell, Note, Number, Section, Table
+from bhcnet_jax.report.sections.single_trainings import TITLE as SINGLE_TRAININGS
 from bhcnet_jax.statistics import metrics
 
 ROWS = (*bhcnet.TABLE_1, *bhcnet.TABLE_2, *bhcnet.TABLE_3)
+# Table 3 prints no epochs, so that its rows of the CNN are those of no recipe.
+OF_RECIPES = tuple(row for row in ROWS if bhcnet.row_for(row.model, row.phases, row.epochs or 0) == row)
 HEADS = ('row', *(NAMES.get(name, name) for name in bhcnet.METRICS))
 OURS = 'This study:'  # begins our rows beside those of the paper
 
 
 def paper_tables(evidence: Evidence) -> Section:
-    """Shows the paper's rows that were trained here with what they reach, then the others as printed."""
+    """Shows the paper's rows that are in the leaderboard with what they reach, then the others as printed."""
     networks = [each for each in evidence.recipes if each.kind == 'network']
-    both: list[tuple[list[Cell], str]] = []
-    alone: list[tuple[list[Cell], str]] = []
-    for printed in ROWS:
-        mine = [each for each in networks if paper.row_of(each.trials, each.settings) == printed]
-        if mine:
-            # Of several the one with the most predictions: not the best, which would be a choice by the result.
-            ours = max(mine, key=lambda each: np.isfinite(each.pooled.probabilities).sum())
-            both += [_printed(printed), _ours(ours, len(mine))]
-        else:
-            alone.append(_printed(printed))
+    ours = {row: mine for row in ROWS if (mine := _of_row(row, networks))}
+    others = [row for row in ROWS if row not in ours]
     note = (
         'Paper: as printed, from 10 + 10 test images; intervals (Wilson) are of its printed counts, where it prints '
         f'them and they give the printed value. {INTERVALS}'
     )
     blocks: list[Block] = []
-    if both:
-        caption = f'The {len(both) // 2} of {len(ROWS)} rows of the paper\'s tables 1, 2 and 3 that were trained here'
+    if ours:
+        folded = all(_chosen(mine).trials.scheme.eq('kfold').all() for mine in ours.values())
+        how = 'cross-validated' if folded else 'trained'
+        caption = f'The {len(ours)} of {len(ROWS)} rows of the paper\'s tables 1, 2 and 3 that were {how} here'
+        both = [each for row, mine in ours.items() for each in (_printed(row), _ours(_chosen(mine), len(mine)))]
         blocks.append(Table('paper', caption, HEADS, *_columns(both), longest=len(both)))
-    if alone:
-        caption = f'The {"other " if both else ""}rows of the paper\'s tables 1, 2 and 3, as printed'
-        blocks.append(Table('paper-alone', caption, HEADS, *_columns(alone)))
+    if others:
+        caption = f'The {"other " if ours else ""}rows of the paper\'s tables 1, 2 and 3, as printed'
+        on_holdouts = {paper.row_of(each.trials, each.settings) for each in evidence.holdouts} & set(others)
+        if on_holdouts:
+            caption += f'; {len(on_holdouts)} were trained on holdout splits, see "{SINGLE_TRAININGS}"'
+        blocks.append(Table('paper-alone', caption, HEADS, *_columns(list(map(_printed, others))), is_of_images=False))
     return Section("The paper's tables beside ours", [*blocks, Note(note), *_missing(evidence, networks)])
+
+
+def _of_row(printed: bhcnet.PaperRow, networks: list[Recipe]) -> list[Recipe]:
+    return [each for each in networks if paper.row_of(each.trials, each.settings) == printed]
+
+
+def _chosen(mine: list[Recipe]) -> Recipe:
+    """Of several the one with the most predictions: not the best, which would be a choice by the result."""
+    return max(mine, key=lambda each: np.isfinite(each.pooled.probabilities).sum())
 
 
 def _columns(rows: list[tuple[list[Cell], str]]) -> tuple[list[list[Cell]], str, list[str]]:
@@ -49,11 +59,12 @@ def _columns(rows: list[tuple[list[Cell], str]]) -> tuple[list[list[Cell]], str,
 
 def _missing(evidence: Evidence, networks: list[Recipe]) -> list[str]:
     trained = {paper.row_of(each.trials, each.settings) for each in (*networks, *evidence.holdouts)}
-    missing = len(set(ROWS) - trained)
+    missing = len(set(OF_RECIPES) - trained)
     command = evidence.command(
         "python -m bhcnet_jax.main --config=imbalanced --config.split.scheme=kfold --sweep='split.fold=0:10'"
     )
-    return [f'Missing: recipes for {missing} of the {len(ROWS)} rows, such as `{command}`'] if missing else []
+    rows = f'{missing} of the {len(OF_RECIPES)} rows of which the paper tells the recipe'
+    return [f'Missing: recipes for {rows}, such as `{command}`'] if missing else []
 
 
 def _printed(row: bhcnet.PaperRow) -> tuple[list[Cell], str]:

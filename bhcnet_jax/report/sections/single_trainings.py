@@ -6,16 +6,17 @@ from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.report import paper, plots
 from bhcnet_jax.report.evidence import Evidence
 from bhcnet_jax.report.holdouts import Holdouts
-from bhcnet_jax.report.page import Block, Cell, Number, Section, Table
+from bhcnet_jax.report.page import Block, Cell, Number, Section, Table, span
 from bhcnet_jax.statistics import comparison
 from bhcnet_jax.statistics.comparison import Protocol
 
+TITLE = 'Single trainings on single splits'
 RANGE = ('lowest', 'lower quartile', 'median', 'upper quartile', 'highest')
 
 
 def single_trainings(evidence: Evidence) -> Section:
     """Shows how far single trainings of one recipe lie apart, and how many reach what the paper prints."""
-    return Section('Single trainings on single splits', [*_holdouts(evidence), _folds(evidence)])
+    return Section(TITLE, [*_holdouts(evidence), _folds(evidence)])
 
 
 def _range(found: Protocol) -> list[Number]:
@@ -28,18 +29,21 @@ def _reached(found: Protocol) -> Number:
 
 def _folds(evidence: Evidence) -> Table | str:
     """Of each network, a training per fold and seed."""
-    of_paper, rows = evidence.is_of_paper, []
+    of_paper, rows, counts, images = evidence.is_of_paper, [], [], []
     for recipe in evidence.recipes:
         found = paper.single_trainings(recipe.trials) if recipe.kind == 'network' else None
         if found is not None:
             reached = [_reached(found)] if of_paper else []
+            counts.append(found.trainings)
+            images.append(found.n_test)
             rows.append([recipe.label, Number(found.n_test, style='whole'), *_range(found), *reached])
     if not rows:
         command = evidence.command('python -m bhcnet_jax.main --config=balanced')
         return f'Missing: counts of single trainings of networks. `{command}`'
     heads = ('recipe', 'test images', *RANGE, *(["reached the paper's best"] if of_paper else []))
+    trainings = f'{span(counts)} of each recipe'
     note = 'The interval of the last column (Wilson) takes trainings as independent, which those of one fold are not.'
-    caption = 'Accuracy of single trainings, a fold and a seed each'
+    caption = f'Accuracy of single trainings, a fold and a seed each: {trainings}, n = {span(images)} test images each'
     return Table('protocol', caption, heads, rows, note if of_paper else '')
 
 
@@ -55,7 +59,11 @@ def _holdouts(evidence: Evidence) -> list[Block]:
     heads = ('recipe', 'splits', 'test images', 'mean', *RANGE, *of_paper)
     caption = 'Accuracy of single trainings, each on a holdout split of its own'
     note = 'The interval of the last column (Wilson) takes trainings as independent; their test images overlap.'
-    drawn = 'Accuracy on the test images of one split: median, from the lowest to the highest split; dotted: chance'
+    splits, images = (span(int(cells[place].value) for cells in rows) for place in (1, 2))
+    drawn = (
+        f'Accuracy on the n = {images} test images of one split: median, from the lowest to the highest of {splits} '
+        'splits; dotted: chance'
+    )
     return [
         plots.dots('holdouts', drawn, evidence.mark, ranges, 'accuracy, %', 0.5),
         Table('holdouts', caption, heads, rows, note if of_paper else ''),

@@ -1,6 +1,7 @@
 """The sweep at a glance."""
 
 import numbers
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
@@ -15,24 +16,29 @@ COMMAND = (
 
 
 def sweep(evidence: Evidence) -> Section:
-    """Shows each recipe as a line over the settings that were swept, and its accuracy."""
-    networks = [each for each in evidence.recipes if each.kind == 'network' and each.settings]
-    keys = [key for key in settings.varying([each.settings for each in networks]) if _numeric(networks, key)]
+    """Shows recipes that differ in numeric settings alone, each as a line over these settings and its accuracy."""
+    networks, keys = _swept([each for each in evidence.recipes if each.kind == 'network' and each.settings])
     title = 'The sweep at a glance'
     if len(keys) < 2:
-        found = f'{len(keys)} numeric setting{"s" * (len(keys) != 1)} var{"y" if len(keys) != 1 else "ies"}'
-        return Section(title, [
-            f'Missing: recipes that differ in two or more numeric settings ({found}). `{evidence.command(COMMAND)}`'
-        ])  # fmt: skip
+        wanted = 'recipes that differ in two or more numeric settings, and in no other'
+        return Section(title, [f'Missing: {wanted}. `{evidence.command(COMMAND)}`'])
     values = pd.DataFrame([{key: each.settings[key] for key in keys} for each in networks])
     accuracy = np.array([each.scores['accuracy'].mean for each in networks])
     caption = (
-        f'Each line is one of {len(networks)} recipes, the thick one the most accurate of them; differences between '
-        'recipes have intervals under "Comparisons and ablations"'
+        f'Each line is one of {len(networks)} recipes that differ in numeric settings alone, the thick one the most '
+        'accurate of them; differences between recipes have intervals under "Comparisons and ablations"'
     )
     return Section(title, [plots.parallel('parallel', caption, evidence.mark, values, accuracy)])
 
 
-def _numeric(recipes: list[Recipe], key: str) -> bool:
-    values = [each.settings.get(key) for each in recipes]
-    return all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values)
+def _swept(networks: list[Recipe]) -> tuple[list[Recipe], list[str]]:
+    """The most recipes of which all other settings are the same, and the numeric settings in which they differ."""
+    alike = defaultdict(list)
+    for each in networks:
+        alike[repr([(key, None if _numeric(value) else value) for key, value in each.settings.items()])].append(each)
+    found = [(each, settings.varying([recipe.settings for recipe in each])) for each in alike.values()]
+    return max(found, key=lambda each: (len(each[1]) > 1, len(each[0])), default=([], []))
+
+
+def _numeric(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
