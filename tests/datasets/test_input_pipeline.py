@@ -399,11 +399,11 @@ def test_images_are_decoded_by_as_many_threads_as_have_memory(monkeypatch: pytes
     pages = {'SC_PAGE_SIZE': 4096, 'SC_AVPHYS_PAGES': 3 * input_pipeline.IMAGE_BYTES // 4096}
     monkeypatch.setattr(os, 'sysconf', pages.__getitem__)
     monkeypatch.setattr(machine, 'cores', lambda: 64)
-    assert input_pipeline._threads() == 3
+    assert input_pipeline.threads() == 3
     pages['SC_AVPHYS_PAGES'] = 1
-    assert input_pipeline._threads() == 1
+    assert input_pipeline.threads() == 1
     pages['SC_AVPHYS_PAGES'] = 2**40
-    assert input_pipeline._threads() == 64
+    assert input_pipeline.threads() == 64
 
 
 def test_an_unknown_name_or_an_impossible_size_ends_in_one_line(tmp_path: Path) -> None:
