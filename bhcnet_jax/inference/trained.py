@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+from absl import logging
 
 from bhcnet_jax.datasets.folder import table
 from bhcnet_jax.errors import UserError
@@ -29,6 +30,8 @@ def select(path: pathlib.Path, trials: str = '') -> Merged:
     unfinished.
     """
     merged = merge.merge([path])
+    for line in merged.warnings:
+        logging.warning('%s', line)
     rows = merged.trials[merged.trials.phases.notna()]  # baselines have no phases
     if rows.empty:
         raise UserError(f'{path}: no trained networks in it; expected the run directory of a training or sweep.')
@@ -132,7 +135,8 @@ def _json(file: pathlib.Path) -> Any:
 
 def _weights(path: pathlib.Path, rows: pd.DataFrame, directories: list[pathlib.Path]) -> Any:
     """The averages of the trials' weights, as they were evaluated; each array with a leading axis [M]."""
-    found = {directory: places.find(directory) for directory in set(directories)}
+    recorded = {(each.trial_id, each.phase): int(each.epochs) for each in rows.itertuples()}  # of trials that are DONE
+    found = {directory: places.find(directory, recorded) for directory in set(directories)}
     where = [found[directory].get(each) for directory, each in zip(directories, rows.trial_id, strict=True)]
     ends = zip(where, rows.phase, rows.epochs, strict=True)
     missing = sum(place is None or (place.phase_name, place.epoch) != (phase, epochs) for place, phase, epochs in ends)
@@ -141,9 +145,13 @@ def _weights(path: pathlib.Path, rows: pd.DataFrame, directories: list[pathlib.P
             f'{path}: the weights of {missing} of {len(rows)} trials were not kept. Train them again with '
             '--config.engine.keep_weights=final --rerun=all.'
         )
-    read_once = functools.cache(checkpoints.read)
-    lanes = [_average(read_once(each.directory / each.phase_name, each.epoch), each.lane) for each in where]
+    lanes = [_average(_checkpoint(each.directory, each.phase_name, each.epoch), each.lane) for each in where]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *lanes)
+
+
+@functools.lru_cache(maxsize=1)  # lanes of one checkpoint follow each other
+def _checkpoint(directory: pathlib.Path, phase_name: str, epochs_done: int) -> Any:
+    return checkpoints.read(directory / phase_name, epochs_done, places.trials_of(directory))
 
 
 def _average(checkpoint: Any, lane: int) -> Any:

@@ -129,53 +129,36 @@ class Checkpoints:
         except UserError:  # a restore has moved all checkpoints aside
             known = {}
         known = dict.fromkeys(there) if known is None else {epoch: known[epoch] for epoch in there if epoch in known}
-        files.write_json(self._digests, {**known, str(epochs_done): self._digests_of(epochs_done, tree)})
+        mine = _digests_of(self._phase, epochs_done, self._trial_ids, tree)
+        files.write_json(self._digests, {**known, str(epochs_done): mine})
 
     def _read_digests(self) -> dict[str, list[str] | None] | None:
-        """Epochs done -> the digests of their lanes. None: an earlier version wrote these checkpoints."""
-        try:
-            return files.read_json(self._digests, {str: (list, type(None))}, 'Delete its directory.')
-        except FileNotFoundError:
-            return None
+        return _read_digests(self._digests)
 
     def _check_digests(self, epochs_done: int, tree: Any) -> None:
         """ValueError if a checkpoint is not the one that was saved."""
-        known = self._read_digests()
-        if known is None:
-            return
-        if str(epochs_done) not in known:
-            raise ValueError(f'{DIGESTS} knows no such checkpoint')
-        expected, found = known[str(epochs_done)], self._digests_of(epochs_done, tree)
-        if expected is None:
-            return
-        lanes = zip(self._trial_ids, expected, found, strict=True)
-        if any(mine != theirs for trial_id, mine, theirs in lanes if trial_id is not None):
-            raise ValueError(f'its content does not agree with {DIGESTS}')
-
-    def _digests_of(self, epochs_done: int, tree: Any) -> list[str]:
-        heads = [json.dumps([trial_id, self._phase, epochs_done]) for trial_id in self._trial_ids]
-        lanes = [hashlib.sha256(head.encode()) for head in heads]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = f'{jax.tree_util.keystr(path, simple=True, separator="/")} {leaf.dtype.str} {leaf.shape[1:]}'
-            for lane, part in zip(lanes, leaf, strict=True):
-                lane.update(name.encode() + np.ascontiguousarray(part).tobytes())
-        return [lane.hexdigest() for lane in lanes]
+        _compare(self._read_digests(), self._phase, epochs_done, self._trial_ids, tree)
 
     def close(self) -> None:
         """Frees the manager's threads."""
         self._manager.close()
 
 
-def read(directory: pathlib.Path, epochs_done: int) -> Any:
+def read(directory: pathlib.Path, epochs_done: int, trial_ids: Sequence[str | None]) -> Any:
     """One checkpoint of a phase as nested dicts of numpy arrays. Writes nothing, so another process may train there.
 
-    UserError: it cannot be read.
+    trial_ids: lane by lane. UserError: it cannot be read, or is not what was saved.
     """
     path = directory.resolve() / str(epochs_done) / 'default'  # orbax's name for the one tree of a checkpoint
+    _hush_readers()
     try:
         with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
-            return checkpointer.restore(path)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+            tree = checkpointer.restore(_PlainPath(path))
+        _compare(_read_digests(directory / DIGESTS), directory.name, epochs_done, trial_ids, tree)
+        return tree
+    except UserError:
+        raise
+    except Exception as error:  # what orbax raises depends on the byte that is damaged
         reason = ' '.join(str(error).split())[:200]
         raise UserError(f'{path.parent}: the weights cannot be read ({reason}). Train the trial again.') from error
 
@@ -191,6 +174,46 @@ def _hush_readers() -> None:
             show(what)
 
     sys.unraisablehook = show_others
+
+
+def _read_digests(file: pathlib.Path) -> dict[str, list[str] | None] | None:
+    """Epochs done -> the digests of their lanes. None: an earlier version wrote these checkpoints."""
+    try:
+        return files.read_json(file, {str: (list, type(None))}, 'Delete its directory.')
+    except FileNotFoundError:
+        return None
+
+
+def _compare(
+    known: dict[str, list[str] | None] | None,
+    phase: str,
+    epochs_done: int,
+    trial_ids: Sequence[str | None],
+    tree: Any,
+) -> None:
+    """ValueError if a checkpoint is not the one that was saved. known: see `_read_digests`."""
+    if known is None:
+        return
+    if str(epochs_done) not in known:
+        raise ValueError(f'{DIGESTS} knows no such checkpoint')
+    expected, found = known[str(epochs_done)], _digests_of(phase, epochs_done, trial_ids, tree)
+    if expected is None:
+        return
+    lanes = zip(trial_ids, expected, found, strict=True)
+    if any(mine != theirs for trial_id, mine, theirs in lanes if trial_id is not None):
+        raise ValueError(f'its content does not agree with {DIGESTS}')
+
+
+def _digests_of(phase: str, epochs_done: int, trial_ids: Sequence[str | None], tree: Any) -> list[str]:
+    """Of each lane; the same for arrays in nested dicts and in the classes that they were saved from."""
+    lanes = [hashlib.sha256(json.dumps([trial_id, phase, epochs_done]).encode()) for trial_id in trial_ids]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+    for name in sorted(named):
+        leaf = named[name]
+        for lane, part in zip(lanes, leaf, strict=True):
+            lane.update(f'{name} {leaf.dtype.str} {leaf.shape[1:]}'.encode() + np.ascontiguousarray(part).tobytes())
+    return [lane.hexdigest() for lane in lanes]
 
 
 def _check_shapes(tree: Any, like: Any) -> None:

@@ -142,6 +142,11 @@ def _new_directory(path: pathlib.Path, trial_ids: Sequence[str]) -> pathlib.Path
             return directory
 
 
+def trials_of(directory: pathlib.Path) -> list[str | None]:
+    """The trials of a batch, lane by lane; None for a forgotten one."""
+    return _read(directory / BATCH)['trials']
+
+
 def _read(file: pathlib.Path) -> dict[str, Any]:
     shape = {'trials': [(str, type(None))], 'phases': [str]}
     return files.read_json(file, shape, 'Delete its directory; its unfinished trials then start anew.')
@@ -152,7 +157,7 @@ def _collect(places: Sequence[Place], like: Any) -> Any:
     lanes = {}
     for directory in {place.directory for place in places}:
         here = [place for place in places if place.directory == directory]
-        ids = _read(directory / BATCH)['trials']
+        ids = trials_of(directory)
         stack = jax.tree.map(lambda leaf, ids=ids: np.zeros((len(ids), *leaf.shape[1:]), leaf.dtype), like)
         with contextlib.closing(checkpoints.Checkpoints(directory / here[0].phase_name, ids)) as saved:
             found = saved.restore(stack, at=here[0].epoch)

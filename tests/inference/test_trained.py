@@ -145,13 +145,13 @@ def copy_of(run, tmp_path, sql=''):
 
 
 def test_an_unfinished_run_is_refused_but_not_its_finished_trials(crossed, tmp_path):
-    run = copy_of(crossed, tmp_path, "UPDATE trials SET status = 'RUNNING' WHERE seed = 1 AND fold = 1")
+    run = copy_of(crossed, tmp_path, "UPDATE trials SET status = 'RUNNING', digest = NULL WHERE seed = 1 AND fold = 1")
     assert '1 of 4 trials are unfinished' in refusal(run)
     assert len(bhcnet_jax.load(run, 'seed=0').members) == 2
 
 
 def test_trials_that_did_not_end_well_are_left_out_and_refused_alone(crossed, tmp_path):
-    run = copy_of(crossed, tmp_path, "UPDATE trials SET status = 'DIVERGED' WHERE seed = 1")
+    run = copy_of(crossed, tmp_path, "UPDATE trials SET status = 'DIVERGED', digest = NULL WHERE seed = 1")
     assert len(bhcnet_jax.load(run).members) == 2
     assert 'no trial has ended well (2 DIVERGED)' in refusal(run, 'seed=1')
 
@@ -178,6 +178,14 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(equalised, tmp_path):
         file.write_bytes(b'')
     assert 'the weights cannot be read' in refusal(run)
     assert checkpoint.exists()
+
+
+def test_a_checkpoint_with_other_numbers_than_were_saved_is_refused(equalised, tmp_path):
+    run = copy_of(equalised, tmp_path)
+    (digests,) = run.glob('checkpoints/*/imbalanced/digests.json')
+    known = json.loads(digests.read_text())
+    digests.write_text(json.dumps(known | {'1': [digest[::-1] for digest in known['1']]}))
+    assert 'does not agree with digests.json' in refusal(run)
 
 
 def test_reading_a_model_changes_nothing_in_its_run_directory(crossed):
