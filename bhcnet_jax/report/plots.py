@@ -181,7 +181,8 @@ def by_part(name: str, caption: str, mark: str, epochs: pd.DataFrame, part: str)
         heights = apart(np.array([*endings]), LABEL_HEIGHT * np.ptp(axes.get_ylim()))
         for height, ending in zip(heights, endings.values(), strict=True):
             names = ', '.join(map(str, ending.index)) if len(ending) < 4 else f'{len(ending)} {part}s'
-            axes.text(table.index[-1], height, f'  {names}', fontsize=7.5, va='center', color=SOFT)
+            beside = {'xytext': (6, 0), 'textcoords': 'offset points', 'va': 'center'}  # SVG drops leading blanks
+            axes.annotate(names, (table.index[-1], height), fontsize=7.5, color=SOFT, **beside)
         mean = {'color': COLOURS[1], 'linewidth': 2, 'label': f'mean over {part}s, {table.shape[1]}'}
         axes.plot(table.index, table.mean(axis=1), **mean)
         _phases(axes, epochs)

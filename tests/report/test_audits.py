@@ -27,6 +27,7 @@ def test_every_misread_image_is_named(real):
     wrong = mine[(mine.probability >= 0.5) != (mine.label == 1)]
     assert len(wrong) > 3
     assert set(re.findall(r'\d{3}\.png', section(real, 'Misread images'))) == set(wrong.index)
+    assert 'called normal by the mean of 2 seeds of' in section(real, 'Misread images')
     for label, name in ((1, 'hemorrhage'), (0, 'normal')):
         count, of = (wrong.label == label).sum(), (mine.label == label).sum()
         told = f'{count or "none"} of {of} images of class {name}'
