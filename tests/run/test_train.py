@@ -326,7 +326,7 @@ def test_a_sweep_over_traced_values_compiles_once(sweep_of):
 
 def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(sweep_of):
     _, rows, output = sweep_of('seed=0:2 model.name=cnn,cnn_gru', dry_run=True, estimate=False)
-    assert '4 trials, 4 of them still to train, in 2 groups of equal signature' in output
+    assert '4 trials, 4 of them still to train, with 2 programs to compile' in output
     assert rows is None  # not even a directory
     _, before, _ = sweep_of('seed=0:1')
     _, rows, output = sweep_of('seed=0:3', dry_run=True)
