@@ -115,7 +115,8 @@ def test_baselines_and_a_network_are_tested_on_the_same_folds_and_stand_in_one_t
     of_networks = [name for name in board if name.startswith('val_')]
     others = board.drop('base').drop(columns=of_networks)
     assert set(others.trials) == {4}
-    assert others.columns[others.isna().any()].tolist() == []  # with their intervals over images and their spread over seeds
+    # With their intervals over images and their spread over seeds.
+    assert others.columns[others.isna().any()].tolist() == []
     assert others.loc[f'linear SVM on {classifiers.PIXELS}', 'accuracy_spread'] == 0
 
 
