@@ -337,7 +337,7 @@ class _Engines:
         self._choose(signature, {**self._chosen[signature], 'lanes': lanes})
         for key in [key for key in self._made if key[0] == signature]:
             self._made.pop(key).close()
-        print(f'Out of memory: going on with {lanes} trials at a time on each device', flush=True)
+        print(f'Out of memory: from here on each device trains at a time: {lanes}', flush=True)
         return True
 
 

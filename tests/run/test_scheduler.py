@@ -112,8 +112,9 @@ def test_lanes_that_do_not_fit_into_memory_are_halved_and_the_sweep_goes_on(swee
     monkeypatch.setattr(Engine, 'epoch', too_large)
     well, rows = sweep_of('exhausted', AXES, engine__lanes='2')
     assert well
-    assert 'Out of memory: going on with 1 trials at a time' in capsys.readouterr().out
-    settings = [f'devices 2, lanes {lanes}, spread lanes, {machine.compiler_flags()}' for lanes in (2, 1)]
+    assert 'Out of memory: from here on each device trains at a time: 1' in capsys.readouterr().out
+    flags = machine.compiler_flags()
+    settings = [', '.join(filter(None, ('devices 2', f'lanes {lanes}', 'spread lanes', flags))) for lanes in (2, 1)]
     assert set(rows.engine) == {'; '.join(settings)}
     for name in ('log_loss', 'auc'):  # other lanes, other rounding
         pd.testing.assert_series_equal(rows[name], expected[name], rtol=1e-3)
