@@ -145,11 +145,11 @@ def _weights(path: pathlib.Path, rows: pd.DataFrame, directories: list[pathlib.P
             f'{path}: the weights of {missing} of {len(rows)} trials were not kept. Train them again with '
             '--config.engine.keep_weights=final --rerun=all.'
         )
-    lanes = [_average(_checkpoint(each.directory, each.phase_name, each.epoch), each.lane) for each in where]
+    read_once = functools.cache(_checkpoint)  # for this model only: the files may be others the next time
+    lanes = [_average(read_once(each.directory, each.phase_name, each.epoch), each.lane) for each in where]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *lanes)
 
 
-@functools.lru_cache(maxsize=1)  # lanes of one checkpoint follow each other
 def _checkpoint(directory: pathlib.Path, phase_name: str, epochs_done: int) -> Any:
     return checkpoints.read(directory / phase_name, epochs_done, places.trials_of(directory))
 
