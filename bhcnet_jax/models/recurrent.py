@@ -67,7 +67,7 @@ class Recurrent(nn.Module):
         kernel, bias = self._joined('i', x.shape[-1], gates, input_biases, nn.initializers.lecun_normal())
         from_inputs = convolution.product(x, kernel) + bias  # [B, T, gates x units]
         kernel, bias = self._joined('h', self.units, gates, state_biases, nn.initializers.orthogonal())
-        zeros = jnp.zeros((len(x), self.units), self.dtype)
+        zeros = jnp.zeros((x.shape[0], self.units), self.dtype)  # len() fails on an exported, symbolic batch
 
         def read(state: State, from_input: jax.Array) -> tuple[State, None]:
             return step(state, from_input, kernel, bias), None

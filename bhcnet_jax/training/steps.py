@@ -240,16 +240,18 @@ def train_epoch(
 
 
 def evaluate(config: ConfigDict, variables: Any, scored: jax.Array, images: jax.Array) -> jax.Array:
-    """Logits float32 [T] of the images uint8 [N, H, W] at scored, int32 [T]. variables: as in `TrainState.average`.
+    """Logits float32 [T] of the images uint8 [N, H, W] at scored, int32 [T]; other arguments as of `logits`."""
+    count, batch = len(scored), micro_batch_of(config.batch_size)
+    batches = jnp.pad(scored, (0, -count % batch)).reshape(-1, batch)
+    found = lax.map(lambda indices: logits(config, variables, images[indices]), batches)
+    return found.reshape(-1)[:count]
+
+
+def logits(config: ConfigDict, variables: Any, images: jax.Array) -> jax.Array:
+    """Logits float32 [B] of images uint8 [B, H, W]. variables: as in `TrainState.average`.
 
     With `augment.test_flip`, the logit is the mean of those of an image and of its mirror image.
     """
-    model, count, batch = models.create(config.model), len(scored), micro_batch_of(config.batch_size)
-    batches = jnp.pad(scored, (0, -count % batch)).reshape(-1, batch)
-
-    def logits(indices: jax.Array) -> jax.Array:
-        inputs = to_unit(images[indices])[..., None]
-        found = model.apply(variables, inputs)
-        return (found + model.apply(variables, inputs[:, :, ::-1])) / 2 if config.augment.test_flip else found
-
-    return lax.map(logits, batches).reshape(-1)[:count]
+    model, inputs = models.create(config.model), to_unit(images)[..., None]
+    found = model.apply(variables, inputs)
+    return (found + model.apply(variables, inputs[:, :, ::-1])) / 2 if config.augment.test_flip else found

@@ -1,0 +1,41 @@
+"""Writes a trained network, or an ensemble, as a program for other readers.
+
+    python -m bhcnet_jax.export MODEL --out=model.onnx [--trials='seed=0 fold=3']
+
+MODEL is a run directory or a bundle. The ending chooses: .onnx, or .stablehlo, which `jax.export.deserialize` reads.
+See inference/formats.py.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from bhcnet_jax import load
+from bhcnet_jax.errors import UserError
+from bhcnet_jax.inference import formats
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. arguments: those of the process unless given."""
+    parser = argparse.ArgumentParser(
+        prog='python -m bhcnet_jax.export', description='Writes a trained network, or an ensemble, for other readers.'
+    )
+    parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')
+    parser.add_argument('--out', required=True, type=pathlib.Path, metavar='FILE', help='model.onnx or model.stablehlo')
+    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")
+    flags = parser.parse_args(arguments)
+    try:
+        model = load(flags.model, flags.trials)
+        difference = formats.write(model, flags.out)
+    except UserError as error:
+        sys.exit(f'error: {error}')
+    size = model.image_size
+    print(
+        f'{flags.out}: uint8 [N, {size}, {size}] -> logits float32 [N] of {model.name}, trained on {model.dataset}. '
+        f'On {formats.CHECKED} drawn heads they differ from the model by at most {difference:.1g}. For research only.'
+    )
+
+
+if __name__ == '__main__':
+    main()
