@@ -1,0 +1,147 @@
+"""Blood inside the skull: five kinds, as shapes in the space of `anatomy`, and the room that they take."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bhcnet_jax.datasets.phantom.anatomy import Head
+from bhcnet_jax.datasets.phantom.shapes import (
+    Array, cover, ellipsoid, length, smoothstep, uniforms, wave_vectors, waves,
+)  # fmt: skip
+
+KINDS = ('', 'epidural', 'subdural', 'subarachnoid', 'intraparenchymal', 'intraventricular')
+
+# Between these heights, mm, a kind of bleeding can be seen in a slice.
+HEIGHTS = ((-50.0, 66.0), (-45.0, 66.0), (-52.0, 66.0), (-52.0, 62.0), (-38.0, 30.0))
+
+RANGES = {
+    'rise': (-0.5, 0.5),  # centre above the slice, in units of the bleeding's radius
+    'turn': (0.0, 1.0),  # where around the head
+    'mirror': (-1.0, 1.0),  # left or right
+    'inwards': (0.25, 0.8),  # where between the middle and the surface a clot lies
+    'epidural_radius': (14.0, 40.0),  # mm
+    'epidural_bulge': (0.35, 0.75),  # thickness relative to the radius
+    'subdural_radius': (35.0, 95.0),
+    'subdural_thickness': (2.0, 15.0),
+    'subarachnoid_radius': (15.0, 65.0),
+    'subarachnoid_width': (0.6, 2.5),
+    'clot_radius': (2.5, 24.0),
+    'clot_stretch': (-0.35, 0.35),
+    'ventricle_level': (-30.0, 30.0),  # mm; blood lies below, towards the back
+    'ventricle_part': (0.0, 1.0),
+    'mass': (0.15, 0.9),  # how much of its room the bleeding takes from the brain
+    'age': (0.0, 1.0),  # days to weeks: from bright to the grey of brain and below
+    'hu': (54.0, 80.0),
+    'oedema': (3.0, 14.0),  # HU
+    'rim': (3.0, 11.0),  # mm
+    'layer': (-1.0, 1.0),  # relative height of a fluid level
+    'layered': (0.0, 1.0),
+}
+
+
+def sample(key: jax.Array, z: jax.Array) -> dict[str, Any]:
+    """key, height of the slice -> the numbers of a bleeding that this slice shows, among them its kind, 1 to 5."""
+    number_key, kind_key, more_key, ragged_key = jax.random.split(key, 4)
+    blood = uniforms(number_key, RANGES)
+    low, high = jnp.array(HEIGHTS).T
+    seen = (z >= low) & (z <= high)
+    kind = jax.random.categorical(kind_key, jnp.where(seen, 0.0, -jnp.inf)).astype(jnp.int32)
+    more = (jax.random.uniform(more_key, (len(HEIGHTS),)) < 0.12) & seen
+    nearest = jnp.interp(z, jnp.array([-45.0, -25.0, -10.0]), jnp.array([2.0, 1.2, 0.15]))
+    angle = nearest + (jnp.pi - nearest) * blood['turn']
+    across, back = jnp.sin(angle) * jnp.sign(blood['mirror']), -jnp.cos(angle)
+    surface = jnp.sqrt(jnp.clip(1 - (z / 78) ** 2, 0.05)) / jnp.sqrt((across / 67) ** 2 + (back / 87) ** 2)
+    radii = jnp.stack([blood[name] for name in ('epidural_radius', 'subdural_radius', 'subarachnoid_radius')])
+    clot = blood['clot_radius']
+    room = jnp.stack([0.6 * radii[0] * blood['epidural_bulge'], 2 * blood['subdural_thickness'],
+                      0.0 * clot, clot, 0.0 * clot])[kind]  # fmt: skip
+    return blood | {
+        'kind': kind + 1,
+        'present': (jnp.arange(len(HEIGHTS)) == kind) | more,
+        'across': across * surface,
+        'back': back * surface,
+        'height': z,
+        'room': room,
+        'clot': jnp.stack([across, back]) * surface * blood['inwards'],
+        'ragged': wave_vectors(ragged_key, 6, jnp.maximum(0.9 * clot, 8.0)),
+    }
+
+
+def push(blood: dict[str, Array], depth: Array, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+    """Where brain that lies at x, y, z would lie without the mass effect of the bleeding."""
+    xp = x.__array_namespace__()
+    deep = blood['kind'] == 4
+    centre = [xp.where(deep, blood['clot'][0], blood['across']), xp.where(deep, blood['clot'][1], blood['back']),
+              blood['height']]  # fmt: skip
+    gap = [place - middle for place, middle in zip((x, y, z), centre, strict=True)]
+    radius = length(*gap)
+    cube = blood['room'] ** 3
+    share = blood['mass'] * cube / (radius**3 + cube + 1.0) * xp.clip(depth / 8, 0.0, 1.0)
+    return tuple(place - part * share for place, part in zip((x, y, z), gap, strict=True))
+
+
+def shares(blood: dict[str, Array], head: Head, edge: Array) -> list[Array]:
+    """Share of a pixel that each kind of bleeding fills, 0 to 1."""
+    xp = head.x.__array_namespace__()
+    shapes = (_epidural, _subdural, _subarachnoid, _clot, _intraventricular)
+    inside = -head.depth
+    return [cover(xp.maximum(shape(blood, head), inside), 0.7 + edge) for shape in shapes]
+
+
+def _from_centre(blood: dict[str, Array], head: Head, radius: Array) -> Array:
+    """Distance from the place where the bleeding touches the skull."""
+    height = blood['height'] + blood['rise'] * radius
+    return length(head.x - blood['across'], head.y - blood['back'], head.z - height)
+
+
+def _epidural(blood: dict[str, Array], head: Head) -> Array:
+    """A lens on the inner table: its inner face bulges into the brain."""
+    radius = blood['epidural_radius']
+    along = _from_centre(blood, head, 0.6 * radius) / radius
+    return head.depth - radius * blood['epidural_bulge'] * (1 - along * along)
+
+
+def _subdural(blood: dict[str, Array], head: Head) -> Array:
+    """A crescent that follows the inner table over much of one side, and stops at the falx."""
+    xp = head.x.__array_namespace__()
+    along = xp.clip(_from_centre(blood, head, 0.3 * blood['subdural_radius']) / blood['subdural_radius'], 0.0, 1.0)
+    thickness = blood['subdural_thickness'] * xp.sqrt(1 - along * along + 1e-6)
+    crescent = head.depth - thickness + 0.4 * waves(blood['ragged'], head.x, head.y, head.z)
+    crescent = crescent + 5 * smoothstep((along - 0.97) * 40)
+    return xp.maximum(crescent, 1 - head.x * xp.sign(blood['mirror']))
+
+
+def _subarachnoid(blood: dict[str, Array], head: Head) -> Array:
+    """Blood in place of CSF in the sulci and cisterns of one region."""
+    xp = head.x.__array_namespace__()
+    region = _from_centre(blood, head, 0.4 * blood['subarachnoid_radius']) - blood['subarachnoid_radius']
+    return xp.maximum(head.clefts - blood['subarachnoid_width'], 0.5 * region)
+
+
+def _clot(blood: dict[str, Array], head: Head) -> Array:
+    """A ragged clot in the brain, deep or near the surface."""
+    size, stretch = blood['clot_radius'], blood['clot_stretch']
+    centre = (blood['clot'][0], blood['clot'][1], blood['height'] + blood['rise'] * size)
+    radii = (size * (1 - stretch), size * (1 + stretch), size)
+    ragged = 0.16 * size * waves(blood['ragged'], head.x, head.y, head.z)
+    return ellipsoid(head.x, head.y, head.z, centre, radii) + ragged
+
+
+def _intraventricular(blood: dict[str, Array], head: Head) -> Array:
+    """Blood in the ventricles: the dependent back part with a level, one side, or all."""
+    xp = head.x.__array_namespace__()
+    part = blood['ventricle_part']
+    back = xp.where(part < 0.5, blood['ventricle_level'] - head.y, -100.0)
+    side = xp.where((part > 0.5) & (part < 0.8), -xp.sign(blood['mirror']) * head.x, -100.0)
+    return xp.maximum(xp.maximum(head.ventricles, back), side)
+
+
+def grey(blood: dict[str, Array], head: Head) -> Array:
+    """HU of the blood: of one age, a little uneven, in some bleedings with a level of serum above clotted cells."""
+    xp = head.x.__array_namespace__()
+    old = xp.clip((blood['age'] - 0.75) * 4, 0.0, 1.0)
+    fresh = blood['hu'] - 34 * old
+    level = blood['back'] * 0.7 + blood['layer'] * 10
+    serum = xp.where(blood['layered'] < 0.15, smoothstep((level - head.y) / 3), 0.0)
+    return fresh - 26 * serum * (1 - old) + 2.5 * waves(blood['ragged'], head.x, head.y, head.z)
