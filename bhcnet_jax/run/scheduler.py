@@ -2,7 +2,8 @@
 
 From one rung of `pruning.py` to the next (without pruning: to the end), trials of equal signature, phases and progress
 train together as a `LaneBatch`. If it does not fit into memory, its trials go on with half as many lanes on a device.
-If it raises, they go on one at a time, so that only those that raise alone are FAILED.
+If it raises, they go on one at a time, so that only those that raise alone are FAILED. Before trials that begin on
+drawn heads come their pre-trainings, each once for all trials that share it.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from bhcnet_jax.records.database import Results, score_columns
 from bhcnet_jax.records.schema import SUMMARIZED
 from bhcnet_jax.run import lane_batch, places, pruning
 from bhcnet_jax.run.lane_batch import LaneBatch
-from bhcnet_jax.training.engine import Engine, is_out_of_memory
+from bhcnet_jax.training.engine import Engine, choose_spread, is_out_of_memory
 from bhcnet_jax.training.lanes import choose_lanes, stack
 
 ENDED = ('DONE', 'FAILED', 'DIVERGED')  # not PRUNED: the rest of the trial can still be trained
@@ -105,15 +106,16 @@ class Scheduler:
         places.tidy(self._path, needed, self._places)
         self._places = {trial_id: place for trial_id, place in self._places.items() if place.directory.exists()}
         self._ancestors = {}
-        if 'DONE' in statuses.values():
+        if not {'DONE', 'PRETRAINED'}.isdisjoint(statuses.values()):
             self._inherit(statuses)
 
     def _inherit(self, statuses: Mapping[str, str]) -> None:
-        """Lets a trial start from a finished trial that lacks only its last phase."""
+        """Lets a trial start from its pre-training, or from a finished trial that lacks only its last phase."""
         for each in self._wanted:
             if statuses.get(each.trial_id) in (None, 'PENDING', 'RUNNING') and each.trial_id not in self._places:
-                ancestor = self._study.ancestor(each)
-                if statuses.get(ancestor) == 'DONE' and ancestor in self._places:
+                ended = (name for name in self._study.ancestors(each) if statuses.get(name) in ('DONE', 'PRETRAINED'))
+                ancestor = next((name for name in ended if name in self._places), None)
+                if ancestor:
                     self._ancestors[each.trial_id] = ancestor
                     self._places[each.trial_id] = self._places[ancestor]
 
@@ -184,7 +186,32 @@ class Scheduler:
         left = [each for each in racing if statuses.get(each.trial_id) not in ENDED]
         # A trial at its end that is not DONE was killed before its row was written.
         left = [each for each in left if self._done(each) < until or each.epochs <= until]
+        if any(each.starts_from for each in left):
+            left = self._pretrain(left)
         self._train_groups(left, until, counts)
+
+    def _pretrain(self, trials: Sequence[Identity]) -> list[Identity]:
+        """Trains what trials go on from and is not there yet. Returns the trials that can be trained."""
+        needed = {each.starts_from: self._study.pretraining(each) for each in trials
+                  if each.starts_from and each.trial_id not in self._places}  # fmt: skip
+        self._train_groups(list(needed.values()), sys.maxsize, Counter(each.signature for each in needed.values()))
+        self._look()
+        lost = [each for each in trials if each.starts_from in needed and each.trial_id not in self._places]
+        self._results.begin(_row(each, self._study, None) for each in lost)
+        for each in lost:
+            self._lose(each)
+        if lost and self._fail_fast:
+            raise _FirstFailure
+        return [each for each in trials if each not in lost]
+
+    def _lose(self, this: Identity) -> None:
+        """Ends a trial as its pre-training ended."""
+        row = self._results.read('trials', this.starts_from).iloc[0]
+        if row.status == 'DIVERGED':
+            self._results.diverge(this.trial_id, row.diverged_phase, int(row.diverged_epoch))
+            self._progress.end_trial('DIVERGED', epochs_left=this.epochs)
+        else:
+            self._fail(this, f'Its pre-training {this.starts_from[:12]} failed.\n{row.error}')
 
     def _train_groups(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
         """Trains trials of equal progress together, those with the most progress first."""
@@ -248,6 +275,9 @@ class Scheduler:
         """Scores the trials of a batch of lanes, if they are at their end."""
         if trials[0].identity.epochs > until:
             return
+        if self._study.is_pretraining(trials[0].identity):
+            self._results.end_pretraining(this.alive)
+            return
         scores = {each.trial_id: _score(each, self._results) for each in trials if each.trial_id in this.alive}
         if len(self._wanted) == 1 and scores:
             # Drawn before the trial is DONE, so that a run killed in between draws again.
@@ -287,7 +317,7 @@ class Scheduler:
 
 
 class _Engines:
-    """An engine for every signature, made and compiled when it is first needed."""
+    """An engine for every signature, made when it is first needed."""
 
     def __init__(self, study: Study, path: pathlib.Path, spread: str):
         self._study, self._spread = study, spread
@@ -301,17 +331,21 @@ class _Engines:
     def get(self, this: Identity, count: int) -> Engine:
         """The engine for `count` trials like this one. UserError: it cannot be made."""
         # No more lanes than there are trials, so that those that pruning leaves do not train beside padding.
-        devices = 1 if self._spread == 'batch' else jax.device_count()
+        spread = self._spread_of(this)
+        devices = 1 if spread == 'batch' else jax.device_count()
         lanes = min(self._lanes(this, count), -(-count // devices))
         if (this.signature, lanes) not in self._made:
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
-            engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes, spread=self._spread)
-            print(f'Compiling for {machine.hardware()} ...', flush=True)
-            seconds = engine.compile(stack([planned], 0))
-            print(f'Compiled in {seconds:.1f} s', flush=True)
+            engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes, spread=spread)
             self._made[this.signature, lanes] = engine
         return self._made[this.signature, lanes]
+
+    def _spread_of(self, this: Identity) -> str:
+        """What devices share; of a pre-training, which is often the only one, as if it were alone in any sweep."""
+        if not self._study.is_pretraining(this):
+            return self._spread
+        return choose_spread(self._study.config_of(this), alone=True)
 
     def _lanes(self, this: Identity, count: int) -> int:
         """How many lanes a device trains at most: the earlier choice on the same hardware, else a new one."""
@@ -320,8 +354,9 @@ class _Engines:
         if found is None or any(found[key] != value for key, value in made_for.items()):
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
-            lane = stack([planned], 0)
-            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count, self._spread)
+            lane = stack([planned], planned.phases[-1].index)
+            spread = self._spread_of(this)
+            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count, spread)
             self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})
         return self._chosen[this.signature]['lanes']
 
@@ -344,6 +379,7 @@ class _Engines:
 def _row(this: Identity, study: Study, engine: Engine | None) -> dict[str, Any]:
     """The columns of a trial that are known before it is trained. engine: None for one that cannot be trained."""
     config, flags = study.config_of(this), machine.compiler_flags()
+    columns = study.columns_of_pretraining(config) if study.is_pretraining(this) else study.columns_of(config)
     settings = f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}' if engine else 'none'
     return {
         'trial_id': this.trial_id,
@@ -354,7 +390,7 @@ def _row(this: Identity, study: Study, engine: Engine | None) -> dict[str, Any]:
         'phases': '+'.join(this.phase_names),
         'recipe_id': this.recipe_id,
         'engine': f'{settings}, {flags}' if flags else settings,
-        **study.columns_of(config),
+        **columns,
         'settings': json.dumps(_settings(config)),
     }
 

@@ -107,7 +107,15 @@ def _path(study: Study, options: Options) -> pathlib.Path:
 
 
 def _to_rerun(wanted: Sequence[Identity], options: Options, statuses: Mapping[str, str]) -> set[str]:
-    """Ids of the wanted trials that are to be trained again."""
+    """Ids of the wanted trials that are to be trained again, and of the pre-trainings that they need anew."""
+    chosen = _chosen_to_rerun(wanted, options, statuses)
+    lost = ('FAILED', 'DIVERGED') if options.rerun != 'all' else (*ENDED, 'PRETRAINED')
+    return chosen | {
+        each.starts_from for each in wanted if each.trial_id in chosen and statuses.get(each.starts_from) in lost
+    }
+
+
+def _chosen_to_rerun(wanted: Sequence[Identity], options: Options, statuses: Mapping[str, str]) -> set[str]:
     rerun = options.rerun
     ids = {each.trial_id for each in wanted if each.trial_id in statuses}
     if rerun in ('', 'all'):

@@ -77,6 +77,7 @@ class Engine:
             )
         self.capacity = lanes * (1 if self._spreads_batch else len(self.devices))
         self._init = jax.jit(functools.partial(lax.map, functools.partial(steps.init, config)))
+        self._evaluate = jax.jit(self._make_evaluate(config))
         self._epoch = jax.pmap(self._make_epoch(config), AXIS, devices=self.devices, donate_argnums=0)
         self._data = self._compiled = None
 
@@ -118,6 +119,12 @@ class Engine:
 
         return epoch
 
+    def _make_evaluate(self, config: ConfigDict) -> Callable[..., Any]:
+        def evaluate(averages: Any, scored: jax.Array, images: jax.Array) -> jax.Array:
+            return lax.map(lambda lane: steps.evaluate(config, *lane, images), (averages, scored))
+
+        return evaluate
+
     def _stack(self, tree: Any) -> Any:
         """[lanes, ...] -> [D, L, ...], filled up with copies of the last lane; spread 'batch' repeats them."""
 
@@ -141,7 +148,8 @@ class Engine:
         """[D, L, ...] -> numpy [count, ...]: the first `count` lanes."""
 
         def unstack(leaf: np.ndarray) -> np.ndarray:
-            leaf = leaf[0] if self._spreads_batch else leaf.reshape(-1, *leaf.shape[2:])
+            # Not reshape(-1, ...), which cannot tell how many there are of what is empty.
+            leaf = leaf[0] if self._spreads_batch else np.concatenate(leaf)
             return leaf[:count]
 
         return jax.tree.map(unstack, hosts.gather(tree))
@@ -163,6 +171,14 @@ class Engine:
         """The states that the lanes start from, numpy [lanes, ...]."""
         states = jax.device_get(self._init(self._fill_up(lanes)))  # filled up, so that it is compiled once
         return jax.tree.map(lambda leaf: leaf[: len(lanes.seed)], states)
+
+    def evaluate(self, averages: Any, scored: np.ndarray) -> np.ndarray:
+        """Logits of the scored images without any training, float32 [lanes, T]. scored: as in `steps.Lane`.
+
+        averages: as in `steps.TrainState`, numpy [lanes, ...].
+        """
+        _, images, _, _ = self._made_of
+        return np.asarray(self._evaluate(*self._fill_up((averages, scored)), images))[: len(scored)]
 
     @property
     def is_compiled(self) -> bool:
