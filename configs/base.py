@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     # Points of a sweep one by one, each a dict like {'seed': 1, 'balanced.epochs': 4}; axes multiply them.
     c.trials = ()
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
-    c.phases = ('balanced', 'imbalanced')  # in this order; each has a section of its own below; phantom only as the first
+    # In this order; each has a section of its own below. phantom, which is none of the paper's, only as the first.
+    c.phases = ('balanced', 'imbalanced')
     c.batch_size = 32  # images per step; the paper is silent, 32 is the default of Keras
     c.dataset = dataset()
     c.split = split()

@@ -51,7 +51,8 @@ def describe(
         pretrainings = {each.starts_from for each in wanted if each.starts_from}
         if pretrainings:
             left = sum(statuses.get(each) != 'PRETRAINED' for each in pretrainings)
-            print(f'{counted(len(pretrainings), "pre-training")} on drawn heads, shared by trials; {left} still to train')
+            shared = counted(len(pretrainings), 'pre-training')
+            print(f'{shared} on drawn heads, each shared by the trials that go on from it; {left} still to train')
         states = Counter(STATES.get(statuses.get(each.trial_id), 'new') for each in wanted)
         print('Trials: ' + ', '.join(f'{count} {state}' for state, count in states.items()))
     elif not missing:

@@ -152,7 +152,8 @@ class ConvTrunk(nn.Module):
             x = relu_max_pool2x2(x) if number % self.convs == 0 and number < len(features) else nn.relu(x)
         if self.mask_head:
             # Not an output: who does not ask for the collection has the network without it, also when compiled.
-            self.sow(MASKS, 'logits', nn.Dense(1, dtype=jnp.float32, kernel_init=kernel_init, name=MASK_HEAD)(x)[..., 0])
+            blood = nn.Dense(1, dtype=jnp.float32, kernel_init=kernel_init, name=MASK_HEAD)(x)
+            self.sow(MASKS, 'logits', blood[..., 0])
         return x
 
 

@@ -148,8 +148,8 @@ def drawing_version() -> str:
 
 def _with_imports(module: ModuleType) -> set[ModuleType]:
     """A module, and all in its folder that it imports, directly or not."""
-    inside = (each for each in vars(module).values() if inspect.ismodule(each) and each.__package__ == module.__package__)
-    return {module}.union(*map(_with_imports, inside))
+    imported = filter(inspect.ismodule, vars(module).values())
+    return {module}.union(*(_with_imports(each) for each in imported if each.__package__ == module.__package__))
 
 
 def epoch_samples(config: Config, labels: np.ndarray, train: np.ndarray) -> int:

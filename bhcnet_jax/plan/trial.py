@@ -47,6 +47,11 @@ class Identity(NamedTuple):
         """Of all phases."""
         return sum(self.phase_epochs)
 
+    @property
+    def shared_epochs(self) -> int:
+        """Those of its pre-training."""
+        return self.phase_epochs[0] if self.starts_from else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -254,8 +259,8 @@ def _check_combinations(config: Config) -> None:
     names = tuple(config['phases'])
     if phases.DRAWN in names and config['phantom']['mask'] and not config['model']['mask_head']:
         raise UserError(
-            f'phantom.mask is {config["phantom"]["mask"]}, but the model has no mask head; set model.mask_head to True, '
-            'or phantom.mask to 0.'
+            f'phantom.mask is {config["phantom"]["mask"]}, but the model has no mask head; set model.mask_head to '
+            'True, or phantom.mask to 0.'
         )
     if names[0] != phases.DRAWN and config[names[0]]['class_weights'] == 'carried':
         raise UserError(

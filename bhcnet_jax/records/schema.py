@@ -29,7 +29,8 @@ MIGRATIONS = {
         'ALTER TABLE trials ADD COLUMN digest TEXT',
     ),
 }
-STATUSES = ('DONE', 'PRETRAINED', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')  # if a trial occurs twice, the earlier wins
+# If a trial occurs twice, the earlier wins.
+STATUSES = ('DONE', 'PRETRAINED', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')
 COUNTS = ('tp', 'tn', 'fp', 'fn')
 PROPORTIONS = ('accuracy', 'precision', 'sensitivity', 'specificity')  # those with an interval
 SCORES = (*PROPORTIONS, 'f1', 'auc', 'log_loss', 'brier')

@@ -15,8 +15,11 @@ STEPS = 8  # at most, of the epoch that is timed
 def text(study: Study, missing: Sequence[Identity], spread: str) -> str:
     """A line that says how long the missing trials would take here, and how much memory. spread: of `Engine`."""
     epochs, alike = Counter(), {}
-    for each in missing:
-        epochs[each.signature] += each.epochs
+    shared = {each.starts_from: study.pretraining(each) for each in missing if each.starts_from}
+    for each in (*shared.values(), *missing):
+        if each.epochs == each.shared_epochs:
+            continue
+        epochs[each.signature] += each.epochs - each.shared_epochs
         alike.setdefault(each.signature, []).append(each)
     measured = [signature for signature, _ in epochs.most_common(MEASURED)]
     costs = {signature: _measure(study, alike[signature], spread) for signature in measured}
@@ -36,7 +39,8 @@ def text(study: Study, missing: Sequence[Identity], spread: str) -> str:
 def _measure(study: Study, alike: Sequence[Identity], spread: str) -> Cost:
     """Compiles and times an epoch of a few steps for as many lanes as would train together."""
     planned = study.first_possible(alike)
-    config, lane = shorten(planned.config, stack([planned], 0), STEPS * planned.config.batch_size)
+    lane = stack([planned], planned.phases[-1].index)
+    config, lane = shorten(planned.config, lane, STEPS * planned.config.batch_size)
     images = study.images(config.dataset)
     lanes = 1 if config.engine.lanes == 'auto' else int(config.engine.lanes)
     return measure(config, images.images, images.labels, lane, len(alike), lanes, spread)

@@ -220,7 +220,10 @@ class LaneBatch:
                 self._results.diverge(this.trial_id, phase.name, epoch)
                 self.alive.remove(this.trial_id)
                 done = sum(earlier.epochs for earlier in self._phases[: phase.index]) + epoch - 1
-                self._progress.end_trial('DIVERGED', epochs_left=this.identity.epochs - done)
+                if phases.is_pretraining(self._config):  # no trial by itself
+                    self._progress.drop(this.identity.epochs - done)
+                else:
+                    self._progress.end_trial('DIVERGED', epochs_left=this.identity.epochs - done)
                 continue
             rows.append({
                 'trial_id': this.trial_id,

@@ -100,9 +100,13 @@ class Scheduler:
     def _look(self) -> None:
         """Finds out where the trials are, and deletes weights that nobody needs."""
         statuses = self._results.statuses()
-        over = () if self._keeps_weights else (*ENDED, 'PRUNED')
         self._places = self._find()
-        needed = {trial_id: status not in over for trial_id, status in statuses.items()}
+        needed = dict.fromkeys(statuses, True)
+        if not self._keeps_weights:
+            over = (*ENDED, 'PRUNED')
+            awaited = {each.starts_from for each in self._wanted if statuses.get(each.trial_id) not in over}
+            needed = {trial_id: status not in (*over, 'PRETRAINED') or trial_id in awaited
+                      for trial_id, status in statuses.items()}  # fmt: skip
         places.tidy(self._path, needed, self._places)
         self._places = {trial_id: place for trial_id, place in self._places.items() if place.directory.exists()}
         self._ancestors = {}
@@ -124,7 +128,10 @@ class Scheduler:
         ended = self._results.ended()
         first = self._study.first_possible(self._wanted).config if self._wanted else self._study.config
         has_val = bool(self._study.config.split.val_folds)
-        epochs, saved = (sum(map(count, self._wanted)) for count in (lambda each: each.epochs, self._done))
+        shared = {each.starts_from: self._study.pretraining(each) for each in self._wanted if each.starts_from}
+        every = [*self._wanted, *shared.values()]
+        epochs = sum(each.epochs - each.shared_epochs for each in every)
+        saved = epochs - sum(map(self._left, every))
         if saved:
             print(f'Going on: {saved} of {progress.counted(epochs, "epoch")} are saved.', flush=True)
         shown = Progress(
@@ -139,8 +146,7 @@ class Scheduler:
         for each in self._wanted:
             if each.trial_id in ended:
                 status, score = ended[each.trial_id]
-                left = each.epochs - self._done(each)
-                shown.end_trial(status, progress.label(each.point), score, left)
+                shown.end_trial(status, progress.label(each.point), score, self._left(each))
         return shown
 
     @contextlib.contextmanager
@@ -162,6 +168,10 @@ class Scheduler:
         place = self._places.get(this.trial_id)
         return sum(this.phase_epochs[: place.phase]) + place.epoch if place else 0
 
+    def _left(self, this: Identity, ends_at: int = 0) -> int:
+        """Epochs of a trial, without those of its pre-training, that are in no checkpoint and come after `ends_at`."""
+        return this.epochs - max(self._done(this), this.shared_epochs, ends_at)
+
     def _prune(self, racing: Sequence[Identity], rung: int) -> list[Identity]:
         """Ranks the trials at a rung. Returns those that stay in the race, and those that end before the rung."""
         at = {each.trial_id: pruning.where(each, rung) for each in racing}
@@ -174,7 +184,7 @@ class Scheduler:
         pruned = [each for each in racing if each.trial_id in lost and statuses[each.trial_id] != 'DONE']
         self._results.prune(each.trial_id for each in pruned)
         for each in pruned:
-            self._progress.end_trial('PRUNED', epochs_left=each.epochs - max(rung, self._done(each)))
+            self._progress.end_trial('PRUNED', epochs_left=self._left(each, rung))
         return [each for each in racing if each.trial_id not in lost]
 
     def _train(self, racing: Sequence[Identity], until: int) -> None:
@@ -209,7 +219,7 @@ class Scheduler:
         row = self._results.read('trials', this.starts_from).iloc[0]
         if row.status == 'DIVERGED':
             self._results.diverge(this.trial_id, row.diverged_phase, int(row.diverged_epoch))
-            self._progress.end_trial('DIVERGED', epochs_left=this.epochs)
+            self._progress.end_trial('DIVERGED', epochs_left=self._left(this))
         else:
             self._fail(this, f'Its pre-training {this.starts_from[:12]} failed.\n{row.error}')
 
@@ -313,7 +323,10 @@ class Scheduler:
 
     def _fail(self, this: Identity, error: str) -> None:
         self._results.fail(this.trial_id, error)
-        self._progress.end_trial('FAILED', epochs_left=this.epochs - self._done(this))
+        if self._study.is_pretraining(this):
+            self._progress.drop(self._left(this))
+        else:
+            self._progress.end_trial('FAILED', epochs_left=self._left(this))
 
 
 class _Engines:

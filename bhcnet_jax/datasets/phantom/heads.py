@@ -40,7 +40,7 @@ def draw(key: jax.Array, size: int) -> Drawn:
     blob = (rows - middle[0]) ** 2 + (cols - middle[1]) ** 2 < radius**2
     mask = blob & brain & (label == 1)
     grey = jnp.where(mask, 0.75, jnp.where(brain, 0.45, jnp.where(head, 1.0, 0.0)))
-    grey += 0.05 * jax.random.normal(noise_key, (size, size), jnp.float32) * head
+    grey += 0.05 * jax.random.normal(noise_key, (size, size), jnp.float32) * head.astype(jnp.float32)
     image = jnp.round(255.0 * jnp.clip(grey, 0.0, 1.0)).astype(jnp.uint8)
     contrast = jnp.where(label == 1, jnp.float32(6.0), jnp.float32(0.0))
     return Drawn(image, mask, label, label, contrast, jnp.sum(mask).astype(jnp.float32))
