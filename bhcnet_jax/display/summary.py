@@ -45,12 +45,12 @@ def describe(
     for warning in study.grouping.warnings:
         print(f'warning: {warning}')
     if len(wanted) != 1:
-        programs = len({each.signature for each in missing})
+        pretrainings = study.pretrainings(missing)
+        programs = len({each.signature for each in (*pretrainings, *missing) if each.epochs > each.shared_epochs})
         compiled = f', with {programs} programs to compile' if programs > 1 else ''
         print(f'{counted(len(wanted), "trial")}, {len(missing)} of them still to train{compiled}')
-        pretrainings = {each.starts_from for each in wanted if each.starts_from}
         if pretrainings:
-            left = sum(statuses.get(each) != 'PRETRAINED' for each in pretrainings)
+            left = sum(statuses.get(each.trial_id) != 'PRETRAINED' for each in pretrainings)
             shared = counted(len(pretrainings), 'pre-training')
             print(f'{shared} on drawn heads, each shared by the trials that go on from it; {left} still to train')
         states = Counter(STATES.get(statuses.get(each.trial_id), 'new') for each in wanted)

@@ -1,6 +1,6 @@
 """A study: the data set, the splits and the trials that a config asks for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -125,13 +125,13 @@ class Study:
             'hardware': machine.hardware(),
         }
 
-    def pretraining(self, this: Identity) -> Identity | None:
-        """The pre-training from which a trial goes on, the same for all trials that share it; None without any."""
-        if not this.starts_from:
-            return None
-        if this.starts_from not in self._pretrainings:
-            self._pretrainings[this.starts_from] = trial.pretraining(self.config_of(this), this.point)
-        return self._pretrainings[this.starts_from]
+    def pretrainings(self, trials: Iterable[Identity]) -> list[Identity]:
+        """The pre-trainings from which trials go on, each once."""
+        names = {each.starts_from: each for each in trials if each.starts_from}
+        for name, each in names.items():
+            if name not in self._pretrainings:
+                self._pretrainings[name] = trial.pretraining(self.config_of(each), each.point)
+        return [self._pretrainings[name] for name in names]
 
     def is_pretraining(self, this: Identity) -> bool:
         """Whether it is a pre-training, and no trial by itself."""

@@ -29,7 +29,7 @@ from bhcnet_jax.records.database import Results, score_columns
 from bhcnet_jax.records.schema import SUMMARIZED
 from bhcnet_jax.run import lane_batch, places, pruning
 from bhcnet_jax.run.lane_batch import LaneBatch
-from bhcnet_jax.training.engine import Engine, choose_spread, is_out_of_memory
+from bhcnet_jax.training.engine import Engine, is_out_of_memory, spread_of
 from bhcnet_jax.training.lanes import choose_lanes, stack
 
 ENDED = ('DONE', 'FAILED', 'DIVERGED')  # not PRUNED: the rest of the trial can still be trained
@@ -128,8 +128,7 @@ class Scheduler:
         ended = self._results.ended()
         first = self._study.first_possible(self._wanted).config if self._wanted else self._study.config
         has_val = bool(self._study.config.split.val_folds)
-        shared = {each.starts_from: self._study.pretraining(each) for each in self._wanted if each.starts_from}
-        every = [*self._wanted, *shared.values()]
+        every = [*self._wanted, *self._study.pretrainings(self._wanted)]
         epochs = sum(each.epochs - each.shared_epochs for each in every)
         saved = epochs - sum(map(self._left, every))
         if saved:
@@ -202,11 +201,11 @@ class Scheduler:
 
     def _pretrain(self, trials: Sequence[Identity]) -> list[Identity]:
         """Trains what trials go on from and is not there yet. Returns the trials that can be trained."""
-        needed = {each.starts_from: self._study.pretraining(each) for each in trials
-                  if each.starts_from and each.trial_id not in self._places}  # fmt: skip
-        self._train_groups(list(needed.values()), sys.maxsize, Counter(each.signature for each in needed.values()))
+        waiting = [each for each in trials if each.starts_from and each.trial_id not in self._places]
+        needed = self._study.pretrainings(waiting)
+        self._train_groups(needed, sys.maxsize, Counter(each.signature for each in needed))
         self._look()
-        lost = [each for each in trials if each.starts_from in needed and each.trial_id not in self._places]
+        lost = [each for each in waiting if each.trial_id not in self._places]
         self._results.begin(_row(each, self._study, None) for each in lost)
         for each in lost:
             self._lose(each)
@@ -344,7 +343,7 @@ class _Engines:
     def get(self, this: Identity, count: int) -> Engine:
         """The engine for `count` trials like this one. UserError: it cannot be made."""
         # No more lanes than there are trials, so that those that pruning leaves do not train beside padding.
-        spread = self._spread_of(this)
+        spread = spread_of(self._study.config_of(this), self._spread)
         devices = 1 if spread == 'batch' else jax.device_count()
         lanes = min(self._lanes(this, count), -(-count // devices))
         if (this.signature, lanes) not in self._made:
@@ -354,12 +353,6 @@ class _Engines:
             self._made[this.signature, lanes] = engine
         return self._made[this.signature, lanes]
 
-    def _spread_of(self, this: Identity) -> str:
-        """What devices share; of a pre-training, which is often the only one, as if it were alone in any sweep."""
-        if not self._study.is_pretraining(this):
-            return self._spread
-        return choose_spread(self._study.config_of(this), alone=True)
-
     def _lanes(self, this: Identity, count: int) -> int:
         """How many lanes a device trains at most: the earlier choice on the same hardware, else a new one."""
         asked, found = self._study.config.engine.lanes, self._chosen.get(this.signature)
@@ -368,7 +361,7 @@ class _Engines:
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
             lane = stack([planned], planned.phases[-1].index)
-            spread = self._spread_of(this)
+            spread = spread_of(planned.config, self._spread)
             lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count, spread)
             self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})
         return self._chosen[this.signature]['lanes']

@@ -66,7 +66,8 @@ def run(config: ConfigDict, options: Options) -> bool:
         again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)
         if options.estimate and missing:
-            print(estimate.text(study, missing, spread), flush=True)
+            shared = [each for each in study.pretrainings(missing) if statuses.get(each.trial_id) != 'PRETRAINED']
+            print(estimate.text(study, [*shared, *missing], spread), flush=True)
         return True
     with (
         run_dir.claim(path, config, study.image_set, study.swept),

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax import models
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.plan import phases
 from bhcnet_jax.training import hosts, steps
 
 AXIS = 'devices'
@@ -112,7 +113,10 @@ class Engine:
 
             def one_lane(state_and_lane: tuple[steps.TrainState, steps.Lane]) -> Any:
                 state, sums = steps.train_epoch(config, *state_and_lane, images, labels, **parts)
-                return state, EpochResult(sums, steps.evaluate(config, state.average, state_and_lane[1].scored, images))
+                scored = state_and_lane[1].scored
+                # Where nothing is scored: None, since lax.map cannot put empty arrays together.
+                logits = steps.evaluate(config, state.average, scored, images) if scored.size else None
+                return state, EpochResult(sums, logits)
 
             # A batch of one would be a vmap over a dimension of 1, which costs transposes and compile time.
             return lax.map(one_lane, (states, lanes), batch_size=None if self.lanes == 1 else self.lanes)
@@ -148,8 +152,7 @@ class Engine:
         """[D, L, ...] -> numpy [count, ...]: the first `count` lanes."""
 
         def unstack(leaf: np.ndarray) -> np.ndarray:
-            # Not reshape(-1, ...), which cannot tell how many there are of what is empty.
-            leaf = leaf[0] if self._spreads_batch else np.concatenate(leaf)
+            leaf = leaf[0] if self._spreads_batch else leaf.reshape(-1, *leaf.shape[2:])
             return leaf[:count]
 
         return jax.tree.map(unstack, hosts.gather(tree))
@@ -221,7 +224,8 @@ class Engine:
         with hosts.together():
             states, result = self._compiled(self._join(states), self._join(self._stack(lanes)), self._data)
             jax.block_until_ready(result)
-        return states, self._unstack(result, len(lanes.seed))
+        sums, logits = self._unstack(result, len(lanes.seed))
+        return states, EpochResult(sums, np.zeros(lanes.scored.shape, np.float32) if logits is None else logits)
 
     def close(self) -> None:
         """Has the other processes forget the engine; in this one that happens once nothing refers to it."""
@@ -240,6 +244,14 @@ def choose_spread(config: ConfigDict, alone: bool) -> str:
     if not alone or jax.default_backend() != 'cpu' or config.batch_size % jax.device_count():
         return 'lanes'
     return 'lanes' if models.normalises_batches(config.model, config.dataset.image_size) else 'batch'
+
+
+def spread_of(config: ConfigDict, usual: str) -> str:
+    """What devices share in training what a config says: `usual`, but of drawn heads as if that were alone.
+
+    All trials of a sweep may wait for one pre-training.
+    """
+    return choose_spread(config, alone=True) if phases.is_pretraining(config) else usual
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -166,7 +166,8 @@ def other(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
-        return {'affine': 'none', 'distort': 'none', 'affine+intensity': 'none', 'cnn_gru': 'cnn_lstm'}.get(value, f'{value}_')
+        others = {'affine': 'none', 'distort': 'none', 'affine+intensity': 'none', 'cnn_gru': 'cnn_lstm'}
+        return others.get(value, f'{value}_')
     return value[::-1] if isinstance(value, tuple) else value + 1
 
 

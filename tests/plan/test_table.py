@@ -64,7 +64,7 @@ def with_value(name, value):
         ('seed', True, r'^seed is True; expected'),
         ('optimizer.peak_lr', '1e-3', r"^optimizer.peak_lr is '1e-3'; expected 0.0 to 10.0.$"),
         ('augment.frozen', 1, r'^augment.frozen is 1; expected True or False.$'),
-        ('augment.policy', ('affine',), r"^augment.policy is \('affine',\); expected one of affine, distort, none, intensity"),
+        ('augment.policy', ('affine',), r"^augment.policy is \('affine',\); expected one of affine, distort, none, "),
         ('recipe', None, r'^recipe is None; expected a text.$'),
         ('engine.lanes', 4, r"^engine.lanes is 4; expected 'auto' or a whole number from 1 to 99999, as text.$"),
         ('phases', 'balanced', r"^phases is 'balanced'; expected some of phantom, balanced, imbalanced, each once"),

@@ -42,7 +42,8 @@ class Runs:
         with contextlib.closing(sqlite3.connect(self.folder / name / 'results.sqlite')) as database:
             rows = pd.read_sql_query(f'SELECT * FROM {table} ORDER BY trial_id, rowid', database)
             shared = [row[0] for row in database.execute('SELECT trial_id FROM trials WHERE n_test IS NULL')]
-        return rows[~rows.trial_id.isin(shared)].drop(columns=[*TIMES, 'seconds'], errors='ignore').reset_index(drop=True)
+        rows = rows[~rows.trial_id.isin(shared)].drop(columns=[*TIMES, 'seconds'], errors='ignore')
+        return rows.reset_index(drop=True)
 
     def pretrainings(self, name):
         """The rows of pre-trainings."""
