@@ -15,10 +15,12 @@ def get_config() -> ConfigDict:
     # Points of a sweep one by one, each a dict like {'seed': 1, 'balanced.epochs': 4}; axes multiply them.
     c.trials = ()
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
-    c.phases = ('balanced', 'imbalanced')  # in this order; each has a section of its own below
+    # In this order; each has a section of its own below. phantom, which is none of the paper's, only as the first.
+    c.phases = ('balanced', 'imbalanced')
     c.batch_size = 32  # images per step; the paper is silent, 32 is the default of Keras
     c.dataset = dataset()
     c.split = split()
+    c.phantom = phantom()
     c.balanced = balanced()
     c.imbalanced = imbalanced()
     c.model = model()
@@ -54,6 +56,16 @@ def split() -> ConfigDict:
     # the paper, which chooses on the test images.
     c.val_folds = 0
     c.seed = 0  # which split; kept apart from config.seed so that seed noise and sampling noise stay apart
+    return c
+
+
+def phantom() -> ConfigDict:
+    """Pre-training on heads that are drawn as they are needed, each seen once; beyond the paper."""
+    c = ConfigDict()
+    c.epochs = 12
+    c.samples = 8000  # heads per epoch
+    c.peak_lr = 1e-3  # of this phase, in place of optimizer.peak_lr
+    c.mask = 0.0  # weight of the loss on the drawn blood's mask beside the loss on the label; needs model.mask_head
     return c
 
 
@@ -98,13 +110,16 @@ def model() -> ConfigDict:
     # Share of features dropped before the head. "a dropout rate that controls the overfitting" (V.C) gives no
     # number; 0.5 is the value of Srivastava et al. (2014) for hidden layers.
     c.dropout = 0.5
+    c.mask_head = False  # whether the last block's maps also tell where blood is; only drawn heads teach it
     c.dtype = 'float32'  # of the computation, float32 or bfloat16; weights and loss are always float32
     return c
 
 
 def augment() -> ConfigDict:
     c = ConfigDict()
-    c.policy = 'affine'  # affine (paper IV.D), distort (paper VI), none
+    # affine (paper IV.D), distort (paper VI), intensity, affine+intensity, distort+intensity, none. Drawn heads get its
+    # intensity only.
+    c.policy = 'affine'
     # Augmented images per epoch, drawn from the training part; paper V. 0: so many that each epoch has every training
     # image. With fewer, those left out are never seen if `frozen`, else in turn.
     c.samples = 1000
@@ -123,6 +138,13 @@ def augment() -> ConfigDict:
     c.distort.optical = 0.3  # radial coefficient k, either way; beyond 1/3 the image would fold
     c.distort.grid = 0.3  # relative change of the spacing of the grid's lines, either way
     c.distort.noise = 0.02  # standard deviation of Gaussian noise, on images in [0, 1]
+    c.intensity = ConfigDict()  # beyond the paper: what differs between scanners, windows and screenshots; 0: off
+    c.intensity.blur = 1.0  # pixels, standard deviation of a Gaussian, drawn from 0 to this
+    c.intensity.coarseness = 1.0  # pixels are made larger by a factor drawn from 1 to 1 + this
+    c.intensity.brightness = 0.2  # factor drawn from 1-brightness to 1+brightness
+    c.intensity.contrast = 0.3  # factor about the image's mean, drawn from 1-contrast to 1+contrast
+    c.intensity.gamma = 0.4  # exponent exp(g), g drawn from -gamma to gamma
+    c.intensity.noise = 0.03  # standard deviation of Gaussian noise, on images in [0, 1], drawn from 0 to this
     return c
 
 

@@ -4,7 +4,8 @@ A single trial:     13/36  balanced epoch 13  3:50 left  loss 0.6543  accuracy 0
 A sweep of trials:  12/80 trials  340/1920 epochs  balanced epoch 4  3:50 left  loss ...  100 images/s  2 failed
 On a terminal a sweep also shows the recipes whose finished trials score best so far.
 
-An epoch is one trial's: a batch of 8 lanes that trains for one epoch has done 8.
+An epoch is one trial's: a batch of 8 lanes that trains for one epoch has done 8. Those of a pre-training that trials
+share count once.
 """
 
 import collections
@@ -116,12 +117,16 @@ class Progress:
         or nan if undefined. epochs_left: of its epochs, those that nobody will train; they leave the total.
         """
         self._ended[status] += 1
-        self.total -= epochs_left
+        self.drop(epochs_left)
         if status == 'DONE' and score is not None and not math.isnan(score):
             sum_before, count = self._scores.get(recipe, (0.0, 0))
             self._scores[recipe] = sum_before + score, count + 1
         if self._last is not None and self.total_trials > 1 and self._ended.total() == self.total_trials:
             self._print_line()
+
+    def drop(self, epochs: int) -> None:
+        """So many epochs will not be trained; they leave the total."""
+        self.total -= epochs
 
     def best(self) -> list[tuple[str, float, int]]:
         """Recipe, mean score and number of finished trials of the best recipes, the best first."""

@@ -15,7 +15,7 @@ from bhcnet_jax.display import tables
 from bhcnet_jax.display.progress import counted
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.plan import splits, table, trial
-from bhcnet_jax.plan.phases import Phase
+from bhcnet_jax.plan.phases import DRAWN, Phase
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
 from bhcnet_jax.records.database import Results
@@ -45,9 +45,14 @@ def describe(
     for warning in study.grouping.warnings:
         print(f'warning: {warning}')
     if len(wanted) != 1:
-        programs = len({each.signature for each in missing})
+        pretrainings = study.pretrainings(missing)
+        programs = len({each.signature for each in (*pretrainings, *missing) if each.epochs > each.shared_epochs})
         compiled = f', with {programs} programs to compile' if programs > 1 else ''
         print(f'{counted(len(wanted), "trial")}, {len(missing)} of them still to train{compiled}')
+        if pretrainings:
+            left = sum(statuses.get(each.trial_id) != 'PRETRAINED' for each in pretrainings)
+            shared = counted(len(pretrainings), 'pre-training')
+            print(f'{shared} on drawn heads, each shared by the trials that go on from it; {left} still to train')
         states = Counter(STATES.get(statuses.get(each.trial_id), 'new') for each in wanted)
         print('Trials: ' + ', '.join(f'{count} {state}' for state, count in states.items()))
     elif not missing:
@@ -86,6 +91,9 @@ def _print_folds(sizes: np.ndarray, positive: str) -> None:
 
 def _print_phase(phase: Phase, class_names: tuple[str, str], images: int) -> None:
     """images: of the training part."""
+    if phase.name == DRAWN:
+        print(f'Phase {phase.name}: {phase.samples} drawn heads, {counted(phase.epochs, "epoch")}, new ones in each')
+        return
     negative, positive = class_names
     print(
         f'Phase {phase.name}: {phase.counts[0]} {negative} + {phase.counts[1]} {positive} '
@@ -143,7 +151,8 @@ def _obituary(row: pd.Series) -> str:
     who = f'Trial {row.trial_id[:12]} (seed {row.seed}, fold {row.fold})'
     if row.status == 'DIVERGED':
         where = f'{row.diverged_phase} epoch {row.diverged_epoch:.0f}'
-        return f'{who} DIVERGED: its loss is not finite after {where}. Lower optimizer.peak_lr.'
+        section = row.diverged_phase if row.diverged_phase == DRAWN else 'optimizer'
+        return f'{who} DIVERGED: its loss is not finite after {where}. Lower {section}.peak_lr.'
     return f'{who} FAILED: {_own_line(row.error)} The traceback is in results.sqlite; --rerun=failed.'
 
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models import cnn, recurrent
+from bhcnet_jax.models import cnn, layers, recurrent
 from bhcnet_jax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -63,6 +63,15 @@ def _variables(model: nn.Module, image_size: int) -> Any:
     """Shapes and dtypes of what a model holds."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 1), jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+
+
+def freeze_mask_head(updates: Any) -> Any:
+    """Updates of a model's weights, with zeros for its mask head."""
+
+    def freeze(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return jnp.zeros_like(leaf) if layers.MASK_HEAD in (entry.key for entry in path) else leaf
+
+    return jax.tree_util.tree_map_with_path(freeze, updates)
 
 
 def first_convolution(config: ConfigDict, params: Any) -> Any:

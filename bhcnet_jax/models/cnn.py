@@ -26,6 +26,7 @@ class CNN(nn.Module):
     convs: int = 1
     norm: str = 'none'
     pooling: str = 'mean'  # over the pixels that are left: mean, max, or mean_max, which is both side by side
+    mask_head: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -36,7 +37,7 @@ class CNN(nn.Module):
         dropout_keys: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.dtype, name='trunk')(x, mask)
+        x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.mask_head, self.dtype, name='trunk')(x, mask)
         pooled = {'mean': x.mean(axis=(1, 2)), 'max': x.max(axis=(1, 2))}
         x = jnp.concatenate([pooled[name] for name in self.pooling.split('_')], axis=-1)  # [B, F] or [B, 2 F]
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, dropout_keys)

@@ -13,12 +13,15 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.keys import Key, Part, between, one_of, tuple_of
+from bhcnet_jax.keys import Key, Part, between, flag, one_of, tuple_of
 from bhcnet_jax.models import convolution
 
 # The augmentation terms of the paper (IV.D) are those of Keras, so its silent choices are taken from Keras too.
 kernel_init = nn.initializers.glorot_uniform()
 
+# The mask head: a 1x1 convolution of the last block's maps to a logit of blood for each of their pixels, float32
+# [B, H / 2^(blocks - 1), ...], which a call of the model with mutable=[MASKS] returns beside its output.
+MASKS, MASK_HEAD = 'masks', 'mask_head'
 GROUP = 8  # channels that group normalisation takes together
 
 
@@ -130,12 +133,13 @@ class ConvTrunk(nn.Module):
     """Blocks of 3x3 convolutions with ReLU, all but the last followed by 2x2 max-pooling (paper V.C).
 
     float [B, H, W, 1] -> [B, H / 2^(blocks - 1), ..., F]. The paper has three blocks of one convolution and no
-    normalisation. mask: see `Norm`.
+    normalisation. mask: see `Norm`. mask_head: see `MASKS`.
     """
 
     filters: tuple[int, ...]  # one block each
     convs: int = 1  # of a block
     norm: str = 'none'
+    mask_head: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -146,6 +150,10 @@ class ConvTrunk(nn.Module):
             if self.norm != 'none':
                 x = Norm(self.norm, self.dtype, name=f'norm{number}')(x, mask)
             x = relu_max_pool2x2(x) if number % self.convs == 0 and number < len(features) else nn.relu(x)
+        if self.mask_head:
+            # Not an output: who does not ask for the collection has the network without it, also when compiled.
+            blood = nn.Dense(1, dtype=jnp.float32, kernel_init=kernel_init, name=MASK_HEAD)(x)
+            self.sow(MASKS, 'logits', blood[..., 0])
         return x
 
 
@@ -177,6 +185,7 @@ KEYS = (
     Key('model.hidden_units', between(0, 2**16), Part.PROGRAM),
     Key('model.dropout', between(0.0, 0.99), Part.TRACED),
     Key('model.dtype', one_of('float32', 'bfloat16'), Part.PROGRAM),
+    Key('model.mask_head', flag, Part.PROGRAM, neutral=False),
 )
 FIRST_CONVOLUTION = ('trunk', 'conv1')
 
@@ -188,6 +197,7 @@ def settings(config: ConfigDict) -> dict[str, Any]:
         'hidden_units': config.hidden_units,
         'convs': config.convs,
         'norm': config.norm,
+        'mask_head': config.mask_head,
         'dtype': jnp.dtype(config.dtype),
     }
 

@@ -99,6 +99,7 @@ class CNNRecurrent(nn.Module):
     hidden_units: int
     convs: int = 1
     norm: str = 'none'
+    mask_head: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -109,7 +110,8 @@ class CNNRecurrent(nn.Module):
         dropout_keys: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.dtype, name='trunk')(x, mask)  # [B, T, W/4, F]
+        trunk = layers.ConvTrunk(self.filters, self.convs, self.norm, self.mask_head, self.dtype, name='trunk')
+        x = trunk(x, mask)  # [B, T, W/4, F]
         x = x.reshape(*x.shape[:2], -1)  # [B, T, D]
         x = Recurrent(self.cell, self.recurrent_units, self.dtype, name=self.cell)(x)  # [B, units]
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, dropout_keys)

@@ -2,16 +2,26 @@
 
 Phase 'balanced' trains on as many images of each class (the paper's 90 + 90), phase 'imbalanced' on all negatives
 and on `positives` positives, some of them twice (90 + 153). Both enlarge their images to M augmented ones.
+
+Phase 'phantom' trains on heads that are drawn as they are needed, and on no image of the set. So it depends on neither
+the data nor the split: it is a training of its own, the pre-training, from which all trials go on that have the same.
 """
 
+import functools
+import hashlib
+import inspect
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-NAMES = ('balanced', 'imbalanced')
+from bhcnet_jax.datasets.phantom import heads
+
+DRAWN = 'phantom'  # always the first
+NAMES = ('balanced', 'imbalanced')  # on images of the set
 PAPER_SET = [100, 100]  # negatives, positives
 PAPER_POSITIVES = 153  # as in configs/base.py
 POSITIVE_SHARE = 1.7  # of the positives in the training part, the paper's 153 of 90
@@ -23,11 +33,11 @@ class Phase(NamedTuple):
     """One phase of one trial.
 
     Attributes:
-      name: one of NAMES.
+      name: DRAWN or one of NAMES.
       index: its place in the trial.
       epochs: how many it has.
       counts: images per class before augmentation, negatives and positives.
-      pools: int32, indices of the images of each class in random order, `counts` of them.
+      pools: int32, indices of the images of each class in random order, `counts` of them; empty if drawn.
       shares: how many images of each class an epoch has; their sum is M.
       is_fresh: whether each epoch goes on in the pools where the one before ended; else all have the same images.
     """
@@ -46,7 +56,9 @@ class Phase(NamedTuple):
         return sum(self.shares)
 
     def sources_of(self, epoch: int) -> np.ndarray:
-        """The image that each augmented image of an epoch (0-based) is made from, int32 [M]."""
+        """The image that each augmented image of an epoch (0-based) is made from, int32 [M]; [0] if heads are drawn."""
+        if self.name == DRAWN:
+            return np.zeros(0, np.int32)
         first = epoch if self.is_fresh else 0
         parts = [
             pool[np.arange(first * share, (first + 1) * share) % len(pool)]
@@ -77,6 +89,9 @@ def plan(config: Config, labels: np.ndarray, train: np.ndarray) -> tuple[Phase, 
     present, samples = _present(labels, train), epoch_samples(config, labels, train)
     planned = []
     for index, name in enumerate(config['phases']):
+        if name == DRAWN:
+            planned.append(drawn(config))
+            continue
         counts = _counts(config, name, labels, present)
         if counts[1] < present[1]:
             raise ValueError(
@@ -90,6 +105,51 @@ def plan(config: Config, labels: np.ndarray, train: np.ndarray) -> tuple[Phase, 
         is_fresh = _is_fresh(config, shares, present)
         planned.append(Phase(name, index, config[name]['epochs'], counts, pools, shares, is_fresh))
     return tuple(planned)
+
+
+def drawn(config: Config) -> Phase:
+    """The phase of drawn heads. Both classes are equally likely, so that class weights are 1."""
+    samples, nothing = config[DRAWN]['samples'], np.zeros(0, np.int32)
+    shares = (samples - samples // 2, samples // 2)
+    return Phase(DRAWN, 0, config[DRAWN]['epochs'], (1, 1), (nothing, nothing), shares, is_fresh=True)
+
+
+def is_pretraining(config: Config) -> bool:
+    """Whether all that a config trains on is drawn."""
+    return tuple(config['phases']) == (DRAWN,)
+
+
+def pretraining(config: Config) -> dict[str, Any]:
+    """By dotted keys, what makes of a trial's config that of its pre-training.
+
+    The keys of the section take the places of the usual ones. What this phase does not use has one value for all.
+    """
+    grey = 'intensity' if 'intensity' in config['augment']['policy'].split('+') else 'none'
+    return {
+        'phases': (DRAWN,),
+        'augment.policy': grey,  # the drawing places and turns the heads itself
+        'augment.samples': config[DRAWN]['samples'],
+        'augment.frozen': False,
+        'optimizer.peak_lr': config[DRAWN]['peak_lr'],
+    }
+
+
+@functools.cache
+def drawing_version() -> str:
+    """SHA-256, hex, over the source of heads.py and of what it imports from its folder: every edit counts.
+
+    Not over pixels: they round otherwise on another kind of device, and a trial has one id on all.
+    """
+    digest = hashlib.sha256()
+    for module in sorted(_with_imports(heads), key=lambda module: module.__name__):
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()
+
+
+def _with_imports(module: ModuleType) -> set[ModuleType]:
+    """A module, and all in its folder that it imports, directly or not."""
+    imported = filter(inspect.ismodule, vars(module).values())
+    return {module}.union(*(_with_imports(each) for each in imported if each.__package__ == module.__package__))
 
 
 def epoch_samples(config: Config, labels: np.ndarray, train: np.ndarray) -> int:
@@ -111,6 +171,9 @@ def changes(config: Config, labels: np.ndarray, train: np.ndarray) -> dict[str, 
     """
     present, samples, changed = _present(labels, train), epoch_samples(config, labels, train), {}
     for name in config['phases']:
+        if name == DRAWN:
+            changed['drawing'] = drawing_version()
+            continue
         counts = _counts(config, name, labels, present)
         if name == 'imbalanced' and counts[1] != config['imbalanced']['positives']:
             changed['positives'] = counts[1]

@@ -27,6 +27,9 @@ class Split:
     val: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
+NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # of what sees no image of the set
+
+
 def split(labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold: int, seed: int) -> Split:
     """Splits the images into a training and a test part that share no group.
 

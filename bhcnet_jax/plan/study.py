@@ -1,6 +1,6 @@
 """A study: the data set, the splits and the trials that a config asks for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -9,8 +9,8 @@ from bhcnet_jax import machine
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import groups, splits, sweep, trial
-from bhcnet_jax.plan.splits import Split
+from bhcnet_jax.plan import groups, phases, splits, sweep, trial
+from bhcnet_jax.plan.splits import NO_SPLIT, Split
 from bhcnet_jax.plan.sweep import Shard
 from bhcnet_jax.plan.trial import Identity, Trial
 
@@ -41,6 +41,7 @@ class Study:
         sweep.refuse_too_many(len(self._listed) * sweep.count(self._axes))
         self._kinds: dict[tuple[int, bool], ImageSet] = {}
         self._splits: dict[tuple[Any, ...], Split] = {}
+        self._pretrainings: dict[str, Identity] = {}
         self._planned: dict[str, Trial] = {}
         self.image_set = self.images(config.dataset)
         self.grouping = groups.find_groups(self.image_set)
@@ -104,24 +105,48 @@ class Study:
         """The columns of a trial's row on its data, split, code and hardware, from its config."""
         split = self.split_of(config)
         return {
-            'dataset': self.image_set.label,
-            'seed': config.seed,
+            **self.columns_of_pretraining(config),
             'fold': config.split.fold,
             'n_test': len(split.test),
             'n_val': len(split.val),
             'scheme': config.split.scheme,
             'folds': config.split.folds,
             'split_seed': config.split.seed,
-            'data_fingerprint': self.image_set.fingerprint,
             'split_digest': split.digest,
+        }
+
+    def columns_of_pretraining(self, config: ConfigDict) -> dict[str, Any]:
+        """The same of a pre-training, which has no split; its data fingerprint is that of the study."""
+        return {
+            'dataset': self.image_set.label,
+            'seed': config.seed,
+            'data_fingerprint': self.image_set.fingerprint,
             'code': machine.code_version(),
             'hardware': machine.hardware(),
         }
 
-    def ancestor(self, this: Identity) -> str:
-        """Id of the trial that lacks only the last phase of this one; '' for a trial of one phase."""
-        if len(this.phase_names) == 1:
-            return ''
+    def pretrainings(self, trials: Iterable[Identity]) -> list[Identity]:
+        """The pre-trainings from which trials go on, each once."""
+        names = {each.starts_from: each for each in trials if each.starts_from}
+        for name, each in names.items():
+            if name not in self._pretrainings:
+                self._pretrainings[name] = trial.pretraining(self.config_of(each), each.point)
+        return [self._pretrainings[name] for name in names]
+
+    def is_pretraining(self, this: Identity) -> bool:
+        """Whether it is a pre-training, and no trial by itself."""
+        return this.trial_id in self._pretrainings
+
+    def ancestors(self, this: Identity) -> list[str]:
+        """Ids of what this trial can go on from, the furthest first: one that lacks only its last phase, pre-training.
+
+        A trial on drawn heads alone is none: what it has learnt is the pre-training.
+        """
+        before = this.phase_names[:-1]
+        lacks_one = [self._ancestor(this)] if before not in ((), (phases.DRAWN,)) else []
+        return [*lacks_one, *filter(None, [this.starts_from])]
+
+    def _ancestor(self, this: Identity) -> str:
         settings = trial.set_point(self._settings, {**this.point, 'phases': this.phase_names[:-1]})
         split, labels = self._split(settings['split']), self.image_set.labels
         return trial.identify(settings, split, self.image_set.fingerprint, labels=labels).trial_id
@@ -134,7 +159,10 @@ class Study:
         if this.trial_id not in self._planned:
             config = self.config_of(this)
             try:
-                planned = trial.plan(this, config, self.image_set.labels, self.split_of(config))
+                if self.is_pretraining(this):
+                    planned = Trial(this, config, NO_SPLIT, (phases.drawn(config),))
+                else:
+                    planned = trial.plan(this, config, self.image_set.labels, self.split_of(config))
             except ValueError as error:
                 raise UserError(str(error)) from error
             if len(self._planned) >= REMEMBERED:

@@ -20,16 +20,24 @@ MAX_SEED = 2**31 - 1
 DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
 SCHEMES = ('holdout', 'kfold')
 LANES = "'auto' or a whole number from 1 to 99999, as text"
-POLICIES = ('affine', 'distort', 'none')
+POLICIES = ('affine', 'distort', 'none', 'intensity', 'affine+intensity', 'distort+intensity')
 
 
 def _phases(value: Any) -> bool:
-    known = isinstance(value, tuple | list) and all(name in phases.NAMES for name in value)
-    return known and 0 < len(value) == len(set(value))
+    known = isinstance(value, tuple | list) and all(name in (phases.DRAWN, *phases.NAMES) for name in value)
+    return known and 0 < len(value) == len(set(value)) and phases.DRAWN not in value[1:]
+
+
+def _has_drawn(switches: Switches) -> bool:
+    return phases.DRAWN in switches.phases
+
+
+def _has_real(switches: Switches) -> bool:
+    return switches.phases != (phases.DRAWN,)
 
 
 def _of_phase(name: str) -> tuple[Key, ...]:
-    """What the sections of all phases have."""
+    """What the sections of all phases on real images have."""
 
     def is_there(switches: Switches) -> bool:
         return name in switches.phases
@@ -48,7 +56,11 @@ def _of_phase(name: str) -> tuple[Key, ...]:
 def _strength(name: str, low: float, high: float) -> Key:
     """Of an augmentation policy, 'affine.flip'."""
     policy = name.partition('.')[0]
-    return Key(f'augment.{name}', between(low, high), Part.TRACED, when=lambda switches: switches.policy == policy)
+
+    def is_part(switches: Switches) -> bool:
+        return policy in switches.policy.split('+') and (policy == 'intensity' or _has_real(switches))
+
+    return Key(f'augment.{name}', between(low, high), Part.TRACED, when=is_part)
 
 
 COMMON = (
@@ -56,7 +68,7 @@ COMMON = (
     Key('sweep', text, Part.CALL),
     Key('trials', Allowed('a tuple of dicts', lambda value: isinstance(value, tuple | list)), Part.CALL),
     Key('seed', between(0, MAX_SEED), Part.TRIAL),
-    Key('phases', Allowed(f'{", ".join(phases.NAMES)} or both, each once', _phases), Part.PLAN),
+    Key('phases', Allowed(f'some of {", ".join((phases.DRAWN, *phases.NAMES))}, each once', _phases), Part.PLAN),
     Key('batch_size', between(1, 2**16), Part.PROGRAM),
     Key('dataset.name', one_of(*DATASETS), Part.CALL),
     Key('dataset.dir', text, Part.CALL),
@@ -70,11 +82,15 @@ COMMON = (
     Key('split.fold', between(0, 2**16), Part.TRIAL),
     Key('split.seed', between(0, MAX_SEED), Part.PLAN),
     Key('split.val_folds', between(0, 2**16), Part.PLAN, neutral=0),
+    Key('phantom.epochs', between(1, 10**6), Part.PLAN, when=_has_drawn),
+    Key('phantom.samples', between(2, 10**8), Part.PLAN, when=_has_drawn),
+    Key('phantom.peak_lr', between(0.0, 10.0), Part.PLAN, when=_has_drawn),
+    Key('phantom.mask', between(0.0, 10**3), Part.TRACED, when=_has_drawn),
     *(key for name in phases.NAMES for key in _of_phase(name)),
     Key('imbalanced.positives', between(1, 10**6), Part.PLAN, when=lambda switches: 'imbalanced' in switches.phases),
     Key('augment.policy', one_of(*POLICIES), Part.PROGRAM),
-    Key('augment.samples', between(0, 10**8), Part.PROGRAM),
-    Key('augment.frozen', flag, Part.PROGRAM),
+    Key('augment.samples', between(0, 10**8), Part.PROGRAM, when=_has_real),
+    Key('augment.frozen', flag, Part.PROGRAM, when=_has_real),
     Key('augment.test_flip', flag, Part.PROGRAM, neutral=False),
     _strength('affine.flip', 0.0, 1.0),
     _strength('affine.shear', 0.0, 60.0),
@@ -87,7 +103,13 @@ COMMON = (
     _strength('distort.optical', 0.0, 1 / 3),
     _strength('distort.grid', 0.0, 0.9),
     _strength('distort.noise', 0.0, 1.0),
-    Key('optimizer.peak_lr', between(0.0, 10.0), Part.PLAN),
+    _strength('intensity.blur', 0.0, 16.0),
+    _strength('intensity.coarseness', 0.0, 7.0),
+    _strength('intensity.brightness', 0.0, 1.0),
+    _strength('intensity.contrast', 0.0, 1.0),
+    _strength('intensity.gamma', 0.0, 3.0),
+    _strength('intensity.noise', 0.0, 1.0),
+    Key('optimizer.peak_lr', between(0.0, 10.0), Part.PLAN, when=_has_real),
     Key('optimizer.warmup', between(0.0, 0.9), Part.PLAN),
     Key('optimizer.weight_decay', between(0.0, 10.0), Part.TRACED),
     Key('optimizer.label_smoothing', between(0.0, 0.9), Part.TRACED, neutral=0.0),

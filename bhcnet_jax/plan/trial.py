@@ -29,7 +29,8 @@ class Identity(NamedTuple):
 
     trial_id and recipe_id are SHA-256 hex digests: of everything that fixes the trial's result, and of the same
     without seed and fold. Trials of equal signature share a compiled program; those of equal batch_key also go through
-    their phases in step, so that they can train together. point: what a sweep sets for this trial, by key.
+    their phases in step, so that they can train together. point: what a sweep sets for this trial, by key. starts_from:
+    trial_id of its pre-training, see `pretraining`; '' without any, and of one itself.
     """
 
     trial_id: str
@@ -39,11 +40,17 @@ class Identity(NamedTuple):
     phase_names: tuple[str, ...]
     phase_epochs: tuple[int, ...]
     point: Mapping[str, Any]
+    starts_from: str = ''
 
     @property
     def epochs(self) -> int:
         """Of all phases."""
         return sum(self.phase_epochs)
+
+    @property
+    def shared_epochs(self) -> int:
+        """Those of its pre-training."""
+        return self.phase_epochs[0] if self.starts_from else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +83,8 @@ def identify(
     parts, recipe_id = _encode_recipe(recipe)
     rest = {'seed': config['seed'], 'data': fingerprint, 'split': split.digest}
     shapes = resolve(config, table.PROGRAM) | {'scored': scored_count(split)}
+    if phases.DRAWN in config['phases']:
+        shapes[phases.DRAWN] = 'before'
     if config['optimizer']['ema']:
         rest['ema'] = 'corrected'  # for its start; trials from before it was have another identity
     if labels is not None:
@@ -91,6 +100,33 @@ def identify(
         phase_names=tuple(config['phases']),
         phase_epochs=tuple(config[name]['epochs'] for name in config['phases']),
         point=point or {},
+        starts_from=pretraining(config).trial_id if phases.DRAWN in config['phases'] else '',
+    )
+
+
+def pretraining(config: Config, point: Mapping[str, Any] | None = None) -> Identity:
+    """The identity of the training on drawn heads from which the trial of a config goes on.
+
+    It knows neither data nor split, nor keys of later phases: trials that differ in these alone share it.
+    point: of the trial.
+    """
+    changed = phases.pretraining(config)
+    config = set_point(config, changed)
+    recipe = resolve(config)
+    del recipe['split']
+    parts, recipe_id = _encode_recipe(recipe)
+    rest = {'seed': config['seed'], 'drawing': phases.drawing_version()}
+    shapes = {phases.DRAWN: 'here', 'samples': config[phases.DRAWN]['samples']}
+    signature = digest(resolve(config, table.PROGRAM) | shapes)
+    epochs = config[phases.DRAWN]['epochs']
+    return Identity(
+        trial_id=_digest(parts | {key: _encode(value) for key, value in rest.items()}),
+        recipe_id=recipe_id,
+        signature=signature,
+        batch_key=digest({'signature': signature, 'epochs': epochs}),
+        phase_names=(phases.DRAWN,),
+        phase_epochs=(epochs,),
+        point={**(point or {}), **changed},
     )
 
 
@@ -221,7 +257,12 @@ def _check_combinations(config: Config) -> None:
     if config['augment']['samples'] == 1:
         raise UserError('augment.samples is 1, but each phase needs both classes; expected 2 or more, or 0 for all.')
     names = tuple(config['phases'])
-    if config[names[0]]['class_weights'] == 'carried':
+    if phases.DRAWN in names and config['phantom']['mask'] and not config['model']['mask_head']:
+        raise UserError(
+            f'phantom.mask is {config["phantom"]["mask"]}, but the model has no mask head; set model.mask_head to '
+            'True, or phantom.mask to 0.'
+        )
+    if names[0] != phases.DRAWN and config[names[0]]['class_weights'] == 'carried':
         raise UserError(
             f"{names[0]}.class_weights is 'carried', but no phase comes before {names[0]} in phases={names}; "
             "set it to 'computed'."

@@ -8,17 +8,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from bhcnet_jax.configs import base
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import sweep, trial
-from bhcnet_jax.plan.splits import Split
+from bhcnet_jax.plan.splits import NO_SPLIT
 
 NO_RECIPE = ('seed', 'split.fold')  # keys that do not change the recipe
-_NO_SPLIT = Split(np.zeros(0, np.int32), np.zeros(0, np.int32), '')  # a recipe's id does not depend on the split
 
 
 def recipes(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,7 +65,7 @@ def _points(axes: Sequence[sweep.Axis]) -> Iterator[Mapping[str, Any]]:
 
 def _identify(tree: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     config = trial.set_point(tree, point)
-    return trial.identify(config, _NO_SPLIT, '').recipe_id, config
+    return trial.identify(config, NO_SPLIT, '').recipe_id, config  # it does not depend on the split
 
 
 def _sweep(start: Mapping[str, Any]) -> str:

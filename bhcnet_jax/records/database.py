@@ -170,7 +170,7 @@ class Results:
 
     def begin(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Sets trials that are not DONE to RUNNING in this process; for an existing one, appends only new SETTINGS."""
-        rows = [row for row in rows if self.status(row['trial_id']) != 'DONE']
+        rows = [row for row in rows if self.status(row['trial_id']) not in ('DONE', 'PRETRAINED')]
         with self._transaction():
             self._enter(rows)
             state = {'host': socket.gethostname(), 'pid': os.getpid(), 'heartbeat': time.time()}
@@ -191,6 +191,12 @@ class Results:
     def finish(self, trial_id: str, scores: Mapping[str, Any]) -> None:
         """Enters a trial's scores and sets it to DONE."""
         self.finish_many({trial_id: scores})
+
+    def end_pretraining(self, trial_ids: Iterable[str]) -> None:
+        """Sets pre-trainings to PRETRAINED."""
+        with self._transaction():
+            for trial_id in trial_ids:
+                self._set(trial_id, 'PRETRAINED', {})
 
     def finish_many(self, scores: Mapping[str, Mapping[str, Any]]) -> None:
         """The same for all trials of a batch at once: trial_id -> scores."""

@@ -2,6 +2,7 @@
 
 A trial is PENDING, then RUNNING until its last epoch is in, then DONE; or FAILED (it raised), DIVERGED (its loss is not
 finite any more) or PRUNED (others did better on their validation parts, see `run/pruning.py`; it can still go on).
+PRETRAINED is the end of what is no trial by itself: the training on drawn heads that trials share, scored on no image.
 """
 
 import itertools
@@ -28,7 +29,8 @@ MIGRATIONS = {
         'ALTER TABLE trials ADD COLUMN digest TEXT',
     ),
 }
-STATUSES = ('DONE', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')  # if a trial occurs twice, the earlier wins
+# If a trial occurs twice, the earlier wins.
+STATUSES = ('DONE', 'PRETRAINED', 'DIVERGED', 'RUNNING', 'PRUNED', 'FAILED', 'PENDING')
 COUNTS = ('tp', 'tn', 'fp', 'fn')
 PROPORTIONS = ('accuracy', 'precision', 'sensitivity', 'specificity')  # those with an interval
 SCORES = (*PROPORTIONS, 'f1', 'auc', 'log_loss', 'brier')
@@ -85,7 +87,7 @@ EPOCH_COLUMNS = {
     'epoch': 'INTEGER',  # 1-based inside the phase
     'train_loss': 'REAL',  # with class weights and dropout, over the epoch
     'train_accuracy': 'REAL',
-    'test_loss': 'REAL',
+    'test_loss': 'REAL',  # this and what follows is NULL while heads are drawn, which no image of a test part sees
     'test_accuracy': 'REAL',
     **dict.fromkeys(COUNTS, 'INTEGER'),
     'val_loss': 'REAL',  # NULL without a validation part

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from bhcnet_jax import machine
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display.progress import Progress
 from bhcnet_jax.display.tensorboard import Events
@@ -23,6 +24,7 @@ from bhcnet_jax.statistics import metrics
 from bhcnet_jax.training import optim
 from bhcnet_jax.training.engine import Engine, EpochResult
 from bhcnet_jax.training.lanes import stack
+from bhcnet_jax.training.steps import Lane
 
 CURVES = tuple(f'{part}_{name}' for part in ('train', 'test', 'val') for name in ('loss', 'accuracy'))
 
@@ -120,7 +122,10 @@ class LaneBatch:
                     trial_id: opened.enter_context(Events(events / trial_id[:12], self._dataset)) for trial_id in ids
                 }
             with contextlib.suppress(_AllDiverged):
-                return self._train(tree, until)['state'].average['params']
+                tree = self._train(tree, until)
+                if phases.is_pretraining(self._config) and lanes.scored.size:
+                    self._score_pretrained(tree['state'].average, lanes.scored)
+                return tree['state'].average['params']
         return None
 
     def _train(self, fresh: dict[str, Any], until: int) -> dict[str, Any]:
@@ -136,6 +141,16 @@ class LaneBatch:
             if left <= phase.epochs:
                 break
         return tree
+
+    def _score_pretrained(self, averages: Any, scored: np.ndarray) -> None:
+        """Adds to the last epoch of trials on drawn heads alone how they do on their real images."""
+        logits = self.engine.evaluate(averages, scored)
+        rows, predictions = [], []
+        for this, found in zip(self._trials, logits, strict=True):
+            last = {'trial_id': this.trial_id, 'phase': phases.DRAWN, 'epoch': self._phases[-1].epochs}
+            rows.append({**last, **self._scores(this, found[: len(this.split.test) + len(this.split.val)])})
+            predictions += self._predictions(this, found[: len(this.split.test)])
+        self._results.record_epoch(rows, predictions)
 
     def _newest(self, like: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
         """The newest readable checkpoint: number of its phase, epochs done in it, tree."""
@@ -160,6 +175,7 @@ class LaneBatch:
             optim.learning_rates(each.config.optimizer, phase.epochs, lanes.learning_rates.shape[1])
             for each in self._trials
         ]
+        self._compile(lanes)
         states = self.engine.to_devices(tree['state'])
         with self._checkpoints(phase) as saved:
             for epoch in range(done, end):
@@ -186,6 +202,12 @@ class LaneBatch:
                 )
             return found[1]
 
+    def _compile(self, lanes: Lane) -> None:
+        if not self.engine.is_compiled:
+            print(f'Compiling for {machine.hardware()} ...', flush=True)
+            seconds = self.engine.compile(lanes)
+            print(f'Compiled in {seconds:.1f} s', flush=True)
+
     def _record(self, phase: phases.Phase, epoch: int, result: EpochResult, seconds: float) -> None:
         """Commits an epoch of all lanes that have not diverged, then shows it. epoch: 1-based."""
         rows, predictions = [], []
@@ -198,7 +220,10 @@ class LaneBatch:
                 self._results.diverge(this.trial_id, phase.name, epoch)
                 self.alive.remove(this.trial_id)
                 done = sum(earlier.epochs for earlier in self._phases[: phase.index]) + epoch - 1
-                self._progress.end_trial('DIVERGED', epochs_left=this.identity.epochs - done)
+                if phases.is_pretraining(self._config):  # no trial by itself
+                    self._progress.drop(this.identity.epochs - done)
+                else:
+                    self._progress.end_trial('DIVERGED', epochs_left=this.identity.epochs - done)
                 continue
             rows.append({
                 'trial_id': this.trial_id,
@@ -218,7 +243,12 @@ class LaneBatch:
         self._show(phase, epoch, rows, seconds)
 
     def _scores(self, this: Trial, logits: np.ndarray) -> dict[str, float | None]:
-        """The columns of an epoch on the test and the validation part. logits: float [test + val]."""
+        """The columns of an epoch on the test and the validation part. logits: float [test + val].
+
+        {} for a pre-training, which is scored on no image.
+        """
+        if not len(logits):
+            return {}
         test, val = np.split(logits.astype(np.float64), [len(this.split.test)])
         test_labels, val_labels = self.image_set.labels[this.split.test], self.image_set.labels[this.split.val]
         counts = metrics.counts(test_labels, expit(test))
@@ -245,7 +275,7 @@ class LaneBatch:
     def _show(self, phase: phases.Phase, epoch: int, rows: list[dict[str, Any]], seconds: float) -> None:
         epochs_before = sum(earlier.epochs for earlier in self._phases[: phase.index])
         for row in rows if self._writers else ():
-            curves = {name: row[name] for name in CURVES if row[name] is not None}
+            curves = {name: row[name] for name in CURVES if row.get(name) is not None}
             self._writers[row['trial_id']].add_scalars(curves, epochs_before + epoch)
             self._writers[row['trial_id']].flush()
         loss, accuracy = (float(np.mean([row[name] for row in rows])) for name in ('train_loss', 'train_accuracy'))

@@ -2,7 +2,8 @@
 
 From one rung of `pruning.py` to the next (without pruning: to the end), trials of equal signature, phases and progress
 train together as a `LaneBatch`. If it does not fit into memory, its trials go on with half as many lanes on a device.
-If it raises, they go on one at a time, so that only those that raise alone are FAILED.
+If it raises, they go on one at a time, so that only those that raise alone are FAILED. Before trials that begin on
+drawn heads come their pre-trainings, each once for all trials that share it.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from bhcnet_jax.records.database import Results, score_columns
 from bhcnet_jax.records.schema import SUMMARIZED
 from bhcnet_jax.run import lane_batch, places, pruning
 from bhcnet_jax.run.lane_batch import LaneBatch
-from bhcnet_jax.training.engine import Engine, is_out_of_memory
+from bhcnet_jax.training.engine import Engine, is_out_of_memory, spread_of
 from bhcnet_jax.training.lanes import choose_lanes, stack
 
 ENDED = ('DONE', 'FAILED', 'DIVERGED')  # not PRUNED: the rest of the trial can still be trained
@@ -99,21 +100,26 @@ class Scheduler:
     def _look(self) -> None:
         """Finds out where the trials are, and deletes weights that nobody needs."""
         statuses = self._results.statuses()
-        over = () if self._keeps_weights else (*ENDED, 'PRUNED')
         self._places = self._find()
-        needed = {trial_id: status not in over for trial_id, status in statuses.items()}
+        needed = dict.fromkeys(statuses, True)
+        if not self._keeps_weights:
+            over = (*ENDED, 'PRUNED')
+            awaited = {each.starts_from for each in self._wanted if statuses.get(each.trial_id) not in over}
+            needed = {trial_id: status not in (*over, 'PRETRAINED') or trial_id in awaited
+                      for trial_id, status in statuses.items()}  # fmt: skip
         places.tidy(self._path, needed, self._places)
         self._places = {trial_id: place for trial_id, place in self._places.items() if place.directory.exists()}
         self._ancestors = {}
-        if 'DONE' in statuses.values():
+        if not {'DONE', 'PRETRAINED'}.isdisjoint(statuses.values()):
             self._inherit(statuses)
 
     def _inherit(self, statuses: Mapping[str, str]) -> None:
-        """Lets a trial start from a finished trial that lacks only its last phase."""
+        """Lets a trial start from its pre-training, or from a finished trial that lacks only its last phase."""
         for each in self._wanted:
             if statuses.get(each.trial_id) in (None, 'PENDING', 'RUNNING') and each.trial_id not in self._places:
-                ancestor = self._study.ancestor(each)
-                if statuses.get(ancestor) == 'DONE' and ancestor in self._places:
+                ended = (name for name in self._study.ancestors(each) if statuses.get(name) in ('DONE', 'PRETRAINED'))
+                ancestor = next((name for name in ended if name in self._places), None)
+                if ancestor:
                     self._ancestors[each.trial_id] = ancestor
                     self._places[each.trial_id] = self._places[ancestor]
 
@@ -122,7 +128,9 @@ class Scheduler:
         ended = self._results.ended()
         first = self._study.first_possible(self._wanted).config if self._wanted else self._study.config
         has_val = bool(self._study.config.split.val_folds)
-        epochs, saved = (sum(map(count, self._wanted)) for count in (lambda each: each.epochs, self._done))
+        every = [*self._wanted, *self._study.pretrainings(self._wanted)]
+        epochs = sum(each.epochs - each.shared_epochs for each in every)
+        saved = epochs - sum(map(self._left, every))
         if saved:
             print(f'Going on: {saved} of {progress.counted(epochs, "epoch")} are saved.', flush=True)
         shown = Progress(
@@ -137,8 +145,7 @@ class Scheduler:
         for each in self._wanted:
             if each.trial_id in ended:
                 status, score = ended[each.trial_id]
-                left = each.epochs - self._done(each)
-                shown.end_trial(status, progress.label(each.point), score, left)
+                shown.end_trial(status, progress.label(each.point), score, self._left(each))
         return shown
 
     @contextlib.contextmanager
@@ -160,6 +167,10 @@ class Scheduler:
         place = self._places.get(this.trial_id)
         return sum(this.phase_epochs[: place.phase]) + place.epoch if place else 0
 
+    def _left(self, this: Identity, ends_at: int = 0) -> int:
+        """Epochs of a trial, without those of its pre-training, that are in no checkpoint and come after `ends_at`."""
+        return this.epochs - max(self._done(this), this.shared_epochs, ends_at)
+
     def _prune(self, racing: Sequence[Identity], rung: int) -> list[Identity]:
         """Ranks the trials at a rung. Returns those that stay in the race, and those that end before the rung."""
         at = {each.trial_id: pruning.where(each, rung) for each in racing}
@@ -172,7 +183,7 @@ class Scheduler:
         pruned = [each for each in racing if each.trial_id in lost and statuses[each.trial_id] != 'DONE']
         self._results.prune(each.trial_id for each in pruned)
         for each in pruned:
-            self._progress.end_trial('PRUNED', epochs_left=each.epochs - max(rung, self._done(each)))
+            self._progress.end_trial('PRUNED', epochs_left=self._left(each, rung))
         return [each for each in racing if each.trial_id not in lost]
 
     def _train(self, racing: Sequence[Identity], until: int) -> None:
@@ -184,7 +195,32 @@ class Scheduler:
         left = [each for each in racing if statuses.get(each.trial_id) not in ENDED]
         # A trial at its end that is not DONE was killed before its row was written.
         left = [each for each in left if self._done(each) < until or each.epochs <= until]
+        if any(each.starts_from for each in left):
+            left = self._pretrain(left)
         self._train_groups(left, until, counts)
+
+    def _pretrain(self, trials: Sequence[Identity]) -> list[Identity]:
+        """Trains what trials go on from and is not there yet. Returns the trials that can be trained."""
+        waiting = [each for each in trials if each.starts_from and each.trial_id not in self._places]
+        needed = self._study.pretrainings(waiting)
+        self._train_groups(needed, sys.maxsize, Counter(each.signature for each in needed))
+        self._look()
+        lost = [each for each in waiting if each.trial_id not in self._places]
+        self._results.begin(_row(each, self._study, None) for each in lost)
+        for each in lost:
+            self._lose(each)
+        if lost and self._fail_fast:
+            raise _FirstFailure
+        return [each for each in trials if each not in lost]
+
+    def _lose(self, this: Identity) -> None:
+        """Ends a trial as its pre-training ended."""
+        row = self._results.read('trials', this.starts_from).iloc[0]
+        if row.status == 'DIVERGED':
+            self._results.diverge(this.trial_id, row.diverged_phase, int(row.diverged_epoch))
+            self._progress.end_trial('DIVERGED', epochs_left=self._left(this))
+        else:
+            self._fail(this, f'Its pre-training {this.starts_from[:12]} failed.\n{row.error}')
 
     def _train_groups(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
         """Trains trials of equal progress together, those with the most progress first."""
@@ -248,6 +284,9 @@ class Scheduler:
         """Scores the trials of a batch of lanes, if they are at their end."""
         if trials[0].identity.epochs > until:
             return
+        if self._study.is_pretraining(trials[0].identity):
+            self._results.end_pretraining(this.alive)
+            return
         scores = {each.trial_id: _score(each, self._results) for each in trials if each.trial_id in this.alive}
         if len(self._wanted) == 1 and scores:
             # Drawn before the trial is DONE, so that a run killed in between draws again.
@@ -283,11 +322,14 @@ class Scheduler:
 
     def _fail(self, this: Identity, error: str) -> None:
         self._results.fail(this.trial_id, error)
-        self._progress.end_trial('FAILED', epochs_left=this.epochs - self._done(this))
+        if self._study.is_pretraining(this):
+            self._progress.drop(self._left(this))
+        else:
+            self._progress.end_trial('FAILED', epochs_left=self._left(this))
 
 
 class _Engines:
-    """An engine for every signature, made and compiled when it is first needed."""
+    """An engine for every signature, made when it is first needed."""
 
     def __init__(self, study: Study, path: pathlib.Path, spread: str):
         self._study, self._spread = study, spread
@@ -301,15 +343,13 @@ class _Engines:
     def get(self, this: Identity, count: int) -> Engine:
         """The engine for `count` trials like this one. UserError: it cannot be made."""
         # No more lanes than there are trials, so that those that pruning leaves do not train beside padding.
-        devices = 1 if self._spread == 'batch' else jax.device_count()
+        spread = spread_of(self._study.config_of(this), self._spread)
+        devices = 1 if spread == 'batch' else jax.device_count()
         lanes = min(self._lanes(this, count), -(-count // devices))
         if (this.signature, lanes) not in self._made:
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
-            engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes, spread=self._spread)
-            print(f'Compiling for {machine.hardware()} ...', flush=True)
-            seconds = engine.compile(stack([planned], 0))
-            print(f'Compiled in {seconds:.1f} s', flush=True)
+            engine = Engine(planned.config, images.images, images.labels, count, lanes=lanes, spread=spread)
             self._made[this.signature, lanes] = engine
         return self._made[this.signature, lanes]
 
@@ -320,8 +360,9 @@ class _Engines:
         if found is None or any(found[key] != value for key, value in made_for.items()):
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
-            lane = stack([planned], 0)
-            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count, self._spread)
+            lane = stack([planned], planned.phases[-1].index)
+            spread = spread_of(planned.config, self._spread)
+            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count, spread)
             self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})
         return self._chosen[this.signature]['lanes']
 
@@ -344,6 +385,7 @@ class _Engines:
 def _row(this: Identity, study: Study, engine: Engine | None) -> dict[str, Any]:
     """The columns of a trial that are known before it is trained. engine: None for one that cannot be trained."""
     config, flags = study.config_of(this), machine.compiler_flags()
+    columns = study.columns_of_pretraining(config) if study.is_pretraining(this) else study.columns_of(config)
     settings = f'devices {len(engine.devices)}, lanes {engine.lanes}, spread {engine.spread}' if engine else 'none'
     return {
         'trial_id': this.trial_id,
@@ -354,7 +396,7 @@ def _row(this: Identity, study: Study, engine: Engine | None) -> dict[str, Any]:
         'phases': '+'.join(this.phase_names),
         'recipe_id': this.recipe_id,
         'engine': f'{settings}, {flags}' if flags else settings,
-        **study.columns_of(config),
+        **columns,
         'settings': json.dumps(_settings(config)),
     }
 

@@ -66,7 +66,8 @@ def run(config: ConfigDict, options: Options) -> bool:
         again = _to_rerun(wanted, options, statuses)
         missing = _describe(study, wanted, statuses, again)
         if options.estimate and missing:
-            print(estimate.text(study, missing, spread), flush=True)
+            shared = [each for each in study.pretrainings(missing) if statuses.get(each.trial_id) != 'PRETRAINED']
+            print(estimate.text(study, [*shared, *missing], spread), flush=True)
         return True
     with (
         run_dir.claim(path, config, study.image_set, study.swept),
@@ -107,7 +108,15 @@ def _path(study: Study, options: Options) -> pathlib.Path:
 
 
 def _to_rerun(wanted: Sequence[Identity], options: Options, statuses: Mapping[str, str]) -> set[str]:
-    """Ids of the wanted trials that are to be trained again."""
+    """Ids of the wanted trials that are to be trained again, and of the pre-trainings that they need anew."""
+    chosen = _chosen_to_rerun(wanted, options, statuses)
+    lost = ('FAILED', 'DIVERGED') if options.rerun != 'all' else (*ENDED, 'PRETRAINED')
+    return chosen | {
+        each.starts_from for each in wanted if each.trial_id in chosen and statuses.get(each.starts_from) in lost
+    }
+
+
+def _chosen_to_rerun(wanted: Sequence[Identity], options: Options, statuses: Mapping[str, str]) -> set[str]:
     rerun = options.rerun
     ids = {each.trial_id for each in wanted if each.trial_id in statuses}
     if rerun in ('', 'all'):

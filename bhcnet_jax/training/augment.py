@@ -23,9 +23,11 @@ def augment(key: jax.Array, image: jax.Array, strengths: Mapping[str, Scalar], p
     Args:
       key: a PRNG key for this image alone.
       image: float32 [H, W] in [0, 1].
-      strengths: scalars, names and units as in `config.augment.affine` or `config.augment.distort`; they may
-        be traced. All zero (`crop`: one) returns the image as it is.
-      policy: 'affine' (paper, IV.D), 'distort' (paper, VI) or 'none'; static.
+      strengths: scalars, names and units as in the policy's section of `config.augment`; they may be traced. Of
+        'affine+intensity' a mapping for each: {'affine': ..., 'intensity': ...}. All zero (`crop`: one) returns the
+        image as it is.
+      policy: 'affine' (paper, IV.D), 'distort' (paper, VI), 'intensity', one after the other as in
+        'affine+intensity', or 'none'; static.
 
     Returns:
       float32 [H, W] in [0, 1], black where there is no source pixel.
@@ -40,13 +42,22 @@ def augment(key: jax.Array, image: jax.Array, strengths: Mapping[str, Scalar], p
         )
     if policy == 'none':
         return image
+    if '+' in policy:
+        for part_key, part in zip(jax.random.split(key, 2), policy.split('+'), strict=True):
+            image = augment(part_key, image, strengths[part], part)
+        return image
+    if policy == 'intensity':
+        parameters_key, noise_key = jax.random.split(key)
+        parameters = intensity_parameters(parameters_key, strengths)
+        noise = parameters.pop('noise')
+        return gaussian_noise(noise_key, intensity(image, **parameters), noise)
     if policy == 'affine':
         return affine(image, **affine_parameters(key, strengths))
     if policy == 'distort':
         geometry_key, noise_key = jax.random.split(key)
         image = distort(image, **distort_parameters(geometry_key, strengths))
         return gaussian_noise(noise_key, image, strengths['noise'])
-    raise ValueError(f'augment.policy is {policy!r}, expected one of affine, distort, none.')
+    raise ValueError(f'augment.policy is {policy!r}, expected one of affine, distort, intensity, none.')
 
 
 def affine_parameters(key: jax.Array, strengths: Mapping[str, Scalar]) -> dict[str, jax.Array]:
@@ -123,6 +134,54 @@ def distort(
     matrix = affine_matrix(flip=False, shear=0.0, zoom=scale, rotation=rotation)
     rows, cols = affine_coords(rows, cols, matrix)
     return warp(image, side * rows + middle[0] * height, side * cols + middle[1] * width)
+
+
+def intensity_parameters(key: jax.Array, strengths: Mapping[str, Scalar]) -> dict[str, jax.Array]:
+    """Draws the arguments of `intensity` and 'noise', a standard deviation, within `config.augment.intensity`."""
+    blur_key, coarseness_key, brightness_key, contrast_key, gamma_key, noise_key = jax.random.split(key, 6)
+    brightness, contrast, gamma = strengths['brightness'], strengths['contrast'], strengths['gamma']
+    return {
+        'blur': _uniform(blur_key, 0.0, strengths['blur']),
+        'coarseness': _uniform(coarseness_key, 1.0, 1.0 + strengths['coarseness']),
+        'brightness': _uniform(brightness_key, 1.0 - brightness, 1.0 + brightness),
+        'contrast': _uniform(contrast_key, 1.0 - contrast, 1.0 + contrast),
+        'gamma': jnp.exp(_uniform(gamma_key, -gamma, gamma)),
+        'noise': _uniform(noise_key, 0.0, strengths['noise']),
+    }
+
+
+def intensity(
+    image: jax.Array, blur: Scalar, coarseness: Scalar, brightness: Scalar, contrast: Scalar, gamma: Scalar
+) -> jax.Array:
+    """Blurs, coarsens, and changes brightness, contrast and gamma, in this order; float32 [H, W] in [0, 1] in and out.
+
+    blur, coarseness: of `resampling_matrix`. brightness: factor. contrast: factor about the mean of the image. gamma:
+    exponent. Greys are clipped to [0, 1] after contrast.
+    """
+    down, across = (resampling_matrix(size, blur, coarseness) for size in image.shape)
+    exact = jax.lax.Precision.HIGHEST  # a GPU may round to TF32, which is half a grey level
+    image = brightness * jnp.matmul(jnp.matmul(down, image, precision=exact), across.T, precision=exact)
+    mean = jnp.mean(image)
+    return jnp.clip(mean + contrast * (image - mean), 0.0, 1.0) ** gamma
+
+
+def resampling_matrix(size: int, blur: Scalar, coarseness: Scalar) -> jax.Array:
+    """What a blur and larger pixels make of a row of pixels, float32 [size, size]; each row sums to 1.
+
+    blur: standard deviation in pixels of a Gaussian, cut off at the edge. coarseness: size of the larger pixels, 1 or
+    more; each is the mean of what it covers, and between their centres greys are linear.
+    """
+    places = jnp.arange(size, dtype=jnp.float32)
+    gauss = jnp.exp(-0.5 * ((places[:, None] - places[None, :]) / jnp.maximum(blur, 1e-3)) ** 2)
+    ends = jnp.minimum((places[:, None] + 1.0) * coarseness, places[None, :] + 1.0)
+    starts = jnp.maximum(places[:, None] * coarseness, places[None, :])
+    covers = jnp.maximum(ends - starts, 0.0)  # [larger pixel, pixel]; those beyond the edge cover nothing
+    centres = jnp.clip((places + 0.5) / coarseness - 0.5, 0.0, jnp.ceil(size / coarseness - 1e-4) - 1.0)
+    between = jnp.maximum(1.0 - jnp.abs(centres[:, None] - places[None, :]), 0.0)  # [pixel, larger pixel]
+    exact = jax.lax.Precision.HIGHEST
+    wholes = covers / jnp.maximum(jnp.sum(covers, axis=1, keepdims=True), 1e-6)
+    gauss = gauss / jnp.sum(gauss, axis=1, keepdims=True)
+    return jnp.matmul(jnp.matmul(between, wholes, precision=exact), gauss, precision=exact)
 
 
 def affine_matrix(flip: Scalar, shear: Scalar, zoom: Scalar, rotation: Scalar) -> jax.Array:

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax import models
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.plan import phases
 from bhcnet_jax.training import hosts, steps
 
 AXIS = 'devices'
@@ -77,6 +78,7 @@ class Engine:
             )
         self.capacity = lanes * (1 if self._spreads_batch else len(self.devices))
         self._init = jax.jit(functools.partial(lax.map, functools.partial(steps.init, config)))
+        self._evaluate = jax.jit(self._make_evaluate(config))
         self._epoch = jax.pmap(self._make_epoch(config), AXIS, devices=self.devices, donate_argnums=0)
         self._data = self._compiled = None
 
@@ -111,12 +113,21 @@ class Engine:
 
             def one_lane(state_and_lane: tuple[steps.TrainState, steps.Lane]) -> Any:
                 state, sums = steps.train_epoch(config, *state_and_lane, images, labels, **parts)
-                return state, EpochResult(sums, steps.evaluate(config, state.average, state_and_lane[1].scored, images))
+                scored = state_and_lane[1].scored
+                # Where nothing is scored: None, since lax.map cannot put empty arrays together.
+                logits = steps.evaluate(config, state.average, scored, images) if scored.size else None
+                return state, EpochResult(sums, logits)
 
             # A batch of one would be a vmap over a dimension of 1, which costs transposes and compile time.
             return lax.map(one_lane, (states, lanes), batch_size=None if self.lanes == 1 else self.lanes)
 
         return epoch
+
+    def _make_evaluate(self, config: ConfigDict) -> Callable[..., Any]:
+        def evaluate(averages: Any, scored: jax.Array, images: jax.Array) -> jax.Array:
+            return lax.map(lambda lane: steps.evaluate(config, *lane, images), (averages, scored))
+
+        return evaluate
 
     def _stack(self, tree: Any) -> Any:
         """[lanes, ...] -> [D, L, ...], filled up with copies of the last lane; spread 'batch' repeats them."""
@@ -164,6 +175,14 @@ class Engine:
         states = jax.device_get(self._init(self._fill_up(lanes)))  # filled up, so that it is compiled once
         return jax.tree.map(lambda leaf: leaf[: len(lanes.seed)], states)
 
+    def evaluate(self, averages: Any, scored: np.ndarray) -> np.ndarray:
+        """Logits of the scored images without any training, float32 [lanes, T]. scored: as in `steps.Lane`.
+
+        averages: as in `steps.TrainState`, numpy [lanes, ...].
+        """
+        _, images, _, _ = self._made_of
+        return np.asarray(self._evaluate(*self._fill_up((averages, scored)), images))[: len(scored)]
+
     @property
     def is_compiled(self) -> bool:
         """Whether the next epoch can start at once."""
@@ -205,7 +224,8 @@ class Engine:
         with hosts.together():
             states, result = self._compiled(self._join(states), self._join(self._stack(lanes)), self._data)
             jax.block_until_ready(result)
-        return states, self._unstack(result, len(lanes.seed))
+        sums, logits = self._unstack(result, len(lanes.seed))
+        return states, EpochResult(sums, np.zeros(lanes.scored.shape, np.float32) if logits is None else logits)
 
     def close(self) -> None:
         """Has the other processes forget the engine; in this one that happens once nothing refers to it."""
@@ -224,6 +244,14 @@ def choose_spread(config: ConfigDict, alone: bool) -> str:
     if not alone or jax.default_backend() != 'cpu' or config.batch_size % jax.device_count():
         return 'lanes'
     return 'lanes' if models.normalises_batches(config.model, config.dataset.image_size) else 'batch'
+
+
+def spread_of(config: ConfigDict, usual: str) -> str:
+    """What devices share in training what a config says: `usual`, but of drawn heads as if that were alone.
+
+    All trials of a sweep may wait for one pre-training.
+    """
+    return choose_spread(config, alone=True) if phases.is_pretraining(config) else usual
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,10 +19,14 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from bhcnet_jax import models
+from bhcnet_jax.datasets.phantom import heads
+from bhcnet_jax.models.layers import MASKS
+from bhcnet_jax.plan import phases
 from bhcnet_jax.training import optim
 from bhcnet_jax.training.augment import augment
 
-STREAMS = ('init', 'augment', 'shuffle', 'dropout')  # append only: a stream's key comes from its place here
+BLOOD_WEIGHT = 10.0  # in the loss on masks, of a pixel of the maps with blood; of one without: 1
+STREAMS = ('init', 'augment', 'shuffle', 'dropout', 'phantom')  # append only: a stream's key comes from its place here
 
 
 @struct.dataclass
@@ -49,19 +53,27 @@ class Lane:
     seed: jax.Array  # int32
     phase: jax.Array  # int32, place of the phase in the trial
     epoch: jax.Array  # int32, 0-based inside the phase
-    sources: jax.Array  # int32 [M], the image that each augmented image is made from
+    sources: jax.Array  # int32 [M], the image that each augmented image is made from; [0] of drawn heads
     class_weights: jax.Array  # float32 [2], of negatives and positives
     learning_rates: jax.Array  # float32 [S]
     values: dict[str, jax.Array]  # float32 each, by the names of the traced keys in use: see plan/table.py
     scored: jax.Array  # int32 [T], the images to evaluate on
 
 
+class Truth(NamedTuple):
+    """What is known of drawn heads."""
+
+    labels: jax.Array  # int32 [B]
+    blood: jax.Array  # bool [B, H, W]
+
+
 class Batch(NamedTuple):
     """The images of one step, or of a part of it."""
 
-    inputs: jax.Array  # float32 [B, H, W] in [0, 1], augmented; see `draw`
+    inputs: jax.Array | None  # float32 [B, H, W] in [0, 1], augmented; see `draw`. None: of heads yet to be drawn
     positions: jax.Array  # int32 [B], places in `Lane.sources`
     mask: jax.Array  # float32 [B], 0 for padding
+    truth: Truth | None = None  # of drawn heads; None for images of the set
 
 
 class Sums(NamedTuple):
@@ -106,8 +118,10 @@ def micro_batch_of(batch: int) -> int:
     return math.gcd(batch, 2) if jax.default_backend() == 'cpu' else batch
 
 
-def strengths(lane: Lane, policy: str) -> dict[str, jax.Array]:
-    """Those of an augmentation policy in `lane.values`."""
+def strengths(lane: Lane, policy: str) -> dict[str, Any]:
+    """Those of an augmentation policy in `lane.values`, as `augment` takes them."""
+    if '+' in policy:
+        return {part: strengths(lane, part) for part in policy.split('+')}
     section = f'augment.{policy}.'
     return {name.removeprefix(section): value for name, value in lane.values.items() if name.startswith(section)}
 
@@ -127,14 +141,43 @@ def draw(config: ConfigDict, lane: Lane, images: jax.Array, positions: jax.Array
     return drawn.reshape(*positions.shape, *images.shape[1:])
 
 
+def draw_heads(config: ConfigDict, lane: Lane, batch: Batch) -> Batch:
+    """A batch with its heads, drawn for their positions and augmented."""
+    policy = config.augment.policy
+
+    def one(position: jax.Array) -> tuple[jax.Array, Truth]:
+        draw_key, augment_key = (
+            stream(lane.seed, name, lane.phase, lane.epoch, position) for name in ('phantom', 'augment')
+        )
+        drawn = heads.draw(draw_key, config.dataset.image_size)
+        image = augment(augment_key, to_unit(drawn.image), strengths(lane, policy), policy)
+        return image, Truth(drawn.label, drawn.mask)
+
+    inputs, truth = lax.map(one, batch.positions, batch_size=micro_batch_of(len(batch.positions)))
+    return batch._replace(inputs=inputs, truth=truth)
+
+
+def mask_loss(logits: jax.Array, blood: jax.Array) -> jax.Array:
+    """Weighted binary cross-entropy of a mask, the mean over the pixels of the maps; float32 [B], nats.
+
+    logits: float32 [B, h, w] of the mask head. blood: bool [B, H, W]; a pixel of the maps has blood if any pixel of the
+    image under it has. The Dice loss says nothing of heads without blood, half of all, so it is not used.
+    """
+    height, width = logits.shape[1:]
+    side = blood.shape[1] // height
+    covered = blood[:, : height * side, : width * side].reshape(-1, height, side, width, side).any((2, 4))
+    losses = optax.sigmoid_binary_cross_entropy(logits, covered.astype(jnp.float32))
+    return jnp.mean(jnp.where(covered, BLOOD_WEIGHT, 1.0) * losses, axis=(1, 2))
+
+
 def loss(
     config: ConfigDict, params: Any, batch_stats: Any, lane: Lane, labels: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[Sums, Any]]:
     """The weighted binary cross-entropy, summed over the images that count. -> loss, (Sums, new batch_stats).
 
-    labels: int32 [N].
+    labels: int32 [N]. The loss on masks is added to the loss, but not in Sums.
     """
-    target = labels[lane.sources[batch.positions]]
+    target = labels[lane.sources[batch.positions]] if batch.truth is None else batch.truth.labels
     dropout_key = stream(lane.seed, 'dropout', lane.phase, lane.epoch)
     dropout_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(dropout_key, batch.positions)
     logits, changed = models.create(config.model).apply(
@@ -143,14 +186,18 @@ def loss(
         lane.values,
         dropout_keys,
         batch.mask,
-        mutable=['batch_stats'],
+        mutable=['batch_stats', MASKS],
     )
     smoothing = lane.values['optimizer.label_smoothing']
     smooth = target.astype(jnp.float32) * (1 - smoothing) + smoothing / 2
     losses = optax.sigmoid_binary_cross_entropy(logits, smooth)
     total = jnp.sum(batch.mask * lane.class_weights[target] * losses)
     hits = jnp.sum(jnp.where((logits >= 0) == (target == 1), batch.mask, 0.0))
-    return total, (Sums(total, hits, jnp.sum(batch.mask)), changed.get('batch_stats', {}))
+    on_masks = 0.0
+    if config.model.mask_head and batch.truth is not None:
+        losses = mask_loss(jax.tree.leaves(changed[MASKS])[0], batch.truth.blood)
+        on_masks = lane.values['phantom.mask'] * jnp.sum(batch.mask * losses)
+    return total + on_masks, (Sums(total, hits, jnp.sum(batch.mask)), changed.get('batch_stats', {}))
 
 
 def gradients(
@@ -194,6 +241,8 @@ def train_step(
     adam = optim.optimizer(learning_rate, lane.values['optimizer.weight_decay'])
     with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer step count
         updates, opt_state = adam.update(grads, state.opt_state, state.params)
+    if config.model.mask_head and not phases.is_pretraining(config):
+        updates = models.freeze_mask_head(updates)  # weight decay would change it
     params = optax.apply_updates(state.params, updates)
     kept = optim.kept_share(lane.values['optimizer.ema'], opt_state)
     average = jax.tree.map(
@@ -229,11 +278,15 @@ def train_epoch(
     mask = jnp.pad(jnp.ones(samples), (0, padding))
     shard = 0 if axis is None else lax.axis_index(axis)
     positions, mask = (each.reshape(steps, shards, -1)[:, shard] for each in (order, mask))
+    is_pretraining = phases.is_pretraining(config)
     # All images are drawn before the steps, else each step would begin with a draw's small kernels: 8 of 55 on a GPU.
-    batches = Batch(draw(config, lane, images, positions), positions, mask)
+    # Not so heads: an epoch may have more of them than fit into memory.
+    batches = Batch(None if is_pretraining else draw(config, lane, images, positions), positions, mask)
 
     def step(state: TrainState, batch_and_rate: tuple[Batch, jax.Array]) -> tuple[TrainState, Sums]:
-        return train_step(config, state, lane, labels, *batch_and_rate, axis)
+        batch, rate = batch_and_rate
+        batch = draw_heads(config, lane, batch) if is_pretraining else batch
+        return train_step(config, state, lane, labels, batch, rate, axis)
 
     state, sums = lax.scan(step, state, (batches, lane.learning_rates))
     return state, jax.tree.map(jnp.sum, sums)

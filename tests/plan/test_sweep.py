@@ -166,14 +166,16 @@ def other(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
-        return {'affine': 'none', 'distort': 'none', 'cnn_gru': 'cnn_lstm'}.get(value, f'{value}_')
+        others = {'affine': 'none', 'distort': 'none', 'affine+intensity': 'none', 'cnn_gru': 'cnn_lstm'}
+        return others.get(value, f'{value}_')
     return value[::-1] if isinstance(value, tuple) else value + 1
 
 
 def changes_the_recipe(key):
-    """Whether another value of the key makes another recipe, with either policy and order of phases."""
+    """Whether another value of the key makes another recipe, with any policy and order of phases."""
     turned = {'augment.policy': 'distort', 'phases': ('imbalanced', 'balanced')}
-    for setting in ({'model.name': 'cnn_gru'}, turned):
+    drawn = {'augment.policy': 'affine+intensity', 'phases': ('phantom', 'balanced')}
+    for setting in ({'model.name': 'cnn_gru'}, turned, drawn):
         config, changed = base.get_config(), base.get_config()
         config.update_from_flattened_dict(setting)
         changed.update_from_flattened_dict({**setting, key: other({**LEAVES, **setting}[key])})
@@ -190,7 +192,7 @@ def test_what_cannot_be_swept_is_what_changes_no_recipe():
     ('text', 'message'),
     [
         ('optimizer.peaklr=1', r"part 'optimizer.peaklr=1': no key .*; did you mean optimizer.peak_lr\?"),
-        ('epochs=4', r'did you mean balanced.epochs or imbalanced.epochs\?'),
+        ('epochs=4', r'did you mean phantom.epochs or balanced.epochs or imbalanced.epochs\?'),
         ('qqqq=4', r'every key is in configs/base.py'),
         ('seed.x=1', r"no key 'seed.x'"),
         ('balanced=4', r'balanced is a section; sweep one of its keys: .*balanced.epochs'),

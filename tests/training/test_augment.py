@@ -349,3 +349,67 @@ def test_bytes_and_batches_are_refused(wrong):
 def test_an_unknown_policy_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="'afine', expected one of affine, distort, none"):
         augment.augment(jax.random.key(0), jnp.asarray(IMAGE), {}, 'afine')
+
+
+def reference_intensity(image, blur, coarseness, brightness, contrast, gamma):
+    """The same with loops over rows, in float64."""
+
+    def resample(row):
+        size = len(row)
+        places = np.arange(size)
+        kernels = np.exp(-((places[:, None] - places) ** 2) / (2 * blur**2)) if blur else np.eye(size)
+        row = np.array([np.average(row, weights=kernel) for kernel in kernels])
+        starts = np.arange(0, size - 1e-6, coarseness)
+        large = []
+        for start in starts:
+            parts = np.clip(np.minimum(places + 1, start + coarseness) - np.maximum(places, start), 0, None)
+            large.append(np.average(row, weights=parts))
+        return np.interp((places + 0.5) / coarseness - 0.5, np.arange(len(large)), large)
+
+    image = np.apply_along_axis(resample, 1, np.apply_along_axis(resample, 0, image.astype(np.float64)))
+    image = brightness * image
+    return np.clip((image - image.mean()) * contrast + image.mean(), 0, 1) ** gamma
+
+
+INTENSITY_OFF = {'blur': 0.0, 'coarseness': 1.0, 'brightness': 1.0, 'contrast': 1.0, 'gamma': 1.0}
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [{}, {'blur': 1.3}, {'coarseness': 1.7}, {'coarseness': 3.0}, {'brightness': 0.8}, {'contrast': 1.4}, {'gamma': 1.5},
+     {'blur': 0.7, 'coarseness': 2.1, 'brightness': 1.2, 'contrast': 0.7, 'gamma': 0.7}],
+)  # fmt: skip
+def test_intensity_equals_loops_over_rows(changed):
+    parameters = INTENSITY_OFF | changed
+    ours = jax.jit(augment.intensity)(jnp.asarray(IMAGE), **parameters)
+    np.testing.assert_allclose(ours, reference_intensity(IMAGE, **parameters), atol=1e-5)
+
+
+def test_a_blur_inside_the_image_is_that_of_scipy():
+    expected = scipy.ndimage.gaussian_filter(IMAGE.astype(np.float64), 1.5, truncate=10)
+    ours = augment.intensity(jnp.asarray(IMAGE), **INTENSITY_OFF | {'blur': 1.5})
+    np.testing.assert_allclose(ours[10:-10, 10:-10], expected[10:-10, 10:-10], atol=1e-5)
+
+
+def test_intensity_draws_within_its_strengths_and_with_zero_strengths_changes_nothing():
+    strengths = base.get_config().augment.intensity.to_dict()
+    draw = jax.jit(jax.vmap(augment.intensity_parameters, in_axes=(0, None)))
+    found = draw(jax.random.split(jax.random.key(1), 2000), strengths)
+    ranges = {'blur': (0, 1), 'coarseness': (1, 2), 'brightness': (0.8, 1.2), 'contrast': (0.7, 1.3),
+              'gamma': (np.exp(-0.4), np.exp(0.4)), 'noise': (0, 0.03)}  # fmt: skip
+    for name, (low, high) in ranges.items():
+        np.testing.assert_allclose([found[name].min(), found[name].max()], [low, high], atol=0.02 * (high - low))
+    pairs = np.corrcoef([np.asarray(each) for each in found.values()])
+    assert np.abs(pairs - np.eye(6)).max() < 0.1  # each has a key of its own
+    np.testing.assert_array_equal(augmented('intensity', dict.fromkeys(strengths, 0.0))[0], IMAGE)
+    assert np.abs(augmented('intensity', strengths)[0] - IMAGE).max() > 0.05
+
+
+def test_a_policy_of_two_is_one_after_the_other_with_keys_of_their_own():
+    strengths = {part: base.get_config().augment[part].to_dict() for part in ('affine', 'intensity')}
+    key = jax.random.key(3)
+    both = augment.augment(key, jnp.asarray(IMAGE), strengths, 'affine+intensity')
+    expected = jnp.asarray(IMAGE)
+    for part_key, part in zip(jax.random.split(key), ('affine', 'intensity'), strict=True):
+        expected = augment.augment(part_key, expected, strengths[part], part)
+    np.testing.assert_array_equal(both, expected)
