@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from bhcnet_jax.datasets.phantom.shapes import (
-    Array, blend, cover, ellipsoid, length, smoothstep, stroke, uniforms, union, wave_vectors, waves,
+    Array, blend, cover, ellipsoid, length, smoothstep, stroke, settle, uniforms, union, wave_vectors, waves,
 )  # fmt: skip
 
 # HU of tissues, rounded from textbook ranges; acute blood is 50-80.
@@ -36,6 +36,10 @@ RANGES = {
     'falx': (40.0, 65.0),  # HU
     'sinus': (45.0, 68.0),
     'air': (0.0, 1.0),  # how much of sinuses and mastoid is air
+    'sulci': (0.0, 1.0, 12, 3),  # for `wave_vectors`
+    'bend': (0.0, 1.0, 4, 3),
+    'warp': (0.0, 1.0, 12, 3),
+    'patch': (0.0, 1.0, 6, 3),
 }
 
 
@@ -64,8 +68,7 @@ class Head(NamedTuple):
 
 def sample(key: jax.Array) -> dict[str, jax.Array]:
     """key -> the numbers that make a patient, float32: RANGES and random functions of space."""
-    number_key, sulci_key, bend_key, warp_key, patch_key = jax.random.split(key, 5)
-    patient = uniforms(number_key, RANGES)
+    patient = uniforms(key, RANGES)
     old = jax.numpy.clip((patient['age'] - 30) / 60, 0.0, 1.0)
     growth = 1 - 0.16 * jax.numpy.exp(-patient['age'] / 5)
     thick = 2.5 + 4 * (1 - jax.numpy.exp(-patient['age'] / 8)) + old
@@ -73,10 +76,10 @@ def sample(key: jax.Array) -> dict[str, jax.Array]:
         'atrophy': jax.numpy.clip(old + patient['atrophy'], 0.0, 1.0),
         'growth': growth,
         'skull': thick * patient['skull'],
-        'sulci': wave_vectors(sulci_key, 12, 26.0),
-        'bend': wave_vectors(bend_key, 4, 30.0),
-        'warp': wave_vectors(warp_key, 12, 90.0),
-        'patch': wave_vectors(patch_key, 6, 35.0),
+        'sulci': wave_vectors(patient['sulci'], 26.0),
+        'bend': wave_vectors(patient['bend'], 30.0),
+        'warp': wave_vectors(patient['warp'], 90.0),
+        'patch': wave_vectors(patient['patch'], 35.0),
     }
 
 
@@ -122,9 +125,9 @@ def head(patient: dict[str, Array], x: Array, y: Array, z: Array, moved: tuple[A
     effect.
     """
     xp = x.__array_namespace__()
-    depth = xp.minimum(dome(patient, x, y, z), 0.85 * (z - floor(x, y)))
+    depth = settle(xp.minimum(dome(patient, x, y, z), 0.85 * (z - floor(x, y))))
     skull = patient['skull'] * (1 + 0.2 * waves(patient['patch'], x, y, z) * smoothstep((z + 20) / 20))
-    brain_depth = xp.minimum(dome(patient, *moved), 0.85 * (moved[2] - floor(moved[0], moved[1])))
+    brain_depth = settle(xp.minimum(dome(patient, *moved), 0.85 * (moved[2] - floor(moved[0], moved[1]))))
     return Head(
         x=x,
         y=y,
@@ -132,8 +135,8 @@ def head(patient: dict[str, Array], x: Array, y: Array, z: Array, moved: tuple[A
         depth=depth,
         outside=outline(patient, x, y, z, depth, skull),
         skull=skull,
-        clefts=clefts(patient, *moved, brain_depth),
-        ventricles=ventricles(patient, *moved),
+        clefts=settle(clefts(patient, *moved, brain_depth)),
+        ventricles=settle(ventricles(patient, *moved)),
         hindbrain=tentorium(*moved),
     )
 

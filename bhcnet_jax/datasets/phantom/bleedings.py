@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bhcnet_jax.datasets.phantom.anatomy import Head
 from bhcnet_jax.datasets.phantom.shapes import (
-    Array, cover, ellipsoid, length, smoothstep, uniforms, wave_vectors, waves,
+    Array, cover, ellipsoid, length, settle, smoothstep, uniforms, wave_vectors, waves,
 )  # fmt: skip
 
 KINDS = ('', 'epidural', 'subdural', 'subarachnoid', 'intraparenchymal', 'intraventricular')
@@ -37,17 +37,20 @@ RANGES = {
     'rim': (3.0, 11.0),  # mm
     'layer': (-1.0, 1.0),  # relative height of a fluid level
     'layered': (0.0, 1.0),
+    'kind': (0.0, 1.0),
+    'more': (0.0, 1.0, 5),
+    'ragged': (0.0, 1.0, 6, 3),  # for `wave_vectors`
 }
 
 
 def sample(key: jax.Array, z: jax.Array) -> dict[str, Any]:
     """key, height of the slice -> the numbers of a bleeding that this slice shows, among them its kind, 1 to 5."""
-    number_key, kind_key, more_key, ragged_key = jax.random.split(key, 4)
-    blood = uniforms(number_key, RANGES)
+    blood = uniforms(key, RANGES)
     low, high = jnp.array(HEIGHTS).T
     seen = (z >= low) & (z <= high)
-    kind = jax.random.categorical(kind_key, jnp.where(seen, 0.0, -jnp.inf)).astype(jnp.int32)
-    more = (jax.random.uniform(more_key, (len(HEIGHTS),)) < 0.12) & seen
+    chance = jnp.cumsum(seen / jnp.sum(seen))
+    kind = jnp.argmax(chance > blood['kind'])
+    more = (blood['more'] < 0.12) & seen
     nearest = jnp.interp(z, jnp.array([-45.0, -25.0, -10.0]), jnp.array([2.0, 1.2, 0.15]))
     angle = nearest + (jnp.pi - nearest) * blood['turn']
     across, back = jnp.sin(angle) * jnp.sign(blood['mirror']), -jnp.cos(angle)
@@ -57,14 +60,14 @@ def sample(key: jax.Array, z: jax.Array) -> dict[str, Any]:
     room = jnp.stack([0.6 * radii[0] * blood['epidural_bulge'], 2 * blood['subdural_thickness'],
                       0.0 * clot, clot, 0.0 * clot])[kind]  # fmt: skip
     return blood | {
-        'kind': kind + 1,
+        'kind': (kind + 1).astype(jnp.int32),
         'present': (jnp.arange(len(HEIGHTS)) == kind) | more,
         'across': across * surface,
         'back': back * surface,
         'height': z,
         'room': room,
         'clot': jnp.stack([across, back]) * surface * blood['inwards'],
-        'ragged': wave_vectors(ragged_key, 6, jnp.maximum(0.9 * clot, 8.0)),
+        'ragged': wave_vectors(blood['ragged'], jnp.maximum(0.9 * clot, 8.0)),
     }
 
 
@@ -86,7 +89,7 @@ def shares(blood: dict[str, Array], head: Head, edge: Array) -> list[Array]:
     xp = head.x.__array_namespace__()
     shapes = (_epidural, _subdural, _subarachnoid, _clot, _intraventricular)
     inside = -head.depth
-    return [cover(xp.maximum(shape(blood, head), inside), 0.7 + edge) for shape in shapes]
+    return settle([cover(xp.maximum(shape(blood, head), inside), 0.7 + edge) for shape in shapes])
 
 
 def _from_centre(blood: dict[str, Array], head: Head, radius: Array) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bhcnet_jax.datasets.phantom import anatomy, bleedings, scan, skull
-from bhcnet_jax.datasets.phantom.shapes import Array, blend
+from bhcnet_jax.datasets.phantom.shapes import Array, blend, settle
 
 LOWEST, HIGHEST = -52.0, 66.0  # mm, slices whose brain is large enough for a bleeding
 MIN_AREA = 25.0  # mm2 of blood that make a slice one with a hemorrhage
@@ -64,9 +64,10 @@ def picture(drawn: dict[str, Any], size: int) -> Drawn:
     xp = drawn['height'].__array_namespace__()
     half = half_section(patient, scanner, drawn['height'])
     height = drawn['height'] * patient['height'] * patient['growth']
-    x, y, z, across, along = scan.grid(scanner, size, height, half)
+    *places, across, along = scan.grid(scanner, size, height, half)
+    x, y, z = settle(tuple(places))
     bleeds = xp.where(drawn['bleeds'], 1.0, 0.0)
-    bare, hu, blood = hounsfield(patient, drawn['blood'], bleeds, x, y, z, 0.5 * (across + along))
+    bare, hu, blood = settle(hounsfield(patient, drawn['blood'], bleeds, x, y, z, 0.5 * (across + along)))
     bare, hu, blood = (xp.mean(each, axis=0) for each in (bare, hu, blood))  # over the depth of the slice
     area = xp.sum(blood) * across * along
     seen = area >= MIN_AREA
@@ -103,13 +104,14 @@ def hounsfield(
     bleeds: 1.0, or 0.0 to leave the bleeding and its mass effect out. edge: mm, width of a soft edge.
     """
     xp = x.__array_namespace__()
-    x, y, z = anatomy.space(patient, x, y, z)
+    x, y, z = settle(anatomy.space(patient, x, y, z))
     depth = anatomy.dome(patient, x, y, z)
-    moved = bleedings.push(blood | {'mass': blood['mass'] * bleeds}, depth, x, y, z)
-    head = anatomy.head(patient, x, y, z, moved)
-    inside = anatomy.brain(patient, head, moved, edge)
+    moved = settle(bleedings.push(blood | {'mass': blood['mass'] * bleeds}, depth, x, y, z))
+    head = settle(anatomy.head(patient, x, y, z, moved))
+    inside = settle(anatomy.brain(patient, head, moved, edge))
     share = 0.0
     for present, each in zip(blood['present'], bleedings.shares(blood, head, edge), strict=True):
         share = xp.maximum(share, xp.where(present, bleeds * each, 0.0))
-    bloody = blend(inside, bleedings.grey(blood, head), share)
-    return skull.around(patient, head, inside, edge), skull.around(patient, head, bloody, edge), share
+    bloody = settle(blend(inside, bleedings.grey(blood, head), share))
+    outer, within = settle(skull.around(patient, head, edge))
+    return outer + within * inside, outer + within * bloody, share * within

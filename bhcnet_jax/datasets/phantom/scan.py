@@ -1,7 +1,6 @@
 """From Hounsfield units to a picture: noise, beam hardening, window, export."""
 
 import jax
-import jax.numpy as jnp
 
 from bhcnet_jax.datasets.phantom.shapes import Array, smooth, uniforms
 
@@ -46,8 +45,7 @@ def grid(scan: dict[str, Array], size: int, height: Array, half: tuple[Array, Ar
     square = scan['squeeze'] > 0.7
     across = xp.where(square, 1.15 * half[1], half[0]) / scan['fill']
     along = xp.where(square, 1.15 * half[1], half[1]) / scan['fill']
-    line = xp.asarray((jnp.arange(size) + 0.5) * 2 / size - 1) if xp is jnp else (
-        (xp.arange(size, dtype=xp.float32) + 0.5) * 2 / size - 1)
+    line = (xp.arange(size, dtype=xp.float32) + 0.5) * 2 / size - 1
     right = (line * across - scan['right'])[None, None, :]
     down = (line * along - scan['down'])[None, :, None]
     up = xp.stack([-0.25 * scan['thickness'], 0.25 * scan['thickness']])[:, None, None]

@@ -1,20 +1,22 @@
 """What encloses the brain, in HU: skull, skull base, face, scalp, neck; and the table under the head."""
 
 from bhcnet_jax.datasets.phantom.anatomy import AIR, BONE, DIPLOE, FAT, MUSCLE, Head
-from bhcnet_jax.datasets.phantom.shapes import Array, blend, cover, ellipsoid, stroke, union, waves
+from bhcnet_jax.datasets.phantom.shapes import Array, blend, cover, ellipsoid, settle, stroke, union, waves
 
 
-def around(patient: dict[str, Array], head: Head, inside: Array, edge: Array) -> Array:
-    """HU of the brain -> HU of the whole head, in air."""
+def around(patient: dict[str, Array], head: Head, edge: Array) -> tuple[Array, Array]:
+    """-> HU outside the brain, in air, and the brain's share of each pixel: a head is outer + share * brain."""
     xp = head.x.__array_namespace__()
-    bone, cells = base(patient, head)
+    bone, cells = settle(base(patient, head))
     shell = -head.depth - head.skull
-    hu = blend(soft(patient, head, edge), BONE, cover(union(shell, bone), 0.8 + edge))
+    hu = blend(settle(soft(patient, head, edge)), BONE, cover(union(shell, bone), 0.8 + edge))
     diploe = xp.maximum(xp.abs(head.depth + head.skull / 2) - 0.25 * head.skull, -20 - head.z)
     hu = blend(hu, DIPLOE, cover(diploe, 0.8 + edge))
-    hu = blend(hu, inside, cover(-head.depth, 0.8 + edge))
-    hu = blend(hu, AIR, cover(xp.maximum(cells, head.outside + 5), 0.8 + edge))
-    return blend(hu, AIR, cover(-head.outside, 0.8 + edge))
+    share = cover(-head.depth, 0.8 + edge)
+    hu = hu * (1 - share)
+    air = union(xp.maximum(cells, head.outside + 5), -head.outside)
+    gas = cover(air, 0.8 + edge)
+    return blend(hu, AIR, gas), share * (1 - gas)
 
 
 def base(patient: dict[str, Array], head: Head) -> tuple[Array, Array]:
