@@ -69,13 +69,17 @@ def _spline_weights(size: int, cells: int) -> np.ndarray:
 
 
 def settle(arrays: Any) -> Any:
-    """The same arrays, each float32 [2, ...], but kept in memory between what makes them and what uses them.
+    """The same arrays, but kept in memory between what makes them and what uses them.
 
-    On a CPU, XLA fuses the whole drawing into a few loops, too long to be vectorised; a loop that copies parts them.
+    On a CPU, XLA fuses the whole drawing into a few loops, too long to be vectorised; a loop that does nothing parts them.
     """
     if isinstance(jax.tree.leaves(arrays)[0], np.ndarray):
         return arrays
-    return jax.lax.platform_dependent(arrays, cpu=lambda kept: jax.lax.map(lambda part: part, kept), default=lambda kept: kept)
+    return jax.lax.platform_dependent(arrays, cpu=_keep, default=lambda kept: kept)
+
+
+def _keep(arrays: Any) -> Any:
+    return jax.lax.fori_loop(0, 2, lambda _, kept: jax.lax.optimization_barrier(kept), arrays)
 
 
 def cover(distance: Array, edge: float | Array) -> Array:
