@@ -36,6 +36,9 @@ RANGES = {
     'falx': (40.0, 65.0),  # HU
     'sinus': (45.0, 68.0),
     'air': (0.0, 1.0),  # how much of sinuses and mastoid is air
+    'table': (0.0, 1.0),  # below 0.5: the head rest is there
+    'table_gap': (2.0, 14.0),  # mm behind the skin
+    'table_hu': (-300.0, 500.0),
     'sulci': (0.0, 1.0, 12, 3),  # for `wave_vectors`
     'bend': (0.0, 1.0, 4, 3),
     'warp': (0.0, 1.0, 12, 3),
@@ -75,6 +78,7 @@ def sample(key: jax.Array) -> dict[str, jax.Array]:
     return patient | {
         'atrophy': jax.numpy.clip(old + patient['atrophy'], 0.0, 1.0),
         'growth': growth,
+        'table_seen': jax.numpy.where(patient['table'] < 0.5, 1.0, 0.0),
         'skull': thick * patient['skull'],
         'sulci': wave_vectors(patient['sulci'], 26.0),
         'bend': wave_vectors(patient['bend'], 30.0),
@@ -91,6 +95,15 @@ def space(patient: dict[str, Array], x: Array, y: Array, z: Array) -> tuple[Arra
     shift = [1.2 * waves(patient['warp'][part : part + 4], x, y, z) for part in (0, 4, 8)]
     x = x / (1 + patient['egg'] * xp.clip(y / 90, -1.0, 1.0))
     return x + shift[0], y + shift[1], z + shift[2]
+
+
+def push(bump: dict[str, Array], depth: Array, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+    """Where brain that lies at x, y, z would lie without a mass: centre [3] and room in mm, mass 0 to 1."""
+    xp = x.__array_namespace__()
+    gap = [place - bump['centre'][axis] for axis, place in enumerate((x, y, z))]
+    cube = bump['room'] ** 3
+    share = bump['mass'] * cube / (length(*gap) ** 3 + cube + 1.0) * xp.clip(depth / 8, 0.0, 1.0)
+    return tuple(place - part * share for place, part in zip((x, y, z), gap, strict=True))
 
 
 def dome(patient: dict[str, Array], x: Array, y: Array, z: Array) -> Array:
@@ -122,11 +135,11 @@ def head(patient: dict[str, Array], x: Array, y: Array, z: Array, moved: tuple[A
     """The geometry of a patient.
 
     x, y, z: mm of the average adult (see `space`). moved: where the brain that lies there would lie without mass
-    effect.
+    effect (see `push`).
     """
     xp = x.__array_namespace__()
     depth = settle(xp.minimum(dome(patient, x, y, z), 0.85 * (z - floor(x, y))))
-    skull = patient['skull'] * (1 + 0.2 * waves(patient['patch'], x, y, z) * smoothstep((z + 20) / 20))
+    skull = patient['skull'] * (1 + 0.1 * waves(patient['patch'], x, y, z))
     brain_depth = settle(xp.minimum(dome(patient, *moved), 0.85 * (moved[2] - floor(moved[0], moved[1]))))
     return Head(
         x=x,

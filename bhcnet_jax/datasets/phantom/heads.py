@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bhcnet_jax.datasets.phantom import anatomy, bleedings, scan, skull
+from bhcnet_jax.datasets.phantom import anatomy, bleedings, distractors, scan, skull
 from bhcnet_jax.datasets.phantom.shapes import Array, blend, settle
 
 LOWEST, HIGHEST = -52.0, 66.0  # mm, slices whose brain is large enough for a bleeding
+SCANNED = (-90.0, 82.0)  # mm, of a volume: from the neck to the vertex
 MIN_AREA = 25.0  # mm2 of blood that make a slice one with a hemorrhage
-STREAMS = ('patient', 'height', 'bleeds', 'bleeding', 'scan')
+STREAMS = ('patient', 'height', 'bleeds', 'bleeding', 'other', 'scan')
 
 
 class Drawn(NamedTuple):
@@ -40,78 +41,134 @@ class Drawn(NamedTuple):
     volume: Array
 
 
+class Volume(NamedTuple):
+    """One patient from the neck to the vertex, Z slices from below; the fields of Drawn with Z in front, and
+
+    Attributes:
+      hu: float32 [Z, S, S], Hounsfield units as the scanner gives them, before window and export.
+      height: float32 [Z], mm above the middle of the brain.
+      spacing: float32 [3], mm between slices, rows and columns.
+    """
+
+    image: Array
+    mask: Array
+    label: Array
+    kind: Array
+    contrast: Array
+    volume: Array
+    hu: Array
+    height: Array
+    spacing: Array
+
+
 def draw(key: jax.Array, size: int) -> Drawn:
     """A slice of a random patient at a random height, [S, S] with S = size, a Python int; half of them bleed."""
     return picture(numbers(key, size), size)
 
 
+def draw_volume(key: jax.Array, size: int, slices: int) -> Volume:
+    """A random patient, half of whom bleed, somewhere in the brain. size, slices: Python ints."""
+    drawn = numbers(key, size)
+    growth = drawn['patient']['height'] * drawn['patient']['growth']
+    heights = jnp.linspace(*SCANNED, slices)
+    gap = (SCANNED[1] - SCANNED[0]) / (slices - 1) * growth
+    fixed = {'thickness': gap, 'close': 0.0 * gap, 'tilt': 0.3 * drawn['scan']['tilt']}
+    grain_key = jax.random.fold_in(key, len(STREAMS))
+
+    def one(place: jax.Array, height: jax.Array) -> tuple[Drawn, Array, Array]:
+        grain = jax.random.normal(jax.random.fold_in(grain_key, place), (size, size))
+        level = drawn | {'height': height, 'scan': drawn['scan'] | fixed | {'grain': grain}}
+        hu, seen, pixel = section(level, size)
+        return seen._replace(image=_grey(level, hu, pixel)), hu, jnp.stack(pixel[::-1])
+
+    seen, hu, pixels = jax.vmap(one)(jnp.arange(slices), heights)
+    return Volume(*seen, hu=hu, height=heights * growth, spacing=jnp.concatenate([gap[None], pixels[0]]))
+
+
 def numbers(key: jax.Array, size: int) -> dict[str, Any]:
     """All that is random about a slice. The label's stream and the bleeding's enter nothing else."""
     keys = {name: jax.random.fold_in(key, place) for place, name in enumerate(STREAMS)}
+    patient = anatomy.sample(keys['patient'])
     height = jax.random.uniform(keys['height'], minval=LOWEST, maxval=HIGHEST)
     return {
-        'patient': anatomy.sample(keys['patient']),
+        'patient': patient,
         'height': height,
         'bleeds': jax.random.bernoulli(keys['bleeds']),
         'blood': bleedings.sample(keys['bleeding'], height),
+        'other': distractors.sample(keys['other'], height, patient['age']),
         'scan': scan.sample(keys['scan'], size),
     }
 
 
 def picture(drawn: dict[str, Any], size: int) -> Drawn:
     """The slice that `numbers` describe."""
+    hu, seen, pixel = section(drawn, size)
+    return seen._replace(image=_grey(drawn, hu, pixel))
+
+
+def _grey(drawn: dict[str, Any], hu: Array, pixel: tuple[Array, Array]) -> Array:
+    xp = hu.__array_namespace__()
+    return xp.asarray(xp.round(scan.export(drawn['scan'], hu, pixel)), dtype=xp.uint8)
+
+
+def section(drawn: dict[str, Any], size: int) -> tuple[Array, Drawn, tuple[Array, Array]]:
+    """-> HU as the scanner gives them, float32 [S, S]; all of Drawn but the image; width and height of a pixel, mm."""
     patient, scanner = drawn['patient'], drawn['scan']
     xp = drawn['height'].__array_namespace__()
-    half = half_section(patient, scanner, drawn['height'])
     height = drawn['height'] * patient['height'] * patient['growth']
+    half = half_section(patient, scanner, drawn['height'])
     *places, across, along = scan.grid(scanner, size, height, half)
     x, y, z = settle(tuple(places))
     bleeds = xp.where(drawn['bleeds'], 1.0, 0.0)
-    bare, hu, blood = settle(hounsfield(patient, drawn['blood'], bleeds, x, y, z, 0.5 * (across + along)))
-    bare, hu, blood = (xp.mean(each, axis=0) for each in (bare, hu, blood))  # over the depth of the slice
-    area = xp.sum(blood) * across * along
+    parts = settle(hounsfield(drawn, bleeds, x, y, z, 0.5 * (across + along)))
+    bare, hu, blood = (xp.mean(each, axis=0) for each in parts)  # over the depth of the slice
+    area = xp.sum(xp.where(blood >= 0.5, 1.0, 0.0)) * across * along
     seen = area >= MIN_AREA
     mask = (blood >= 0.5) & seen
     hu = xp.where(seen, hu, bare)
-    grey = scan.picture(scanner, hu, (across, along))
-    count = xp.sum(xp.where(mask, 1.0, 0.0))
-    rise = xp.sum(xp.where(mask, hu - bare, 0.0)) / xp.clip(count, 1.0, None)
-    return Drawn(
-        image=xp.asarray(xp.clip(xp.round(grey), 0.0, 255.0), dtype=xp.uint8),
+    rise = xp.sum(xp.where(mask, hu - bare, 0.0)) * across * along / xp.clip(area, 1.0, None)
+    shown = Drawn(
+        image=None,
         mask=mask,
         label=xp.asarray(seen, dtype=xp.int32),
         kind=xp.asarray(xp.where(seen, drawn['blood']['kind'], 0), dtype=xp.int32),
-        contrast=rise / scanner['noise'],
+        contrast=rise / scan.noise(scanner, (across, along)),
         volume=xp.where(seen, area * scanner['thickness'] / 1000, 0.0),
     )
+    return scan.measure(scanner, hu, (across, along)), shown, (across, along)
 
 
 def half_section(patient: dict[str, Array], scanner: dict[str, Array], height: Array) -> tuple[Array, Array]:
-    """Half the width and length in mm of the head's section that the picture is cropped to."""
+    """Half the width and length in mm of the head's section that the picture is cut to."""
     xp = height.__array_namespace__()
-    narrow = xp.sqrt(xp.clip(1 - (xp.clip(height, 0.0, None) / 90) ** 2, 0.1, 1.0))
-    rest = patient['skull'] + patient['scalp']
+    narrow = xp.sqrt(xp.clip(1 - (xp.clip(height, 0.0, None) / 88) ** 2, 0.15, 1.0))
+    rest = patient['skull'] + patient['scalp'] * 0.6
     section = 1 + (narrow - 1) * scanner['close']
     growth = patient['growth'] * section
-    return (68 + rest) * growth * patient['width'], (88 + rest) * growth * patient['length']
+    return (67 + rest) * growth * patient['width'], (87 + rest) * growth * patient['length']
 
 
 def hounsfield(
-    patient: dict[str, Array], blood: dict[str, Array], bleeds: Array, x: Array, y: Array, z: Array, edge: Array
+    drawn: dict[str, Any], bleeds: Array, x: Array, y: Array, z: Array, edge: Array
 ) -> tuple[Array, Array, Array]:
     """HU without and with the blood, and the share of blood, at points x, y, z in mm of the patient.
 
-    bleeds: 1.0, or 0.0 to leave the bleeding and its mass effect out. edge: mm, width of a soft edge.
+    drawn: see `numbers`. bleeds: 1.0, or 0.0 to leave the bleeding and its mass effect out. edge: mm, of soft edges.
     """
     xp = x.__array_namespace__()
+    patient, blood, other = drawn['patient'], drawn['blood'], drawn['other']
     x, y, z = settle(anatomy.space(patient, x, y, z))
     depth = anatomy.dome(patient, x, y, z)
-    moved = settle(bleedings.push(blood | {'mass': blood['mass'] * bleeds}, depth, x, y, z))
+    moved = anatomy.push(bleedings.bump(blood, bleeds), depth, x, y, z)
+    moved = settle(anatomy.push(distractors.bump(other), depth, *moved))
     head = settle(anatomy.head(patient, x, y, z, moved))
     inside = settle(anatomy.brain(patient, head, moved, edge))
-    share = 0.0
-    for present, each in zip(blood['present'], bleedings.shares(blood, head, edge), strict=True):
+    inside = settle(distractors.in_brain(other, head, inside, edge)) + scan.hardening(drawn['scan'], x, y, z)
+    filled, oedema = settle(bleedings.shares(blood, head, edge))
+    share = 0.0 * x
+    for present, each in zip(blood['present'], filled, strict=True):
         share = xp.maximum(share, xp.where(present, bleeds * each, 0.0))
-    bloody = settle(blend(inside, bleedings.grey(blood, head), share))
-    outer, within = settle(skull.around(patient, head, edge))
-    return outer + within * inside, outer + within * bloody, share * within
+    bloody = settle(blend(inside - bleeds * oedema, bleedings.grey(blood, head), share))
+    outer, within = settle(skull.around(patient, other, head, edge))
+    bare, hu = (distractors.foreign(other, head, outer + within * brain, edge) for brain in (inside, bloody))
+    return bare, hu, share * within
