@@ -1,5 +1,6 @@
 """Blood inside the skull: five kinds, as shapes in the space of `anatomy`, and the room that they take."""
 
+import math
 from typing import Any
 
 import jax
@@ -20,15 +21,10 @@ RANGES = {
     'turn': (0.0, 1.0),  # where around the head
     'mirror': (-1.0, 1.0),  # left or right
     'inwards': (0.25, 0.8),  # where between the middle and the surface a clot lies
-    'epidural_radius': (14.0, 40.0),  # mm
     'epidural_bulge': (0.35, 0.75),  # thickness relative to the radius
-    'subdural_radius': (35.0, 95.0),
-    'subdural_thickness': (2.0, 15.0),
-    'subarachnoid_radius': (15.0, 65.0),
     'subarachnoid_width': (0.6, 2.5),
-    'clot_radius': (2.5, 24.0),
     'clot_stretch': (-0.35, 0.35),
-    'ventricle_level': (-30.0, 30.0),  # mm; blood lies below, towards the back
+    'ventricle_level': (-40.0, 20.0),  # mm; blood lies below, towards the back
     'ventricle_part': (0.0, 1.0),
     'mass': (0.15, 0.9),  # how much of its room the bleeding takes from the brain
     'age': (0.0, 1.0),  # days to weeks: from bright to the grey of brain and below
@@ -46,14 +42,25 @@ RANGES = {
     'ragged': (0.0, 1.0, 6, 3),  # for `wave_vectors`
 }
 
+# mm; uniform in the logarithm, so that small ones are not rare.
+SIZES = {
+    'epidural_radius': (10.0, 42.0),
+    'subdural_radius': (30.0, 95.0),
+    'subdural_thickness': (1.8, 16.0),
+    'subarachnoid_radius': (10.0, 65.0),
+    'clot_radius': (3.2, 26.0),
+}
+
 
 def sample(key: jax.Array, z: jax.Array) -> dict[str, Any]:
     """key, height of the slice -> the numbers of a bleeding that this slice shows, among them its kind, 1 to 5."""
-    blood = uniforms(key, RANGES)
+    logarithms = {name: (math.log(low), math.log(high)) for name, (low, high) in SIZES.items()}
+    blood = uniforms(key, RANGES | logarithms)
+    blood |= {name: jnp.exp(blood[name]) for name in SIZES}
     low, high = jnp.array(HEIGHTS).T
     seen = (z >= low) & (z <= high)
-    chance = jnp.cumsum(seen / jnp.sum(seen))
-    kind = jnp.argmax(chance > blood['kind'])
+    chance = jnp.cumsum(jnp.where(seen, 1.0, 0.0))
+    kind = jnp.argmax(chance > blood['kind'] * chance[-1])
     more = (blood['more'] < 0.12) & seen
     nearest = jnp.interp(z, jnp.array([-45.0, -25.0, -10.0]), jnp.array([2.0, 1.2, 0.15]))
     angle = nearest + (jnp.pi - nearest) * blood['turn']
@@ -94,7 +101,7 @@ def shares(blood: dict[str, Array], head: Head, edge: Array) -> tuple[list[Array
     return filled, oedema
 
 
-def _from_surface(blood: dict[str, Array], head: Head, rise: Array, out: float | Array = 1.0) -> Array:
+def _from_surface(blood: dict[str, Array], head: Head, rise: Array, out: float = 1.0) -> Array:
     """Distance from a place of the inner table, or nearer to the middle of the head (out below 1)."""
     height = blood['height'] + blood['rise'] * rise
     return length(head.x - out * blood['across'], head.y - out * blood['back'], head.z - height)
@@ -126,7 +133,8 @@ def _subarachnoid(blood: dict[str, Array], head: Head) -> Array:
     xp = head.x.__array_namespace__()
     radius = blood['subarachnoid_radius']
     central = (blood['central'] < 0.6) & (xp.abs(blood['height'] + 8) < 22)
-    region = _from_surface(blood, head, 0.4 * radius, xp.where(central, 0.15, 1.0)) - radius
+    middle, surface = (_from_surface(blood, head, 0.4 * radius, out) for out in (0.15, 1.0))
+    region = xp.where(central, middle, surface) - radius
     return xp.maximum(head.clefts - blood['subarachnoid_width'], 0.5 * region)
 
 
@@ -141,7 +149,7 @@ def _clot(blood: dict[str, Array], head: Head) -> Array:
     for right, down, up in blood['scatter'][:2]:
         away = 1.5 * size + 4
         gap = length(head.x - x - right * away, head.y - y - down * away, head.z - z - up * away)
-        clots.append(gap - 0.4 * size + xp.where(blood['contusions'] < 0.3, 0.0, 1000.0))
+        clots.append(xp.where(blood['contusions'] < 0.3, gap - 0.4 * size, gap + 1000))
     return union(*clots) + ragged
 
 

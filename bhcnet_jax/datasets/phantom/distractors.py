@@ -13,18 +13,18 @@ from bhcnet_jax.datasets.phantom.shapes import (
 
 # How often, in adults; a number drawn below it switches the distractor on.
 CHANCES = {
-    'lesion': 0.3,
+    'lesion': 0.35,
     'pineal': 0.6,
     'plexus': 0.5,
     'ganglia': 0.12,
     'stone': 0.15,
-    'swelling': 0.35,
+    'swelling': 0.6,
     'fracture': 0.15,
     'craniotomy': 0.08,
     'drain': 0.08,
     'gas': 0.06,
     'vessels': 0.35,
-    'ridge': 0.35,
+    'ridge': 0.5,
 }
 
 RANGES = {name: (0.0, 1.0) for name in CHANCES} | {
@@ -42,9 +42,9 @@ RANGES = {name: (0.0, 1.0) for name in CHANCES} | {
     'stone_turn': (-3.14, 3.14),
     'stone_out': (0.0, 0.9),
     'swelling_turn': (-3.14, 3.14),
-    'swelling_radius': (15.0, 60.0),
-    'swelling_height': (3.0, 18.0),
-    'swelling_hu': (30.0, 80.0),
+    'swelling_radius': (15.0, 75.0),
+    'swelling_height': (2.0, 20.0),
+    'swelling_hu': (35.0, 80.0),
     'fracture_turn': (-3.14, 3.14),
     'fracture_lean': (-1.0, 1.0),
     'fracture_gap': (0.3, 1.5),
@@ -55,7 +55,7 @@ RANGES = {name: (0.0, 1.0) for name in CHANCES} | {
     'drain_hu': (120.0, 900.0),
     'vessel_hu': (42.0, 70.0),
     'ridge_height': (4.0, 24.0),  # mm, how far the partial volume of bone reaches
-    'ridge_hu': (10.0, 60.0),
+    'ridge_hu': (8.0, 65.0),
     'ridge_turn': (-3.14, 3.14),
     'ridge_wide': (0.4, 1.6),
     'texture': (0.0, 1.0, 6, 3),  # for `wave_vectors`
@@ -85,7 +85,8 @@ def _place(turn: Array, out: Array, z: Array) -> tuple[Array, Array]:
 
 def bump(other: dict[str, Array]) -> dict[str, Array]:
     """The mass effect of the lesion, for `anatomy.push`; old infarcts and small ones have none."""
-    growing = (other['lesion_kind'] < 0.65) * other['lesion']
+    xp = other['mass'].__array_namespace__()
+    growing = xp.where(other['lesion_kind'] < 0.65, other['lesion'], 0.0)
     return {
         'centre': other['lesion_centre'],
         'room': 0.75 * other['lesion_radius'],
@@ -144,7 +145,7 @@ def _lesion(other: dict[str, Array], head: Head, hu: Array, edge: Array) -> Arra
     dark = 14 + 16 * other['lesion_hu']
     ring = cover(xp.abs(shape + 2.0) - 1.5, 1 + edge) * 18
     inner = xp.where(kind < 0.3, infarct, xp.where(kind < 0.45, dark + ring, xp.where(kind < 0.65, bright, old)))
-    rim = other['lesion_rim'] * ((kind > 0.3) & (kind < 0.65))
+    rim = xp.where((kind > 0.3) & (kind < 0.65), other['lesion_rim'], 0.0)
     oedema = 10 * xp.clip(1 - shape / (rim + 0.1), 0.0, 1.0)
     return blend(hu, blend(hu - oedema, inner, share), other['lesion'])
 

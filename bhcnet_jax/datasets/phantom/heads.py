@@ -17,6 +17,7 @@ from bhcnet_jax.datasets.phantom.shapes import Array, blend, settle
 LOWEST, HIGHEST = -52.0, 66.0  # mm, slices whose brain is large enough for a bleeding
 SCANNED = (-90.0, 82.0)  # mm, of a volume: from the neck to the vertex
 MIN_AREA = 25.0  # mm2 of blood that make a slice one with a hemorrhage
+INTENDED = 0.54  # share of bleedings that are drawn; a few are too small to count, so that half of the slices bleed
 STREAMS = ('patient', 'height', 'bleeds', 'bleeding', 'other', 'scan')
 
 
@@ -93,7 +94,7 @@ def numbers(key: jax.Array, size: int) -> dict[str, Any]:
     return {
         'patient': patient,
         'height': height,
-        'bleeds': jax.random.bernoulli(keys['bleeds']),
+        'bleeds': jnp.where(jax.random.bernoulli(keys['bleeds'], INTENDED), 1.0, 0.0),
         'blood': bleedings.sample(keys['bleeding'], height),
         'other': distractors.sample(keys['other'], height, patient['age']),
         'scan': scan.sample(keys['scan'], size),
@@ -119,10 +120,9 @@ def section(drawn: dict[str, Any], size: int) -> tuple[Array, Drawn, tuple[Array
     half = half_section(patient, scanner, drawn['height'])
     *places, across, along = scan.grid(scanner, size, height, half)
     x, y, z = settle(tuple(places))
-    bleeds = xp.where(drawn['bleeds'], 1.0, 0.0)
-    parts = settle(hounsfield(drawn, bleeds, x, y, z, 0.5 * (across + along)))
+    parts = settle(hounsfield(drawn, x, y, z, 0.5 * (across + along)))
     bare, hu, blood = (xp.mean(each, axis=0) for each in parts)  # over the depth of the slice
-    area = xp.sum(xp.where(blood >= 0.5, 1.0, 0.0)) * across * along
+    area = xp.sum(xp.where(blood >= 0.5, across * along, 0.0))
     seen = area >= MIN_AREA
     mask = (blood >= 0.5) & seen
     hu = xp.where(seen, hu, bare)
@@ -149,14 +149,15 @@ def half_section(patient: dict[str, Array], scanner: dict[str, Array], height: A
 
 
 def hounsfield(
-    drawn: dict[str, Any], bleeds: Array, x: Array, y: Array, z: Array, edge: Array
+    drawn: dict[str, Any], x: Array, y: Array, z: Array, edge: Array
 ) -> tuple[Array, Array, Array]:
     """HU without and with the blood, and the share of blood, at points x, y, z in mm of the patient.
 
-    drawn: see `numbers`. bleeds: 1.0, or 0.0 to leave the bleeding and its mass effect out. edge: mm, of soft edges.
+    drawn: see `numbers`; its `bleeds` is 1.0, or 0.0 to leave the bleeding and its mass effect out. edge: mm, of soft
+    edges.
     """
     xp = x.__array_namespace__()
-    patient, blood, other = drawn['patient'], drawn['blood'], drawn['other']
+    patient, blood, other, bleeds = (drawn[name] for name in ('patient', 'blood', 'other', 'bleeds'))
     x, y, z = settle(anatomy.space(patient, x, y, z))
     depth = anatomy.dome(patient, x, y, z)
     moved = anatomy.push(bleedings.bump(blood, bleeds), depth, x, y, z)

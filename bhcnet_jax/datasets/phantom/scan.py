@@ -25,7 +25,7 @@ RANGES = {
     'sharpen': (-0.4, 0.8),  # negative: none
     'cupping': (0.0, 8.0),  # HU
     'offset': (-3.0, 3.0),
-    'streaks': (-20.0, 12.0),  # HU, negative: none
+    'streaks': (-40.0, 12.0),  # HU, negative: none
     'source': (-0.9, 0.9, 2),  # where the streaks come from, in half pictures
     'fan': (0.0, 1.0, 8, 3),  # for `wave_vectors`
     'motion': (-14.0, 7.0),  # mm, negative: none
@@ -45,7 +45,7 @@ RANGES = {
 }
 CROPPED = 0.75
 LETTERS = 0.4
-TEXTS = (*'RLABCabF', 'A1', 'IM 7', 'SE 3', 'IM: 12', 'R 15', '5.0 mm')
+TEXTS = (*'RLABCDabcF', 'A1', 'IM 7', 'SE 3', 'IM: 12')
 
 
 def sample(key: jax.Array, size: int) -> dict[str, jax.Array]:
@@ -106,7 +106,7 @@ def measure(scan: dict[str, Array], hu: Array, pixel: tuple[Array, Array]) -> Ar
     across, along = pixel
     shift = xp.clip(scan['motion'], 0.0, None) / across
     hu = xp.clip(hu, -1000.0, 1500.0)
-    hu = blend_motion(hu, shift)
+    hu = _move(hu, shift)
     soft = blur(hu, scan['kernel'] / across, scan['kernel'] / along)
     smooth_hu = blur(soft, 1.2 / across, 1.2 / along)
     hu = soft + xp.clip(scan['sharpen'], 0.0, None) * xp.clip(soft - smooth_hu, -60.0, 60.0)
@@ -119,7 +119,7 @@ def measure(scan: dict[str, Array], hu: Array, pixel: tuple[Array, Array]) -> Ar
     return hu + noise(scan, pixel) * grain / spread
 
 
-def blend_motion(hu: Array, shift: Array) -> Array:
+def _move(hu: Array, shift: Array) -> Array:
     """The head moved sideways halfway through the turn of the tube."""
     return 0.6 * hu + 0.4 * blur(hu, 0.0 * shift, 0.0 * shift, shift)
 
@@ -147,12 +147,13 @@ def _letters(scan: dict[str, Array], size: int) -> Array:
     """A side marker, a panel letter or a slice number in a corner, float32 [S, S]; zeros without one."""
     xp = scan['text'].__array_namespace__()
     stamps = xp.asarray(_stamps())
-    picked = xp.arange(len(TEXTS)) == xp.floor(scan['text'] * len(TEXTS))
+    picked = xp.arange(len(TEXTS), dtype=stamps.dtype) == xp.floor(scan['text'] * len(TEXTS))
     stamp = xp.sum(xp.where(picked[:, None, None], stamps, 0.0), axis=0)
     zoom = size * scan['letter_height'] / stamp.shape[0]
     down = _resample(stamp.shape[0], size, zoom, scan['letter_place'][0])
     across = _resample(stamp.shape[1], size, zoom, scan['letter_place'][1])
-    return scan['letter_grey'] * xp.where(scan['letters'] < LETTERS, 1.0, 0.0) * xp.clip(down @ stamp @ across.T, 0.0, 1.0)
+    grey = xp.where(scan['letters'] < LETTERS, scan['letter_grey'], 0.0)
+    return grey * xp.clip(down @ stamp @ across.T, 0.0, 1.0)
 
 
 def _resample(count: int, size: int, zoom: Array, place: Array) -> Array:
@@ -182,8 +183,8 @@ def _jpeg(scan: dict[str, Array], grey: Array) -> Array:
     xp = grey.__array_namespace__()
     basis, order = (xp.asarray(each) for each in _cosines(len(grey)))
     step = xp.clip(scan['jpeg'], 0.0, None) * (1 + order[:, None] + order[None, :]) + 1e-3
-    waves_ = xp.round(basis @ grey @ basis.T / step) * step
-    return xp.where(scan['jpeg'] > 0, basis.T @ waves_ @ basis, grey)
+    rounded = xp.round(basis @ grey @ basis.T / step) * step
+    return xp.where(scan['jpeg'] > 0, basis.T @ rounded @ basis, grey)
 
 
 @functools.cache
