@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from bhcnet_jax.datasets.phantom.shapes import (
-    Array, blend, cover, ellipsoid, length, smoothstep, stroke, uniforms, union, wave_vectors, waves,
+    Array, blend, cover, ellipsoid, length, smoothstep, stroke, settle, uniforms, union, wave_vectors, waves,
 )  # fmt: skip
 
 # HU of tissues, rounded from textbook ranges; acute blood is 50-80.
@@ -36,6 +36,13 @@ RANGES = {
     'falx': (40.0, 65.0),  # HU
     'sinus': (45.0, 68.0),
     'air': (0.0, 1.0),  # how much of sinuses and mastoid is air
+    'table': (0.0, 1.0),  # below 0.5: the head rest is there
+    'table_gap': (2.0, 14.0),  # mm behind the skin
+    'table_hu': (-300.0, 500.0),
+    'sulci': (0.0, 1.0, 12, 3),  # for `wave_vectors`
+    'bend': (0.0, 1.0, 4, 3),
+    'warp': (0.0, 1.0, 12, 3),
+    'patch': (0.0, 1.0, 6, 3),
 }
 
 
@@ -64,19 +71,19 @@ class Head(NamedTuple):
 
 def sample(key: jax.Array) -> dict[str, jax.Array]:
     """key -> the numbers that make a patient, float32: RANGES and random functions of space."""
-    number_key, sulci_key, bend_key, warp_key, patch_key = jax.random.split(key, 5)
-    patient = uniforms(number_key, RANGES)
+    patient = uniforms(key, RANGES)
     old = jax.numpy.clip((patient['age'] - 30) / 60, 0.0, 1.0)
     growth = 1 - 0.16 * jax.numpy.exp(-patient['age'] / 5)
     thick = 2.5 + 4 * (1 - jax.numpy.exp(-patient['age'] / 8)) + old
     return patient | {
         'atrophy': jax.numpy.clip(old + patient['atrophy'], 0.0, 1.0),
         'growth': growth,
+        'table_seen': jax.numpy.where(patient['table'] < 0.5, 1.0, 0.0),
         'skull': thick * patient['skull'],
-        'sulci': wave_vectors(sulci_key, 12, 26.0),
-        'bend': wave_vectors(bend_key, 4, 30.0),
-        'warp': wave_vectors(warp_key, 12, 90.0),
-        'patch': wave_vectors(patch_key, 6, 35.0),
+        'sulci': wave_vectors(patient['sulci'], 26.0),
+        'bend': wave_vectors(patient['bend'], 30.0),
+        'warp': wave_vectors(patient['warp'], 90.0),
+        'patch': wave_vectors(patient['patch'], 35.0),
     }
 
 
@@ -90,10 +97,19 @@ def space(patient: dict[str, Array], x: Array, y: Array, z: Array) -> tuple[Arra
     return x + shift[0], y + shift[1], z + shift[2]
 
 
+def push(bump: dict[str, Array], depth: Array, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+    """Where brain that lies at x, y, z would lie without a mass: centre [3] and room in mm, mass 0 to 1."""
+    xp = x.__array_namespace__()
+    gap = [place - bump['centre'][axis] for axis, place in enumerate((x, y, z))]
+    cube = bump['room'] ** 3
+    share = bump['mass'] * cube / (length(*gap) ** 3 + cube + 1.0) * xp.clip(depth / 8, 0.0, 1.0)
+    return tuple(place - part * share for place, part in zip((x, y, z), gap, strict=True))
+
+
 def dome(patient: dict[str, Array], x: Array, y: Array, z: Array) -> Array:
     """Depth below the inner table of a skull without a base, mm."""
     xp = x.__array_namespace__()
-    u, v, w = (x / 67) ** 2, (y / 87) ** 2, (z / xp.where(z > 0, 76.0, 80.0)) ** 2
+    u, v, w = (x / 67) ** 2, (y / 87) ** 2, xp.where(z > 0, z / 76, z / 80) ** 2
     round_, box = xp.sqrt(u + v + w + 1e-6), xp.sqrt(xp.sqrt(u * u + v * v + w * w + 1e-6))
     scaled = blend(round_, 1.08 * box, patient['square'])
     depth = length(x, y, z) * (1 / scaled - 1)
@@ -108,7 +124,8 @@ def floor(x: Array, y: Array) -> Array:
     anterior = -24 + 5 * xp.exp(-(((side - 28) / 14) ** 2)) - 4 * xp.exp(-((side / 6) ** 2))
     petrous = y + 10 - 0.7 * side
     behind = smoothstep(petrous / 9)
-    height = blend(anterior, -44.0, smoothstep((y + 34 - 0.1 * side) / 7))
+    bowl = -47 + 0.009 * ((side - 42) ** 2 + (y + 12) ** 2)
+    height = blend(anterior, bowl, smoothstep((y + 34 - 0.1 * side) / 7))
     height = blend(height, -28.0, smoothstep((13 - side) / 5) * smoothstep((y + 36) / 8))
     height = blend(height, -66 + 0.16 * xp.clip(y - 40, 0.0, 60.0), behind)
     ridge = xp.exp(-((petrous / 7) ** 2)) * smoothstep((side - 10) / 6)
@@ -119,12 +136,15 @@ def head(patient: dict[str, Array], x: Array, y: Array, z: Array, moved: tuple[A
     """The geometry of a patient.
 
     x, y, z: mm of the average adult (see `space`). moved: where the brain that lies there would lie without mass
-    effect.
+    effect (see `push`).
     """
     xp = x.__array_namespace__()
-    depth = xp.minimum(dome(patient, x, y, z), 0.85 * (z - floor(x, y)))
-    skull = patient['skull'] * (1 + 0.2 * waves(patient['patch'], x, y, z) * smoothstep((z + 20) / 20))
-    brain_depth = xp.minimum(dome(patient, *moved), 0.85 * (moved[2] - floor(moved[0], moved[1])))
+    patch = settle(waves(patient['patch'], x, y, z))
+    above = 0.85 * (z - floor(x, y) - 2.5 * patch)
+    above = xp.where(above < 0, 1.7 * above, above)  # the base is thinner than the vault
+    depth = settle(xp.minimum(dome(patient, x, y, z), above))
+    skull = patient['skull'] * (1 + 0.1 * patch)
+    brain_depth = settle(xp.minimum(dome(patient, *moved), 0.85 * (moved[2] - floor(moved[0], moved[1]))))
     return Head(
         x=x,
         y=y,
@@ -132,8 +152,8 @@ def head(patient: dict[str, Array], x: Array, y: Array, z: Array, moved: tuple[A
         depth=depth,
         outside=outline(patient, x, y, z, depth, skull),
         skull=skull,
-        clefts=clefts(patient, *moved, brain_depth),
-        ventricles=ventricles(patient, *moved),
+        clefts=settle(clefts(patient, *moved, brain_depth)),
+        ventricles=settle(ventricles(patient, *moved)),
         hindbrain=tentorium(*moved),
     )
 
@@ -159,10 +179,11 @@ def tentorium(x: Array, y: Array, z: Array) -> Array:
 def clefts(patient: dict[str, Array], x: Array, y: Array, z: Array, depth: Array) -> Array:
     """Signed distance to the CSF around the brain: sulci, fissures, cisterns."""
     xp = x.__array_namespace__()
-    atrophy, side = patient['atrophy'], xp.abs(x)
     surface = 75 / length(x, y, z)
-    bend = 0.05 * waves(patient['bend'], x, y, z)
-    crease = xp.abs(waves(patient['sulci'], *(place * (surface + bend) for place in (x, y, z)))) * 3.6
+    bend = waves(patient['bend'], x, y, z)
+    crease = xp.abs(waves(patient['sulci'], *(place * (surface + 0.05 * bend) for place in (x, y, z)))) * 3.6
+    x, y = x + 1.3 * bend, y + 1.6 * waves(patient['bend'][::-1], y, z, x)
+    atrophy, side = patient['atrophy'], xp.abs(x)
     fade = xp.clip(1 - depth / (patient['reach'] * (0.8 + 0.5 * atrophy)), 0.0, 1.0)
     sulci = crease - (0.1 + 2.2 * atrophy) * fade + 6 * (1 - xp.clip(6 * fade, 0.0, 1.0))
     rim = depth - 0.6 - 1.6 * atrophy
@@ -170,7 +191,7 @@ def clefts(patient: dict[str, Array], x: Array, y: Array, z: Array, depth: Array
     inner = ellipsoid(x, y, z, (0.0, 0.0, -8.0), (200.0, 66.0, 58.0))
     fissure = xp.maximum(side - 0.4 * wide - 0.05 * (1 - fade), -inner)
     sylvian = union(
-        ellipsoid(side, y, z, (41.0, -14.0, 0.0), (0.6 + wide, 17.0, 13.0)),
+        ellipsoid(side, y, z, (41.0, -14.0, 0.0), (0.1 + wide, 15.0, 12.0)),
         ellipsoid(side, y, z - 0.25 * y, (54.0, -8.0, 5.0), (15.0, 26.0, 0.4 + wide)),
         stroke(side, y, z, (8.0, -20.0, -16.0, 1.5 * wide), (40.0, -24.0, -12.0, wide)),
     )
@@ -178,7 +199,7 @@ def clefts(patient: dict[str, Array], x: Array, y: Array, z: Array, depth: Array
     upper = ellipsoid(x, y, z, (0.0, 6.0, -8.0), (16.0, 13.0, 15.0))
     pons = ellipsoid(x, y, z, (0.0, 9.0, -30.0), (17.0, 14.0, 14.0))
     stem = union(upper, pons, stroke(x, y, z, (0.0, 18.0, -40.0, 9.0), (0.0, 24.0, -90.0, 7.0)))
-    around = xp.maximum(stem - 1.5 - wide, -stem)
+    around = xp.maximum(stem - 0.8 - wide * (1 + 0.5 * bend), -stem)
     around = xp.maximum(around, xp.clip(y - 16 + 20 * smoothstep((-20 - z) / 6) * 0.2, -50.0, 50.0) * 0.3)
     hind = xp.abs(tentorium(x, y, z)) - 0.3 - 0.5 * atrophy
     return union(sulci, rim, fissure, sylvian, star, around, hind)

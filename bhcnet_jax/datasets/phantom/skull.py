@@ -1,20 +1,25 @@
 """What encloses the brain, in HU: skull, skull base, face, scalp, neck; and the table under the head."""
 
+from bhcnet_jax.datasets.phantom import distractors
 from bhcnet_jax.datasets.phantom.anatomy import AIR, BONE, DIPLOE, FAT, MUSCLE, Head
-from bhcnet_jax.datasets.phantom.shapes import Array, blend, cover, ellipsoid, stroke, union, waves
+from bhcnet_jax.datasets.phantom.shapes import Array, blend, cover, ellipsoid, length, settle, stroke, union, waves
 
 
-def around(patient: dict[str, Array], head: Head, inside: Array, edge: Array) -> Array:
-    """HU of the brain -> HU of the whole head, in air."""
+def around(patient: dict[str, Array], other: dict[str, Array], head: Head, edge: Array) -> tuple[Array, Array]:
+    """-> HU outside the brain, in air, and the brain's share of each pixel: a head is outer + share * brain."""
     xp = head.x.__array_namespace__()
-    bone, cells = base(patient, head)
-    shell = -head.depth - head.skull
-    hu = blend(soft(patient, head, edge), BONE, cover(union(shell, bone), 0.8 + edge))
+    bone, cells = settle(base(patient, head))
+    hu = settle(soft(patient, other, head, edge))
+    hu = blend(hu, BONE, cover(union(-head.depth - head.skull, bone), 0.8 + edge))
     diploe = xp.maximum(xp.abs(head.depth + head.skull / 2) - 0.25 * head.skull, -20 - head.z)
-    hu = blend(hu, DIPLOE, cover(diploe, 0.8 + edge))
-    hu = blend(hu, inside, cover(-head.depth, 0.8 + edge))
-    hu = blend(hu, AIR, cover(xp.maximum(cells, head.outside + 5), 0.8 + edge))
-    return blend(hu, AIR, cover(-head.outside, 0.8 + edge))
+    hu = distractors.in_skull(other, head, blend(hu, DIPLOE, cover(diploe, 0.8 + edge)), edge)
+    share = cover(-head.depth, 0.8 + edge)
+    skin = head.outside - distractors.swelling(other, head)
+    gas = cover(union(xp.maximum(cells, skin + 5), -skin), 0.8 + edge)
+    hu = blend(hu * (1 - share), AIR, gas)
+    rest = xp.abs(length(head.x, head.y - 20, 0 * head.z) - 88 - patient['table_gap'] - patient['scalp']) - 1.5
+    rest = xp.maximum(xp.maximum(rest, 62 - head.y), -skin)
+    return blend(hu, patient['table_hu'], patient['table_seen'] * cover(rest, 0.8 + edge)), share * (1 - gas)
 
 
 def base(patient: dict[str, Array], head: Head) -> tuple[Array, Array]:
@@ -46,7 +51,7 @@ def base(patient: dict[str, Array], head: Head) -> tuple[Array, Array]:
     return bone, cells
 
 
-def soft(patient: dict[str, Array], head: Head, edge: Array) -> Array:
+def soft(patient: dict[str, Array], other: dict[str, Array], head: Head, edge: Array) -> Array:
     """Scalp, muscle and fat of face and neck, orbits."""
     xp = head.x.__array_namespace__()
     x, y, z = head.x, head.y, head.z
@@ -56,7 +61,10 @@ def soft(patient: dict[str, Array], head: Head, edge: Array) -> Array:
     muscle = cover(1.2 - lump * 2.5 - 4 * below, 2 + edge)
     temporal = ellipsoid(side, y, z, (68.0, -32.0, -20.0), (10.0, 26.0, 36.0))
     hu = blend(FAT + 0 * x, MUSCLE, xp.maximum(muscle * below, cover(temporal, 1 + edge)))
-    hu = blend(hu, MUSCLE - 20, cover(-head.outside - 1.5, 0.8 + edge))
+    thicker = distractors.swelling(other, head)
+    bruise = xp.maximum(head.outside - thicker, -thicker * 1.4 - head.outside + 0.1)
+    hu = blend(hu, other['swelling_hu'] + 5 * lump, cover(bruise, 1.5 + edge))
+    hu = blend(hu, MUSCLE - 20, cover(-(head.outside - thicker) - 1.5, 0.8 + edge))
     orbit = ellipsoid(side, y, z, (32.0, -62.0, -42.0), (18.0, 26.0, 17.0))
     globe = ellipsoid(side, y, z, (32.0, -76.0, -41.0), (12.0, 12.0, 12.0))
     nerve = stroke(side, y, z, (31.0, -66.0, -41.0, 2.0), (16.0, -36.0, -36.0, 2.0))

@@ -1,0 +1,189 @@
+"""Heads drawn on the device: numpy draws the same, the label changes nothing but the blood, nothing else tells it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bhcnet_jax.datasets.phantom import anatomy, bleedings, heads, scan, shapes, shortcuts
+
+SIZE, COUNT = 64, 48
+
+
+@functools.cache
+def drawing(size=SIZE):
+    return jax.jit(jax.vmap(lambda drawn: heads.picture(drawn, size)))
+
+
+def numbers(seed=0, count=COUNT, size=SIZE, **changes):
+    keys = jax.random.split(jax.random.key(seed), count)
+    drawn = jax.jit(jax.vmap(lambda key: heads.numbers(key, size)))(keys)
+    return drawn | {name: jnp.full(count, value) for name, value in changes.items()}
+
+
+@pytest.fixture(scope='module')
+def slices():
+    return jax.tree.map(np.asarray, drawing()(numbers()))
+
+
+def test_fields_have_the_shapes_and_types_that_are_promised():
+    drawn = jax.eval_shape(lambda key: heads.draw(key, SIZE), jax.random.key(0))
+    fields = {name: (field.shape, field.dtype.name) for name, field in drawn._asdict().items()}
+    assert fields == {
+        'image': ((SIZE, SIZE), 'uint8'),
+        'mask': ((SIZE, SIZE), 'bool'),
+        'label': ((), 'int32'),
+        'kind': ((), 'int32'),
+        'contrast': ((), 'float32'),
+        'volume': ((), 'float32'),
+    }
+
+
+def test_a_key_draws_the_same_slice_alone_and_in_a_batch(slices):
+    alone = jax.jit(lambda key: heads.draw(key, SIZE))(jax.random.split(jax.random.key(0), COUNT)[3])
+    differs = np.abs(np.asarray(alone.image, int) - slices.image[3])
+    assert differs.max() <= 1 and (differs > 0).mean() < 0.01
+    np.testing.assert_array_equal(alone.mask, slices.mask[3])
+
+
+def test_another_key_draws_another_slice(slices):
+    assert len({image.tobytes() for image in slices.image}) == COUNT
+
+
+@pytest.mark.parametrize('index', range(4))
+def test_numpy_draws_the_same_head(index):
+    """Float32 sums differ in the order of rounding: 1e-6 of the steepest edge, air to bone, in 1 mm is 1e-2 HU."""
+    drawn = jax.tree.map(lambda each: each[index], numbers(bleeds=1.0))
+    plain = jax.tree.map(np.asarray, drawn)
+    ours, shown, pixel = jax.jit(lambda given: heads.section(given, SIZE))(drawn)
+    reference, reference_shown, _ = heads.section(plain, SIZE)
+    assert isinstance(reference, np.ndarray) and reference.dtype == np.float32
+    np.testing.assert_allclose(ours, reference, atol=0.3)
+    assert (np.asarray(shown.mask) != reference_shown.mask).mean() < 1e-3
+    assert shown.kind == reference_shown.kind
+    grey = scan.export(drawn['scan'] | {'jpeg': jnp.float32(-1)}, ours, pixel)
+    plain_grey = scan.export(plain['scan'] | {'jpeg': np.float32(-1)}, reference, [np.asarray(p) for p in pixel])
+    np.testing.assert_allclose(grey, plain_grey, atol=1.0)
+
+
+def test_labels_follow_the_mask_and_bleedings_are_large_enough(slices):
+    np.testing.assert_array_equal(slices.label, slices.mask.any(axis=(1, 2)))
+    np.testing.assert_array_equal(slices.label, slices.kind > 0)
+    bleeding = slices.label == 1
+    assert (slices.volume[bleeding] > 0).all() and (slices.volume[~bleeding] == 0).all()
+    assert (slices.contrast[~bleeding] == 0).all() and (slices.contrast[bleeding] != 0).all()
+
+
+def test_a_head_without_its_bleeding_and_its_mass_effect_is_the_same_head():
+    given = numbers(seed=1)
+    still = given | {'blood': given['blood'] | {'mass': jnp.zeros(COUNT)}}
+    with_blood, without = (drawing()(still | {'bleeds': jnp.full(COUNT, bleeds)}) for bleeds in (1.0, 0.0))
+    assert not without.label.any() and with_blood.label.mean() > 0.8
+    changed = np.asarray(with_blood.image != without.image)
+    for index in np.flatnonzero(with_blood.label):
+        rows, columns = np.nonzero(with_blood.mask[index])
+        near = np.zeros((SIZE, SIZE), bool)
+        near[max(rows.min() - 16, 0) : rows.max() + 16, max(columns.min() - 16, 0) : columns.max() + 16] = True
+        assert changed[index][with_blood.mask[index]].mean() > 0.3 or abs(with_blood.contrast[index]) < 2
+        assert changed[index][~near].mean() < 0.1
+
+
+def test_the_bleeding_enters_neither_patient_nor_distractors_nor_scan(monkeypatch):
+    keys = jax.random.split(jax.random.key(5), 8)
+    before = jax.vmap(lambda key: heads.numbers(key, SIZE))(keys)
+    monkeypatch.setitem(bleedings.RANGES, 'hu', (10.0, 20.0))
+    monkeypatch.setattr(heads, 'INTENDED', 0.0)
+    after = jax.vmap(lambda key: heads.numbers(key, SIZE))(keys)
+    assert (before['blood']['hu'] != after['blood']['hu']).all() and not after['bleeds'].any()
+    for part in ('patient', 'other', 'scan', 'height'):
+        jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+
+
+def test_no_two_streams_share_a_key():
+    given = jax.tree.map(np.asarray, numbers(count=1))
+    flat = [each.reshape(-1) for each in jax.tree.leaves(given) if each.dtype == np.float32]
+    grain, warp = given['scan']['grain'].reshape(-1), given['patient']['warp'].reshape(-1)
+    assert len(flat) > 100
+    assert not np.isin(warp, grain).any()
+
+
+def test_half_of_the_slices_bleed_at_every_height():
+    given = numbers(seed=2, count=600)
+    labels, heights = np.asarray(drawing()(given).label), np.asarray(given['height'])
+    edges = [heads.LOWEST, -25.0, 10.0, heads.HIGHEST]
+    for low, high in zip(edges, edges[1:], strict=False):
+        here = labels[(heights >= low) & (heights < high)]
+        assert abs(here.mean() - 0.5) < 3 * 0.5 / np.sqrt(len(here)) + 0.03, (low, high)
+
+
+def test_every_kind_is_drawn_about_equally_often_where_ventricles_are():
+    kinds = np.asarray(drawing()(numbers(seed=3, count=400, bleeds=1.0)).kind)
+    counts = np.bincount(kinds, minlength=6)
+    assert counts[1:].min() > 25 and counts[0] < 50
+
+
+def test_blood_lies_below_the_inner_table():
+    given = numbers(seed=4, bleeds=1.0)
+    plain = jax.tree.map(lambda each: np.asarray(each[0]), given)
+    line = np.linspace(-100, 100, 51, dtype=np.float32)
+    z, y, x = np.meshgrid(line, line, line, indexing='ij')
+    patient = plain['patient']
+    _, _, share = heads.hounsfield(plain, x, y, z, np.float32(2))
+    depth = anatomy.dome(patient, *anatomy.space(patient, x, y, z))
+    assert (share > 0.5).any()
+    assert (depth[share > 0.5] > -1).all()
+
+
+def test_a_mass_pushes_the_brain_away_and_leaves_the_skull():
+    bump = {'centre': np.array([30, 0, 0], np.float32), 'room': np.float32(20), 'mass': np.float32(0.9)}
+    x, zero = np.array([0.0, 5.0], np.float32), np.zeros(2, np.float32)
+    pushed, _, _ = anatomy.push(bump, zero + 50, x, zero, zero)
+    assert (pushed > x + 2).all()  # what lies here came from nearer to the mass
+    still, _, _ = anatomy.push(bump, zero, x, zero, zero)
+    np.testing.assert_array_equal(still, x)
+
+
+def test_waves_have_mean_0_and_variance_1():
+    units = np.random.default_rng(0).random((40, 12, 3), np.float32)
+    x, y, z = np.random.default_rng(1).uniform(-90, 90, (3, 4000)).astype(np.float32)
+    values = np.stack([shapes.waves(shapes.wave_vectors(unit, 20.0), x, y, z) for unit in units])
+    assert abs(values.mean()) < 0.02
+    assert abs(values.std() - 1) < 0.02
+
+
+def test_smooth_noise_has_variance_1():
+    grids = np.random.default_rng(0).standard_normal((200, 9, 9)).astype(np.float32)
+    assert abs(np.std([shapes.smooth(grid, SIZE) for grid in grids]) - 1) < 0.05
+
+
+def test_signed_distances_are_distances():
+    x = np.linspace(-30, 30, 61, dtype=np.float32)
+    zero = np.zeros_like(x)
+    np.testing.assert_allclose(shapes.ellipsoid(x, zero, zero, (0, 0, 0), (9, 9, 9)), np.abs(x) - 9, atol=0.01)
+    tube = shapes.stroke(x, zero, zero, (0.0, -5.0, 0.0, 2.0), (0.0, 5.0, 0.0, 2.0))
+    np.testing.assert_allclose(tube, np.abs(x) - 2, atol=0.01)
+
+
+def test_a_volume_is_one_patient_from_the_neck_to_the_vertex():
+    keys = jax.random.split(jax.random.key(7), 6)
+    volume = jax.jit(jax.vmap(lambda key: heads.draw_volume(key, SIZE, 16)))(keys)
+    assert volume.image.shape == volume.mask.shape == volume.hu.shape == (6, 16, SIZE, SIZE)
+    np.testing.assert_array_equal(volume.label, volume.mask.any(axis=(2, 3)))
+    np.testing.assert_allclose(np.diff(volume.height, axis=1), np.repeat(volume.spacing[:, :1], 15, 1), rtol=1e-4)
+    bleeds = np.asarray(volume.label).any(axis=1)
+    assert 0 < bleeds.sum() < 6
+    assert (np.asarray(volume.label).sum(axis=1) < 16).all()
+    hu = np.asarray(volume.hu)
+    assert hu.min() < -900 and hu.max() > 900
+    bone = (hu > 300).mean(axis=(2, 3))
+    neighbours = [np.corrcoef(a[:-1], a[1:])[0, 1] for a in bone]
+    assert min(neighbours) > 0.5  # neighbours show the same head
+
+
+def test_grey_statistics_do_not_tell_the_label():
+    images, labels = shortcuts.draw_heads(seed=1, count=600)
+    aucs = shortcuts.shortcut_aucs(images, labels)
+    for name, folds in aucs.items():
+        assert folds.mean() < 0.66, name
