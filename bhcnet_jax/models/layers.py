@@ -179,6 +179,7 @@ KEYS = (
     Key('model.dtype', one_of('float32', 'bfloat16'), Part.PROGRAM),
 )
 FIRST_CONVOLUTION = ('trunk', 'conv1')
+MAPS = ('trunk',)
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
