@@ -66,7 +66,7 @@ class Gallery:
         ).get_template('predictions.html.j2')  # fmt: skip
         left_out = self.count - len(kept)
         parts = template.generate(
-            model=self._model, how=how.replace('_', ' '), count=self.count, left_out=left_out, end=END, shown=shown
+            model=self._model, how=saliency.NAMES[how], count=self.count, left_out=left_out, end=END, shown=shown
         )
         with files.output(path) as file:
             for part in parts:
@@ -78,7 +78,7 @@ class Gallery:
             images = np.stack([np.asarray(Image.open(io.BytesIO(png))) for _, png in part])
             for (prediction, png), image, heat in zip(part, images, self._model.explain(images, how), strict=True):
                 further = {name: value for name, value in prediction._asdict().items() if name not in IN_PLACE}
-                columns = {name.replace('_', ' '): _text(value) for name, value in further.items()}
+                columns = {name.replace('_', ' '): text for name, value in further.items() if (text := _text(value))}
                 uris = _uri(png, 'png'), _uri(_jpeg(overlay(image, heat)), 'jpeg')
                 yield Shown(prediction.file, _text(prediction.probability), columns, *uris)
 
@@ -91,13 +91,13 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def _text(value: Any) -> str:
-    """A value of a prediction for readers."""
+    """A value of a prediction for readers; '' where there is none, as for the spread of a single network."""
     if value is None:
         return 'not known'
     if isinstance(value, bool):
         return 'yes' if value else 'no'
     if isinstance(value, float):
-        return '-' if math.isnan(value) else f'{value:.3f}'
+        return '' if math.isnan(value) else f'{value:.3f}'
     return str(value)
 
 

@@ -143,6 +143,11 @@ def _covers(size: int) -> jax.Array:
     return jnp.array([(start <= pixels) & (pixels < start + width) for start in starts])
 
 
+NAMES = {  # for readers
+    'grad_cam': 'Grad-CAM',
+    'integrated_gradients': 'integrated gradients',
+    'occlusion': 'occlusion',
+}
 METHODS: dict[str, Method] = {  # the fastest first
     'grad_cam': _grad_cam,
     'integrated_gradients': _integrated_gradients,
