@@ -23,14 +23,14 @@ def _lines(judged: Judged) -> list[str]:
     left_out = f'; {judged.left_out} more have one smaller than a pixel' if judged.left_out else ''
     names = list(localization.MEASURES)
     rows = [
-        f'{whose:16}' + ''.join(f'{each.mean:9.3f} ({each.low:.3f} to {each.high:.3f})' for each in found.values())
+        f'{whose:21}' + ''.join(f'{each.mean:9.3f} ({each.low:.3f} to {each.high:.3f})' for each in found.values())
         for whose, found in judged.scores.items()
     ]
     return [
         f'PHANTOM: n = {judged.slices} drawn slices with a bleeding{left_out}. {judged.recipe}, {networks} trained on '
         f'{judged.trained_on}, calls {100 * judged.called:.1f} % of them positive.',
         '',
-        f'{judged.how:16}' + ''.join(f'{name:>9}{"":17}' for name in names).rstrip(),
+        f'{judged.how:21}' + ''.join(f'{name:>9}{"":17}' for name in names).rstrip(),
         *rows,
         '',
         *localization.verdict(judged),
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog='python -m bhcnet_jax.explain', description="Measures whether a network's heat maps point at bleedings."
     )
     parser.add_argument('model', type=pathlib.Path, metavar='MODEL', help='a run directory or a bundle')
-    parser.add_argument('--how', default='grad_cam', choices=tuple(saliency.METHODS), help='default: grad_cam')
+    parser.add_argument('--how', default='hires_cam', choices=tuple(saliency.METHODS), help='default: hires_cam')
     parser.add_argument('--out', type=pathlib.Path, metavar='DIR',
                         help='an existing folder; default: the run directory, if MODEL is one')  # fmt: skip
     parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")

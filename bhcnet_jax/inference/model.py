@@ -140,12 +140,13 @@ class Model:
         spread = np.full(logits.shape[1], np.nan) if alone else expit(logits).std(axis=0, ddof=1)
         return expit(logits.mean(axis=0)), spread
 
-    def explain(self, images: np.ndarray, how: str = 'grad_cam') -> np.ndarray:
+    def explain(self, images: np.ndarray, how: str = 'hires_cam') -> np.ndarray:
         """Heat maps of the evidence for the positive class, float32 [N, S, S] in [0, 1]; see `saliency.explain`.
 
         1 is where an image has most of it, however little that is; a map says nothing of how probable the class is.
-        images: as of `member_logits`. how: grad_cam, integrated_gradients, or occlusion, which takes hundreds of
-        predictions. UserError: other images, another way, or one that the model does not have.
+        images: as of `member_logits`. how: hires_cam, grad_cam, integrated_gradients, which takes 32 times as long, or
+        occlusion, which takes hundreds of predictions. UserError: other images, another way, or one that the model does
+        not have.
         """
         found = [
             saliency.explain(self.config, self._on_device, block, how)[:count] for block, count in self._blocks(images)

@@ -25,8 +25,8 @@ PATH_STEPS = 32  # images between black and the image itself, for integrated gra
 
 
 def methods(config: FrozenConfigDict) -> tuple[str, ...]:
-    """The ways that a model has, the fastest first: Grad-CAM needs feature maps."""
-    return tuple(METHODS) if models.FAMILIES[config.model.name].maps else tuple(METHODS)[1:]
+    """The ways that a model has, that of choice first; some need feature maps."""
+    return tuple(how for how in METHODS if models.FAMILIES[config.model.name].maps or how not in OF_MAPS)
 
 
 def explain(config: FrozenConfigDict, variables: Any, images: np.ndarray, how: str) -> np.ndarray:
@@ -82,11 +82,29 @@ def _differentiated(of_inputs: Method) -> Method:
 
 
 @_differentiated
+def _hires_cam(config: FrozenConfigDict, variables: Any, inputs: jax.Array) -> jax.Array:
+    """Feature maps, each place times the gradient of the logit with respect to it. -> [B, h, w].
+
+    Draelos and Carin, Use HiResCAM instead of Grad-CAM, 2020, section 3. Before a linear head the sum is the logit
+    without its bias.
+    """
+    gradients, maps = _of_maps(config, variables, inputs)
+    return (gradients * maps).sum(axis=-1)
+
+
+@_differentiated
 def _grad_cam(config: FrozenConfigDict, variables: Any, inputs: jax.Array) -> jax.Array:
     """Feature maps, each weighted with the mean gradient of the logit over its places. -> [B, h, w].
 
-    Selvaraju et al., Grad-CAM, 2017, equations 1 and 2; the ReLU follows in `explain`.
+    Selvaraju et al., Grad-CAM, 2017, equations 1 and 2; the ReLU follows in `explain`. The mean takes the gradient
+    to places that had no part in the logit, such as those below the maximum of a pooling.
     """
+    gradients, maps = _of_maps(config, variables, inputs)
+    return (gradients.mean(axis=(1, 2), keepdims=True) * maps).sum(axis=-1)
+
+
+def _of_maps(config: FrozenConfigDict, variables: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of the logits with respect to the feature maps, and these, both float32 [B, h, w, F]."""
     apply = functools.partial(models.apply_with_maps, config.model, variables, inputs[..., None])
 
     def logit(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -95,8 +113,7 @@ def _grad_cam(config: FrozenConfigDict, variables: Any, inputs: jax.Array) -> ja
 
     shape = jax.eval_shape(apply)[1]
     gradients, maps = jax.grad(logit, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
-    weights = gradients.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)  # [B, 1, 1, F]
-    return (weights * maps.astype(jnp.float32)).sum(axis=-1)
+    return gradients.astype(jnp.float32), maps.astype(jnp.float32)
 
 
 @_differentiated
@@ -144,11 +161,14 @@ def _covers(size: int) -> jax.Array:
 
 
 NAMES = {  # for readers
+    'hires_cam': 'HiResCAM',
     'grad_cam': 'Grad-CAM',
     'integrated_gradients': 'integrated gradients',
     'occlusion': 'occlusion',
 }
-METHODS: dict[str, Method] = {  # the fastest first
+OF_MAPS = ('hires_cam', 'grad_cam')
+METHODS: dict[str, Method] = {  # by their cost
+    'hires_cam': _hires_cam,
     'grad_cam': _grad_cam,
     'integrated_gradients': _integrated_gradients,
     'occlusion': _occlusion,

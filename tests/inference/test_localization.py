@@ -149,10 +149,10 @@ def test_the_command_prints_three_rows_and_leaves_them_for_the_report(crossed, t
     explain.main([str(crossed), '--trials=seed=0 fold=0', f'--out={tmp_path}'])
     said = capsys.readouterr().out
     assert said.startswith('PHANTOM: n = ') and 'one network trained on heads' in said
-    assert [line.split('  ')[0] for line in said.splitlines()[2:6]] == ['grad_cam', MAP, RANDOM, CENTRE]
+    assert [line.split('  ')[0] for line in said.splitlines()[2:6]] == ['hires_cam', MAP, RANDOM, CENTRE]
     (judged,) = localization.read(tmp_path)
     assert f'{judged.scores[CENTRE]["IoU"].mean:.3f} ({judged.scores[CENTRE]["IoU"].low:.3f} to' in said
-    assert len(judged.trials) == 1 and judged.how == 'grad_cam'
+    assert len(judged.trials) == 1 and judged.how == 'hires_cam'
 
 
 def test_mistakes_are_one_line(crossed, tmp_path):

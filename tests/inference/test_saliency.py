@@ -51,10 +51,11 @@ def normalised(maps):
     return positive / positive.max(axis=(1, 2), keepdims=True)
 
 
+@pytest.mark.parametrize('how', saliency.OF_MAPS)
 @pytest.mark.parametrize('test_flip', [False, True])
-def test_grad_cam_of_a_network_made_by_hand_is_the_weighted_sum_of_its_feature_maps(test_flip):
+def test_the_map_of_a_network_made_by_hand_is_the_weighted_sum_of_its_feature_maps(test_flip, how):
     config = frozen(model__filters=(2,), augment__test_flip=test_flip)
-    found = saliency.explain(config, stacked(by_hand((2, -1))), IMAGES, 'grad_cam')
+    found = saliency.explain(config, stacked(by_hand((2, -1))), IMAGES, how)
     image = IMAGES / 255
 
     def weighted(image):
@@ -64,6 +65,24 @@ def test_grad_cam_of_a_network_made_by_hand_is_the_weighted_sum_of_its_feature_m
     mirrored = weighted(image[:, :, ::-1])[:, :, ::-1]
     expected = (weighted(image) + mirrored) / 2 if test_flip else weighted(image)
     np.testing.assert_allclose(found, normalised(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize('pooling', ['mean', 'max', 'mean_max'])
+def test_hires_cam_adds_up_to_the_logit_before_a_linear_head(pooling):
+    config = frozen(model__pooling=pooling)
+    network = jax.tree.map(lambda leaf: leaf[0], random_networks(config))
+    network['params']['head']['logit']['bias'] += 3.0
+    found = saliency.METHODS['hires_cam'](config, network, jnp.asarray(IMAGES[:4]))
+    logits = steps.evaluate(config, network, jnp.arange(4), jnp.asarray(IMAGES))
+    np.testing.assert_allclose(found.sum(axis=(1, 2)), logits - 3, atol=1e-5)
+
+
+def test_under_a_maximum_grad_cam_marks_all_bright_places_and_hires_cam_the_one_that_counted():
+    config, image = frozen(model__filters=(2,), model__pooling='max'), np.zeros((1, 16, 16), np.uint8)
+    image[0, 2, 3], image[0, 9, 9] = 200, 190
+    found = {how: saliency.explain(config, stacked(by_hand((2, 0))), image, how)[0] for how in saliency.OF_MAPS}
+    assert np.argwhere(found['hires_cam']).tolist() == [[2, 3]]
+    assert np.argwhere(found['grad_cam']).tolist() == [[2, 3], [9, 9]]
 
 
 def test_integrated_gradients_of_a_linear_network_are_its_terms():
@@ -203,7 +222,7 @@ def test_images_one_by_one_have_the_maps_of_images_together(crossed):
 
 def test_other_ways_and_other_images_are_refused(crossed):
     model = bhcnet_jax.load(crossed)
-    with pytest.raises(UserError, match='grad_cam, integrated_gradients, occlusion'):
+    with pytest.raises(UserError, match='hires_cam, grad_cam, integrated_gradients, occlusion'):
         model.explain(IMAGES, 'lime')
     with pytest.raises(UserError, match=r'expected uint8 \[N, 16, 16\]'):
         model.explain(IMAGES / 255)
