@@ -2,8 +2,8 @@
 
     python -m bhcnet_jax.predict MODEL FILES_OR_FOLDERS_OR_ZIPS... --out=DIR [--trials='seed=0 fold=3']
 
-MODEL is a run directory or a bundle. DIR gets predictions.csv and predictions.json. A broken file is told in one line
-on standard error, and the others go on; the exit status is then 1.
+MODEL is a run directory or a bundle. DIR gets predictions.csv, predictions.json and predictions.html, a page with heat
+maps. A broken file is told in one line on standard error, and the others go on; the exit status is then 1.
 """
 
 import argparse
@@ -18,11 +18,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bhcnet_jax import files, load
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import scoring
+from bhcnet_jax.inference.gallery import Gallery
 from bhcnet_jax.inference.model import Model
 from bhcnet_jax.inference.scoring import Prediction
 
@@ -34,9 +35,10 @@ Add = Callable[[Prediction], None]
 
 
 def predict(model: Model, paths: Sequence[pathlib.Path], out: pathlib.Path) -> tuple[int, int]:
-    """Writes predictions.csv and .json into `out` and broken files to standard error; -> how many there are of each.
+    """Writes predictions.csv, .json and .html into `out` and broken files to standard error.
 
-    UserError: a path does not exist, there is no image in them, or `out` cannot be written.
+    -> how many images and how many broken files there are. UserError: a path does not exist, there is no image in them,
+    or `out` cannot be written.
     """
     inputs, broken = scoring.find(paths)
     if not inputs and not broken:
@@ -47,27 +49,30 @@ def predict(model: Model, paths: Sequence[pathlib.Path], out: pathlib.Path) -> t
         raise UserError(f'--out={out}: {error.strerror}. Name another folder.') from error
     for error in broken:
         print(error, file=sys.stderr)
-    predicted, unread = 0, len(broken)
+    unread = len(broken)
     with (
         _write_csv(out / 'predictions.csv', model) as add_to_csv,
         _write_json(out / 'predictions.json', model) as add_to_json,
         _progress() as progress,
     ):
-        for each in progress.track(scoring.score(model, inputs), total=len(inputs)):
+        gallery = Gallery(model)
+        for each in progress.track(scoring.score(model, inputs), total=len(inputs), description='predictions'):
             if isinstance(each, UserError):
                 unread += 1
                 progress.console.print(str(each), markup=False, highlight=False, soft_wrap=True)
             else:
-                predicted += 1
-                add_to_csv(each)
-                add_to_json(each)
-    return predicted, unread
+                prediction, image = each
+                add_to_csv(prediction)
+                add_to_json(prediction)
+                gallery.add(prediction, image)
+        gallery.write(out / 'predictions.html', progress.track)
+    return gallery.count, unread
 
 
 def _progress() -> Progress:
     """A bar on standard error, if that is a terminal."""
     console = Console(stderr=True)
-    columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn('{task.description}'), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
@@ -122,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')
     parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='IMAGES', help='files, folders, zips')
-    parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR', help='for predictions.csv and .json')
+    parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR',
+                        help='for predictions.csv, .json and .html')  # fmt: skip
     parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")
     flags = parser.parse_args(arguments)
     try:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from scipy.special import expit
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.folder import images as files_of_images
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.inference import saliency
 from bhcnet_jax.plan import written
 from bhcnet_jax.training import steps
 
@@ -92,20 +93,24 @@ class Model:
 
     def member_logits(self, images: np.ndarray) -> np.ndarray:
         """Each network's logits, float64 [M, N], of images uint8 [N, S, S]. UserError: other images."""
+        found = [
+            np.asarray(self._apply(self._on_device, block), np.float64)[:, :count]
+            for block, count in self._blocks(images)
+        ]
+        return np.concatenate([np.zeros((len(self.members), 0)), *found], axis=1)
+
+    def _blocks(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """Checked images in parts of few sizes, and how many of each part are not filling. UserError: others."""
         images, size = np.asarray(images), self.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size):
             raise UserError(
                 f'the images are {images.dtype} {list(images.shape)}, expected uint8 [N, {size}, {size}]. '
                 'model.preprocess makes each of them.'
             )
-        blocks = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
-        found = [self._block(block) for block in blocks]
-        return np.concatenate([np.zeros((len(self.members), 0)), *found], axis=1)
-
-    def _block(self, images: np.ndarray) -> np.ndarray:
-        count = len(images)
-        filled = np.pad(images, ((0, (1 << (count - 1).bit_length()) - count), (0, 0), (0, 0)))
-        return np.asarray(self._apply(self._on_device, filled), np.float64)[:, :count]
+        for start in range(0, len(images), BLOCK):
+            block = images[start : start + BLOCK]
+            filling = (1 << (len(block) - 1).bit_length()) - len(block)
+            yield np.pad(block, ((0, filling), (0, 0), (0, 0))), len(block)
 
     @functools.cached_property
     def _on_device(self) -> Any:
@@ -134,3 +139,16 @@ class Model:
         alone = len(self.members) == 1
         spread = np.full(logits.shape[1], np.nan) if alone else expit(logits).std(axis=0, ddof=1)
         return expit(logits.mean(axis=0)), spread
+
+    def explain(self, images: np.ndarray, how: str = 'hires_cam') -> np.ndarray:
+        """Heat maps of the evidence for the positive class, float32 [N, S, S] in [0, 1]; see `saliency.explain`.
+
+        1 is where an image has most of it, however little that is; a map says nothing of how probable the class is.
+        images: as of `member_logits`. how: hires_cam, grad_cam, integrated_gradients, which takes 32 times as long, or
+        occlusion, which takes hundreds of predictions. UserError: other images, another way, or one that the model does
+        not have.
+        """
+        found = [
+            saliency.explain(self.config, self._on_device, block, how)[:count] for block, count in self._blocks(images)
+        ]
+        return np.concatenate([np.zeros((0, self.image_size, self.image_size), np.float32), *found])

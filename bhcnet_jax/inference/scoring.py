@@ -72,8 +72,8 @@ def _open(path: pathlib.Path) -> BinaryIO:
     return path.open('rb')
 
 
-def score(model: Model, inputs: Sequence[Input]) -> Iterator[Prediction | UserError]:
-    """The model's predictions in the order of the files; of a broken file its error."""
+def score(model: Model, inputs: Sequence[Input]) -> Iterator[tuple[Prediction, np.ndarray] | UserError]:
+    """The model's predictions and the images, uint8 [S, S], in the order of the files; of a broken file its error."""
     with concurrent.futures.ThreadPoolExecutor(input_pipeline.threads()) as pool:
         for start in range(0, len(inputs), BLOCK):
             batch = inputs[start : start + BLOCK]
@@ -92,7 +92,7 @@ def _read(model: Model, each: Input) -> tuple[np.ndarray, bool | None] | UserErr
 
 def _score(
     model: Model, batch: Sequence[Input], read: Sequence[tuple[np.ndarray, bool | None] | UserError]
-) -> Iterator[Prediction | UserError]:
+) -> Iterator[tuple[Prediction, np.ndarray] | UserError]:
     intact = [each[0] for each in read if not isinstance(each, UserError)]
     scores = zip(*(model.predict_with_spread(np.stack(intact)) if intact else ((), ())), strict=True)
     for each, content in zip(batch, read, strict=True):
@@ -100,4 +100,4 @@ def _score(
             yield content
         else:
             probability, spread = next(scores)
-            yield Prediction(each.name, float(probability), float(spread), content[1])
+            yield Prediction(each.name, float(probability), float(spread), content[1]), content[0]

@@ -54,6 +54,27 @@ def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
     return [LayerRow('/'.join(path), shape, parameters[path]) for path, shape in shapes.items() if path in parameters]
 
 
+def apply_with_maps(
+    config: ConfigDict, variables: Any, x: jax.Array, offset: jax.Array | float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Logits of `config.model` in evaluation, float32 [B], and the feature maps after its last convolution.
+
+    offset: [B, h, w, F] or 0, is added to the maps, of the same shape; the gradient of the logits with respect to it is
+    that with respect to the maps. The family needs `Family.maps`.
+    """
+    path, maps = FAMILIES[config.name].maps, []
+
+    def add(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.module.path == path and context.method_name == '__call__':
+            maps.append(output + jnp.asarray(offset, output.dtype))
+            return maps[-1]
+        return output
+
+    with nn.intercept_methods(add):
+        return create(config).apply(variables, x), maps[0]
+
+
 def normalises_batches(config: ConfigDict, image_size: int) -> bool:
     """Whether `config.model` normalises the images of a batch together, and so keeps running moments."""
     return 'batch_stats' in _variables(create(config), image_size)

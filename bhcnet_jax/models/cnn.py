@@ -52,4 +52,5 @@ FAMILY = Family(
     keys=(*layers.KEYS, Key('model.pooling', one_of(*POOLINGS), Part.PROGRAM, neutral='mean')),
     check=layers.check,
     first_convolution=layers.FIRST_CONVOLUTION,
+    maps=layers.MAPS,
 )

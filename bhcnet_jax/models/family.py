@@ -25,6 +25,8 @@ class Family(NamedTuple):
       composite: paths of modules that are one layer in the table of layers, whatever is inside.
       first_convolution: path in the weights of a kernel [3, 3, 1, F] and a bias [F] that see the image itself, for the
         figure of features; () for none.
+      maps: path of the module whose output, [B, h, w, F], are the feature maps after the last convolution, for
+        `apply_with_maps`; () for none.
     """
 
     create: Callable[[ConfigDict], nn.Module]
@@ -32,3 +34,4 @@ class Family(NamedTuple):
     check: Callable[[Mapping[str, Any]], None] = _nothing
     composite: tuple[tuple[str, ...], ...] = ()
     first_convolution: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()

@@ -188,6 +188,7 @@ KEYS = (
     Key('model.mask_head', flag, Part.PROGRAM, neutral=False),
 )
 FIRST_CONVOLUTION = ('trunk', 'conv1')
+MAPS = ('trunk',)
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:

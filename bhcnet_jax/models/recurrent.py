@@ -128,6 +128,7 @@ def _family(cell: str) -> Family:
         check=layers.check,
         composite=((cell,),),  # its gates are one layer
         first_convolution=layers.FIRST_CONVOLUTION,
+        maps=layers.MAPS,
     )
 
 

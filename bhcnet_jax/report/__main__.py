@@ -20,6 +20,7 @@ from bhcnet_jax.report.sections.audits import audits
 from bhcnet_jax.report.sections.comparisons import comparisons
 from bhcnet_jax.report.sections.curves import curves
 from bhcnet_jax.report.sections.leaderboard import leaderboard
+from bhcnet_jax.report.sections.localization import localization
 from bhcnet_jax.report.sections.misread import misread
 from bhcnet_jax.report.sections.model_card import model_card
 from bhcnet_jax.report.sections.paper_tables import paper_tables
@@ -55,6 +56,7 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
         comparisons(evidence, reference),
         audits(evidence, found),
         misread(evidence, found),
+        *localization(evidence),
         sweep(evidence),
         reruns(evidence, flags),
         model_card(evidence),

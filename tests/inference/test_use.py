@@ -18,9 +18,11 @@ def test_the_page_runs_as_written(crossed, heads, tmp_path):
     shutil.copytree(heads, tmp_path / 'images')
     python = re.sub('^    ', '', python, flags=re.MULTILINE)
     said = subprocess.run([sys.executable, '-c', python], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert said.stdout.count('array') == 2 and not said.stderr
+    assert said.stdout.count('array') == 2 and '(24, 16, 16)' in said.stdout and not said.stderr
     lines = [line.split() for block in commands for line in block.splitlines()]
-    assert [line[2] for line in lines] == ['bhcnet_jax.predict', 'bhcnet_jax.bundle', 'bhcnet_jax.predict']
+    assert [line[2] for line in lines] == [
+        f'bhcnet_jax.{name}' for name in ('predict', 'explain', 'bundle', 'predict')
+    ]
     for _, *words in lines:
         subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
     assert len(pd.read_csv(tmp_path / 'predictions/predictions.csv')) == 24
