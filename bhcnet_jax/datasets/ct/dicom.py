@@ -78,7 +78,7 @@ def slices(data: bytes, name: str) -> Iterator[Slice]:
         with reading(name, 'DICOM'):
             hu = _upright(_hounsfield(dataset, frame, name), frame.axes)
         spacing = frame.spacing[::-1] if frame.axes[0] else frame.spacing
-        yield Slice(hu, spacing, dataset.PhotometricInterpretation == 'MONOCHROME1')
+        yield Slice(hu, spacing, dataset.get('PhotometricInterpretation') == 'MONOCHROME1')
 
 
 def _read(data: bytes, name: str) -> pydicom.Dataset:
@@ -86,9 +86,10 @@ def _read(data: bytes, name: str) -> pydicom.Dataset:
     _check_inflated(data, name)
     dataset = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=list(TAGS))
     _check_kind(dataset, name)
-    for key in ('Rows', 'Columns', 'PixelData'):
+    for key in ('Rows', 'Columns', 'PhotometricInterpretation', 'PixelData'):
         if key not in dataset:
             raise UserError(f'{name}: a CT slice without pixels. If it was cut short, export it again.')
+    _check_values(dataset, name)
     rows, columns, count = dataset.Rows, dataset.Columns, _count(dataset)
     if rows * columns > images.MAX_PIXELS or max(rows, columns) > images.MAX_SIDE:
         raise UserError(f'{name}: {columns} x {rows} pixels, expected at most {images.MAX_PIXELS}. Scale it down.')
@@ -113,28 +114,30 @@ def _check_inflated(data: bytes, name: str) -> None:
 
 
 def _check_kind(dataset: pydicom.Dataset, name: str) -> None:
-    """Skipped: no CT slice."""
+    """Skipped: no CT slice. UserError: the file does not say what it is."""
     stored = str(dataset.get('SOPClassUID') or dataset.file_meta.get('MediaStorageSOPClassUID') or '')
     modality = dataset.get('Modality')
+    if not stored and not modality:
+        raise UserError(f'{name}: a DICOM file that does not say of what, or a damaged one. Export it again.')
     kind = ''
     if stored == DIRECTORY:
         kind = 'a directory of DICOM files'
-    elif modality not in (None, '', 'CT'):
-        kind = MODALITIES.get(modality, 'something else') if isinstance(modality, str) else 'something else'
     elif stored.startswith(SECONDARY_CAPTURES):
         kind = 'a secondary capture'
-    elif stored not in (*CT_CLASSES, '') or (not stored and modality != 'CT'):
-        kind = 'something else'
+    elif modality not in (None, '', 'CT') or stored not in (*CT_CLASSES, ''):
+        kind = MODALITIES.get(modality, 'something else') if isinstance(modality, str) else 'something else'
     elif 'LOCALIZER' in _words(dataset, 'ImageType'):
         kind = 'a localizer'
-    elif dataset.get('SamplesPerPixel', 1) != 1 or not str(
-        dataset.get('PhotometricInterpretation', 'MONOCHROME2')
-    ).startswith('MONOCHROME'):
-        kind = 'a colour image'
-    elif not {'HU', 'US'} >= _words(dataset, 'RescaleType'):  # US: unspecified
-        kind = 'an image of other values than HU'
     if kind:
         raise Skipped(f'{name}: skipped, {kind}; expected a CT slice.')
+
+
+def _check_values(dataset: pydicom.Dataset, name: str) -> None:
+    """Skipped: a CT slice whose values are not HU."""
+    if dataset.get('SamplesPerPixel', 1) != 1 or not str(dataset.PhotometricInterpretation).startswith('MONOCHROME'):
+        raise Skipped(f'{name}: skipped, a colour image; expected a CT slice.')
+    if not _words(dataset, 'RescaleType') <= {'HU', 'US'}:  # US: unspecified
+        raise Skipped(f'{name}: skipped, an image of other values than HU; expected a CT slice.')
 
 
 def _words(dataset: pydicom.Dataset, key: str) -> set[str]:
@@ -263,16 +266,37 @@ def _stored(dataset: pydicom.Dataset, number: int, name: str) -> np.ndarray:
 
 def _check_coded(dataset: pydicom.Dataset, number: int, syntax: str, name: str) -> None:
     """Refuses a compressed frame of another size than the file says: a decoder would take the memory for it."""
-    if syntax == RLELossless:  # its decoder is told the size
-        return
     offsets = [dataset.get(key) for key in ('ExtendedOffsetTable', 'ExtendedOffsetTableLengths')]
     coded = get_frame(
         dataset.PixelData, number, number_of_frames=_count(dataset),
         extended_offsets=tuple(offsets) if all(offsets) else None,
     )  # fmt: skip
-    size = _size_of_jpeg_2000(coded) if coded[:2] == b'\xff\x4f' else _size_of_jpeg(coded)
-    if size != (dataset.Rows, dataset.Columns, 1):
+    if syntax == RLELossless:
+        fits = _fits_rle(coded, dataset.Rows * dataset.Columns, dataset.BitsAllocated // 8)
+    else:
+        size = _size_of_jpeg_2000(coded) if coded[:2] == b'\xff\x4f' else _size_of_jpeg(coded)
+        fits = size == (dataset.Rows, dataset.Columns, 1)
+    if not fits:
         raise UserError(f'{name}: its compressed image has another size than the file says. Export it again.')
+
+
+def _fits_rle(coded: bytes, pixels: int, sample_bytes: int) -> bool:
+    """Whether each segment of PS3.5 annex G unpacks to a byte of every pixel; the decoder panics where one is cut."""
+    count, *starts = (int.from_bytes(coded[place : place + 4], 'little') for place in range(0, 64, 4))
+    ends = [*starts[1:count], len(coded)]
+    return count == sample_bytes and all(
+        64 <= start < end <= len(coded) and _unpacked_rle(coded[start:end], pixels)
+        for start, end in zip(starts[:count], ends, strict=True)
+    )
+
+
+def _unpacked_rle(segment: bytes, pixels: int) -> bool:
+    place = unpacked = 0
+    while unpacked < pixels and place + 1 < len(segment):
+        head = segment[place]
+        unpacked += head + 1 if head < 128 else 257 - head if head > 128 else 0
+        place += head + 2 if head < 128 else 2 if head > 128 else 1
+    return unpacked == pixels and place <= len(segment)
 
 
 def _size_of_jpeg_2000(coded: bytes) -> tuple[int, int, int]:

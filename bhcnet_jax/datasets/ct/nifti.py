@@ -17,7 +17,7 @@ from bhcnet_jax.errors import UserError
 logging.getLogger('nibabel.global').setLevel(logging.CRITICAL + 1)  # it writes to standard error by itself
 
 IMAGES = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}  # by the bytes of the header
-HIGHEST_AIR = -500  # HU
+HIGHEST_AIR, LARGEST = -500, 4000  # HU
 
 
 class Axes(NamedTuple):
@@ -60,14 +60,11 @@ def slices(data: bytes, name: str) -> Iterator[Slice]:
         volume = _kind(unpacked).from_bytes(unpacked)
         axes = _axes(volume.affine, name)
         count = _shape(volume.header, name)[axes.stack]
-        if volume.get_data_dtype().kind not in 'iuf' or not any(
-            (_plane(volume, axes.stack, number) <= HIGHEST_AIR).any() for number in range(count)
-        ):
-            raise Skipped(f'{name}: skipped, no value below {HIGHEST_AIR}, so it is not in HU, where air has -1000.')
+        _check_hounsfield(volume, axes.stack, name)
     for number in range(count):
         with reading(name, 'NIfTI'):
             hu = _plane(volume, axes.stack, count - 1 - number if axes.down else number)
-        hu = hu.T if axes.transpose else hu
+        hu = np.nan_to_num(hu.T if axes.transpose else hu, nan=AIR)
         hu = hu[:: -1 if axes.flip_rows else 1, :: -1 if axes.flip_columns else 1]
         yield Slice(np.ascontiguousarray(hu), axes.spacing)
 
@@ -115,9 +112,20 @@ def _axes(affine: np.ndarray, name: str) -> Axes:
     )  # fmt: skip
 
 
+def _check_hounsfield(volume: nibabel.Nifti1Image, axis: int, name: str) -> None:
+    """Skipped: no air in it, or more than a hundredth brighter than metal in bone, so that it is hardly in HU."""
+    air = bright = 0
+    if volume.get_data_dtype().kind in 'iuf':
+        for number in range(volume.shape[axis] if axis < volume.ndim else 1):
+            plane = _plane(volume, axis, number)
+            air += np.count_nonzero(plane <= HIGHEST_AIR)
+            bright += np.count_nonzero(plane > LARGEST)
+    if not air or bright > math.prod(volume.shape) / 100:
+        raise Skipped(f'{name}: skipped, its values are hardly HU, where air has -1000 and nearly all are below 4000.')
+
+
 def _plane(volume: nibabel.Nifti1Image, axis: int, number: int) -> np.ndarray:
-    """HU across an axis of the volume, float32 [length, length] of the other two; what is no number is air."""
+    """The values across an axis of the volume, float32 [length, length] of the other two."""
     where = [slice(None), slice(None), slice(None), *[0] * 4]
     where[axis] = number
-    plane = np.asarray(volume.dataobj[tuple(where[: len(volume.shape)])], np.float32)
-    return np.nan_to_num(plane, nan=AIR)
+    return np.asarray(volume.dataobj[tuple(where[: volume.ndim])], np.float32)
