@@ -319,6 +319,12 @@ def test_frames_are_rescaled_each_and_lie_from_the_feet_to_the_head(syntax, dico
     assert [each.hu[0, 0] for each in slices(dicom(marked, syntax, intercept=0, **tags))] == [-5, 0, 5]
 
 
+def test_a_frame_of_other_values_than_hu_skips_the_file(dicom, head_hu):
+    tags = enhanced(2, ((5, 1, 0), (6, 1, 0)))
+    tags['PerFrameFunctionalGroupsSequence'][1].PixelValueTransformationSequence[0].RescaleType = 'MGML'
+    assert 'other values than HU' in refusal(dicom(np.stack([head_hu] * 2), intercept=0, **tags), Skipped)
+
+
 def test_frames_that_the_file_does_not_describe_are_refused(dicom, head_hu):
     tags = enhanced(2, ((5, 1, -1000),))
     assert 'tells of 1 frames, expected 2' in refusal(dicom(np.stack([head_hu] * 2), intercept=0, **tags))
@@ -394,7 +400,8 @@ def test_a_deflated_file_that_unpacks_to_too_much_is_refused(dicom, monkeypatch)
     monkeypatch.setattr(module, 'MAX_BYTES', 2**18)
     inflated = []
     monkeypatch.setattr(zlib, 'decompress', lambda *a: inflated.append(a))
-    assert 'unpacks to more than' in refusal(data) and not inflated
+    for length in (data[140:144], b'\0\0\0\0', b'\1\0\0\0'):  # pydicom finds its way without a right length
+        assert 'unpacks to more than' in refusal(data[:140] + length + data[144:]) and not inflated
 
 
 def test_any_damage_is_one_line(dicom, head_hu):

@@ -39,7 +39,6 @@ MODALITIES = {
     'PR': 'a presentation state', 'KO': 'a list of key images', 'SEG': 'a segmentation', 'REG': 'a registration',
     'RTDOSE': 'a dose of radiotherapy', 'RTPLAN': 'a plan of radiotherapy', 'RTSTRUCT': 'outlines for radiotherapy',
 }  # fmt: skip
-DEFLATED = b'1.2.840.10008.1.2.1.99'
 SQUARE = (1.0, 1.0)  # where no spacing is given
 
 
@@ -83,13 +82,14 @@ def slices(data: bytes, name: str) -> Iterator[Slice]:
 
 def _read(data: bytes, name: str) -> pydicom.Dataset:
     """The tags of TAGS of a file that holds CT slices within the limits."""
-    _check_inflated(data, name)
-    dataset = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=list(TAGS))
+    file = _File(data)
+    file.name = name
+    dataset = pydicom.dcmread(file, force=True, specific_tags=list(TAGS))
     _check_kind(dataset, name)
     for key in ('Rows', 'Columns', 'PhotometricInterpretation', 'PixelData'):
         if key not in dataset:
             raise UserError(f'{name}: a CT slice without pixels. If it was cut short, export it again.')
-    _check_values(dataset, name)
+    _check_grey(dataset, name)
     rows, columns, count = dataset.Rows, dataset.Columns, _count(dataset)
     if rows * columns > images.MAX_PIXELS or max(rows, columns) > images.MAX_SIDE:
         raise UserError(f'{name}: {columns} x {rows} pixels, expected at most {images.MAX_PIXELS}. Scale it down.')
@@ -102,15 +102,17 @@ def _read(data: bytes, name: str) -> pydicom.Dataset:
     return dataset
 
 
-def _check_inflated(data: bytes, name: str) -> None:
-    """Refuses a deflated file that unpacks to more than a file may have: pydicom unpacks it whole."""
-    length = int.from_bytes(data[140:144], 'little')  # of the file meta information, PS3.10 7.1
-    meta, deflated = data[144 : 144 + length], data[144 + length :]
-    if DEFLATED not in meta:
-        return
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    if len(inflate.decompress(deflated, MAX_BYTES + 1)) > MAX_BYTES:
-        raise UserError(f'{name}: unpacks to more than {MAX_BYTES} bytes. Scale it down.')
+class _File(io.BytesIO):
+    """A file in memory. pydicom reads to its end at once only what is deflated, and then unpacks that whole."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """UserError: too much once it is unpacked."""
+        data = super().read(size)
+        if size is None or size < 0:
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            if len(inflate.decompress(data, MAX_BYTES + 1)) > MAX_BYTES:
+                raise UserError(f'{self.name}: unpacks to more than {MAX_BYTES} bytes. Scale it down.')
+        return data
 
 
 def _check_kind(dataset: pydicom.Dataset, name: str) -> None:
@@ -126,23 +128,16 @@ def _check_kind(dataset: pydicom.Dataset, name: str) -> None:
         kind = 'a secondary capture'
     elif modality not in (None, '', 'CT') or stored not in (*CT_CLASSES, ''):
         kind = MODALITIES.get(modality, 'something else') if isinstance(modality, str) else 'something else'
-    elif 'LOCALIZER' in _words(dataset, 'ImageType'):
+    elif 'LOCALIZER' in (dataset.get('ImageType') or ()):
         kind = 'a localizer'
     if kind:
         raise Skipped(f'{name}: skipped, {kind}; expected a CT slice.')
 
 
-def _check_values(dataset: pydicom.Dataset, name: str) -> None:
-    """Skipped: a CT slice whose values are not HU."""
+def _check_grey(dataset: pydicom.Dataset, name: str) -> None:
+    """Skipped: a CT slice in colour."""
     if dataset.get('SamplesPerPixel', 1) != 1 or not str(dataset.PhotometricInterpretation).startswith('MONOCHROME'):
         raise Skipped(f'{name}: skipped, a colour image; expected a CT slice.')
-    if not _words(dataset, 'RescaleType') <= {'HU', 'US'}:  # US: unspecified
-        raise Skipped(f'{name}: skipped, an image of other values than HU; expected a CT slice.')
-
-
-def _words(dataset: pydicom.Dataset, key: str) -> set[str]:
-    value = dataset.get(key) or ()
-    return {value.strip()} if isinstance(value, str) else {str(each).strip() for each in value}
 
 
 def _count(dataset: pydicom.Dataset) -> int:
@@ -168,7 +163,9 @@ def _frames(dataset: pydicom.Dataset, name: str) -> list[Frame]:
 
 
 def _frame(number: int, places: tuple[pydicom.Dataset, ...], name: str) -> Frame:
-    """places: where a tag may stand, the frame's own first."""
+    """places: where a tag may stand, the frame's own first. Skipped: its values are not HU, or it is not axial."""
+    if str(_find(places, 'PixelValueTransformationSequence', 'RescaleType') or 'HU') not in ('HU', 'US'):
+        raise Skipped(f'{name}: skipped, an image of other values than HU; expected a CT slice.')  # US: unspecified
     slope, intercept = (
         default if (value := _find(places, 'PixelValueTransformationSequence', key)) is None else float(value)
         for key, default in (('RescaleSlope', 1.0), ('RescaleIntercept', 0.0))
@@ -186,7 +183,7 @@ def _frame(number: int, places: tuple[pydicom.Dataset, ...], name: str) -> Frame
 
 
 def _find(places: tuple[pydicom.Dataset, ...], sequence: str, key: str) -> Any:
-    """A tag's value in the first place that has it, itself or in a sequence of one; None: nowhere."""
+    """A tag's value in the first place that has it, in a sequence of one or by itself; None: nowhere."""
     for place in places:
         for inner in (*(place.get(sequence) or ()), place):
             if inner.get(key) is not None:
