@@ -16,6 +16,7 @@ from bhcnet_jax import predict
 from bhcnet_jax.datasets.ct import reader
 from bhcnet_jax.datasets.ct.hounsfield import BRAIN, Window, grey_levels
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.inference.model import Model
 
 nibabel = pytest.importorskip('nibabel')
 pydicom = pytest.importorskip('pydicom')
@@ -40,7 +41,10 @@ def stack(head_hu):
 def predicted(run_directory, hu, window=BRAIN):
     """Probabilities of slices that are put through the window by hand."""
     model = bhcnet_jax.load(run_directory)
-    return model.predict(np.stack([model.preprocess(grey_levels(each.astype(np.float32), window)) for each in hu]))
+    images = [model.preprocess(grey_levels(each.astype(np.float32), window)) for each in hu]
+    probabilities = model.predict(np.stack(images))
+    assert np.unique(probabilities.round(5)).size == len(hu)  # so that no two can be taken for each other
+    return probabilities
 
 
 def volume_of(stack, side=-1):
@@ -116,6 +120,21 @@ def test_dicom_nifti_and_a_multi_frame_file_give_the_same_probabilities(crossed,
         assert rows.slice.tolist() == [1, 2, 3, 4, 5, 6]
         np.testing.assert_allclose(rows.probability, expected, atol=1e-6)
     assert found.file.iloc[-1] == f'{tmp_path}/all.zip/b/frames'
+
+
+def test_pixels_of_one_batch_or_one_file_are_in_memory(crossed, dicom, stack, tmp_path, monkeypatch):
+    small = stack[0, :20, :20]
+    for number in range(70):
+        (tmp_path / f'{number:02}.dcm').write_bytes(dicom(small, ImagePositionPatient=[0, 0, number]))
+    frames = np.stack([small + number for number in range(100)])
+    (tmp_path / 'frames.dcm').write_bytes(dicom(frames, SeriesInstanceUID='1.5'))
+    sizes, computed = [], Model.member_logits
+    monkeypatch.setattr(
+        Model, 'member_logits', lambda self, images: sizes.append(len(images)) or computed(self, images)
+    )
+    assert run(crossed, tmp_path, '--out', tmp_path / 'out') == 0
+    assert sizes == [64, 6, 100]
+    assert table(tmp_path / 'out').slice.tolist() == [*range(1, 71), *range(1, 101)]
 
 
 def test_images_beside_series_belong_to_none(ward, crossed, heads, tmp_path):
