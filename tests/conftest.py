@@ -103,7 +103,7 @@ def dicom():
         dataset.file_meta.TransferSyntaxUID = syntax
         if syntax.is_encapsulated and not isinstance(changes.get('PixelData'), bytes):
             dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-            dataset.compress(syntax, encoding_plugin='pylibjpeg', generate_instance_uid=False)
+            dataset.compress(syntax, generate_instance_uid=False)
         file = io.BytesIO()
         dataset.save_as(file, enforce_file_format=True)
         return file.getvalue()

@@ -255,10 +255,11 @@ def _stored(dataset: pydicom.Dataset, number: int, name: str) -> np.ndarray:
         raise UserError(f'{name}: compressed in a way that is not read. Export it uncompressed.') from error
     if not decoder.is_encapsulated:
         return decoder.as_array(dataset, index=number, raw=True)[0]
-    if 'pylibjpeg' not in decoder.available_plugins:
+    plugin = 'pydicom' if syntax == RLELossless else 'pylibjpeg'  # the latter's decoder of RLE panics on damage
+    if plugin not in decoder.available_plugins:
         raise UserError(f'{name}: compressed, and the library for it is missing. {LIBRARIES}')
     _check_coded(dataset, number, syntax, name)
-    return decoder.as_array(dataset, index=number, raw=True, decoding_plugin='pylibjpeg')[0]
+    return decoder.as_array(dataset, index=number, raw=True, decoding_plugin=plugin)[0]
 
 
 def _check_coded(dataset: pydicom.Dataset, number: int, syntax: str, name: str) -> None:
@@ -278,22 +279,22 @@ def _check_coded(dataset: pydicom.Dataset, number: int, syntax: str, name: str) 
 
 
 def _fits_rle(coded: bytes, pixels: int, sample_bytes: int) -> bool:
-    """Whether each segment of PS3.5 annex G unpacks to a byte of every pixel; the decoder panics where one is cut."""
+    """Whether each segment of PS3.5 annex G unpacks to a byte of every pixel."""
     count, *starts = (int.from_bytes(coded[place : place + 4], 'little') for place in range(0, 64, 4))
     ends = [*starts[1:count], len(coded)]
     return count == sample_bytes and all(
-        64 <= start < end <= len(coded) and _unpacked_rle(coded[start:end], pixels)
+        64 <= start < end <= len(coded) and _segment_fits(coded[start:end], pixels)
         for start, end in zip(starts[:count], ends, strict=True)
     )
 
 
-def _unpacked_rle(segment: bytes, pixels: int) -> bool:
+def _segment_fits(segment: bytes, pixels: int) -> bool:
     place = unpacked = 0
     while unpacked < pixels and place + 1 < len(segment):
         head = segment[place]
         unpacked += head + 1 if head < 128 else 257 - head if head > 128 else 0
         place += head + 2 if head < 128 else 2 if head > 128 else 1
-    return unpacked == pixels and place <= len(segment)
+    return unpacked == pixels and 0 <= len(segment) - place <= 1  # filled up to an even length
 
 
 def _size_of_jpeg_2000(coded: bytes) -> tuple[int, int, int]:
