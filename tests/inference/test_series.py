@@ -127,13 +127,15 @@ def test_pixels_of_one_batch_or_one_file_are_in_memory(crossed, dicom, stack, tm
     for number in range(70):
         (tmp_path / f'{number:02}.dcm').write_bytes(dicom(small, ImagePositionPatient=[0, 0, number]))
     frames = np.stack([small + number for number in range(100)])
-    (tmp_path / 'frames.dcm').write_bytes(dicom(frames, SeriesInstanceUID='1.5'))
+    for name, part, position in (('above.dcm', frames[97:], 500), ('below.dcm', frames[:97], 0)):
+        data = dicom(part, SeriesInstanceUID='1.5', ImagePositionPatient=[0, 0, position])
+        (tmp_path / name).write_bytes(data)
     sizes, computed = [], Model.member_logits
     monkeypatch.setattr(
         Model, 'member_logits', lambda self, images: sizes.append(len(images)) or computed(self, images)
     )
     assert run(crossed, tmp_path, '--out', tmp_path / 'out') == 0
-    assert sizes == [64, 6, 100]
+    assert sizes == [64, 6, 97, 3]
     assert table(tmp_path / 'out').slice.tolist() == [*range(1, 71), *range(1, 101)]
 
 
