@@ -1,12 +1,14 @@
 """Applies a trained network, or an ensemble, to images.
 
-    python -m bhcnet_jax.predict MODEL FILES_OR_FOLDERS_OR_ZIPS... --out=DIR [--trials='seed=0 fold=3']
+    python -m bhcnet_jax.predict MODEL FILES_OR_FOLDERS_OR_ZIPS... --out=DIR [--trials='seed=0 fold=3'] [--window=40/80]
 
-MODEL is a run directory or a bundle. DIR gets predictions.csv, predictions.json and predictions.html, a page with heat
-maps. A broken file is told in one line on standard error, and the others go on; the exit status is then 1.
+MODEL is a run directory or a bundle. DIR gets predictions.csv, series.csv, predictions.json, and predictions.html, a
+page with heat maps. A broken file is told in one line on standard error, and the others go on; the exit status is then
+1. A file that holds no CT slice is told in the same way and does not count as broken.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import io
@@ -16,57 +18,69 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bhcnet_jax import files, load
+from bhcnet_jax.datasets.ct.hounsfield import BRAIN, Skipped, Window, parse_window
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import scoring
 from bhcnet_jax.inference.gallery import Gallery
 from bhcnet_jax.inference.model import Model
-from bhcnet_jax.inference.scoring import Prediction
+from bhcnet_jax.inference.scoring import Prediction, Series
 
-COLUMNS = ('file', 'probability', 'spread', 'in_training_set', 'trained_on')
 # A cell that begins so is a formula to a spreadsheet: https://owasp.org/www-community/attacks/CSV_Injection
 FORMULA = ('=', '+', '-', '@', '\t', '\r')
 
 Add = Callable[[Prediction], None]
 
 
-def predict(model: Model, paths: Sequence[pathlib.Path], out: pathlib.Path) -> tuple[int, int]:
-    """Writes predictions.csv, .json and .html into `out` and broken files to standard error.
+class Counts(NamedTuple):
+    """Images and slices that were predicted, and files that could not be read and that hold no CT slice."""
 
-    -> how many images and how many broken files there are. UserError: a path does not exist, there is no image in them,
-    or `out` cannot be written.
+    predicted: int
+    unread: int
+    skipped: int
+
+
+def predict(model: Model, paths: Sequence[pathlib.Path], out: pathlib.Path, window: Window = BRAIN) -> Counts:
+    """Writes predictions.csv, .json and .html and series.csv into `out`, and what was not read to standard error.
+
+    window: of CT slices. UserError: a path does not exist, nothing in them is read, or `out` cannot be written.
     """
-    inputs, broken = scoring.find(paths)
-    if not inputs and not broken:
+    inputs, left_out = scoring.find(paths)
+    if not inputs and not left_out:
         raise UserError(f'no images in {", ".join(map(str, paths))}. Formats that are read: see docs/use.md.')
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'--out={out}: {error.strerror}. Name another folder.') from error
-    for error in broken:
+    for error in left_out:
         print(error, file=sys.stderr)
-    unread = len(broken)
+    counts = collections.Counter(type(each) for each in left_out)
+    series = scoring.SeriesResults()
     with (
         _write_csv(out / 'predictions.csv', model) as add_to_csv,
-        _write_json(out / 'predictions.json', model) as add_to_json,
+        _write_json(out / 'predictions.json', model, series) as add_to_json,
         _progress() as progress,
     ):
-        gallery = Gallery(model)
-        for each in progress.track(scoring.score(model, inputs), total=len(inputs), description='predictions'):
+        gallery, total = Gallery(model), sum(each.slices for each in inputs)
+        scored = scoring.score(model, inputs, window)
+        for each in progress.track(scored, total=total, description='predictions'):
             if isinstance(each, UserError):
-                unread += 1
+                counts[type(each)] += 1
                 progress.console.print(str(each), markup=False, highlight=False, soft_wrap=True)
-            else:
-                prediction, image = each
-                add_to_csv(prediction)
-                add_to_json(prediction)
-                gallery.add(prediction, image)
+                continue
+            prediction, image = each
+            series.add(prediction)
+            add_to_csv(prediction)
+            add_to_json(prediction)
+            gallery.add(prediction, image)
         gallery.write(out / 'predictions.html', progress.track)
-    return gallery.count, unread
+    _write_series(out / 'series.csv', model, series.all())
+    return Counts(gallery.count, counts[UserError], counts[Skipped])
 
 
 def _progress() -> Progress:
@@ -78,27 +92,42 @@ def _progress() -> Progress:
 
 @contextlib.contextmanager
 def _write_csv(path: pathlib.Path, model: Model) -> Iterator[Add]:
-    """A row for each prediction. What is unknown is empty."""
-    with files.output(path) as file:
-        text = io.TextIOWrapper(file, 'utf-8', errors='backslashreplace', newline='')
-        rows = csv.writer(text, lineterminator='\n')
-        rows.writerow(COLUMNS)
-
-        def add(each: Prediction) -> None:
-            spread = None if math.isnan(each.spread) else each.spread
-            rows.writerow([_cell(each.file), each.probability, spread, each.in_training_set, _cell(model.dataset)])
-
-        yield add
-        text.detach()
+    """A row for each prediction."""
+    with _csv(path, Prediction._fields, model) as write:
+        yield write
 
 
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+def _write_series(path: pathlib.Path, model: Model, series: Sequence[Series]) -> None:
+    """A row for each series."""
+    with _csv(path, Series._fields, model) as write:
+        for each in series:
+            write(each)
 
 
 @contextlib.contextmanager
-def _write_json(path: pathlib.Path, model: Model) -> Iterator[Add]:
-    """The model, then the predictions, each on a line. What is unknown is null."""
+def _csv(path: pathlib.Path, columns: Sequence[str], model: Model) -> Iterator[Callable[[NamedTuple], None]]:
+    """Writes named tuples as rows, and what the model was trained on. What is unknown is empty."""
+    with files.output(path) as file:
+        text = io.TextIOWrapper(file, 'utf-8', errors='backslashreplace', newline='')
+        rows = csv.writer(text, lineterminator='\n')
+        rows.writerow((*columns, 'trained_on'))
+        yield lambda each: rows.writerow([_cell(value) for value in (*_known(each).values(), model.dataset)])
+        text.detach()
+
+
+def _known(each: NamedTuple) -> dict[str, Any]:
+    """Its fields, None for nan."""
+    fields = each._asdict().items()
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields}
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+@contextlib.contextmanager
+def _write_json(path: pathlib.Path, model: Model, series: scoring.SeriesResults) -> Iterator[Add]:
+    """The model, the predictions, each on a line, and last the series. What is unknown is null."""
     head = {
         'recipe': model.name,
         'trials': [each.trial_id for each in model.members],
@@ -112,12 +141,12 @@ def _write_json(path: pathlib.Path, model: Model) -> Iterator[Add]:
 
         def add(each: Prediction) -> None:
             nonlocal separator
-            spread = None if math.isnan(each.spread) else each.spread
-            file.write((separator + json.dumps({**each._asdict(), 'spread': spread})).encode())
+            file.write((separator + json.dumps(_known(each))).encode())
             separator = ',\n    '
 
         yield add
-        file.write(b'\n  ]\n}\n')
+        rows = ','.join(f'\n    {json.dumps(_known(each))}' for each in series.all())
+        file.write(f'\n  ],\n  "series": [{rows}\n  ]\n}}\n'.encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -127,13 +156,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')
     parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='IMAGES', help='files, folders, zips')
-    parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR',
-                        help='for predictions.csv, .json and .html')  # fmt: skip
+    parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR', help='for all that is written')
+    parser.add_argument('--window', default='40/80', metavar='LEVEL/WIDTH', help='of CT slices in HU; default 40/80')
     parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")
     flags = parser.parse_args(arguments)
     try:
+        window = parse_window(flags.window)
         model = load(flags.model, flags.trials)
-        predicted, unread = predict(model, flags.paths, flags.out)
+        counts = predict(model, flags.paths, flags.out, window)
     except UserError as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
@@ -141,10 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(128 + signal.SIGINT)
     networks = f'{len(model.members)} networks' if len(model.members) > 1 else 'one network'
     print(
-        f'{predicted} images by {networks} of {model.name}, trained on {model.dataset}'
-        f'{f"; {unread} could not be read" if unread else ""}. Written to {flags.out}. For research only.'
+        f'{counts.predicted} images by {networks} of {model.name}, trained on {model.dataset}'
+        f'{f"; {counts.unread} could not be read" if counts.unread else ""}'
+        f'{f"; {counts.skipped} skipped" if counts.skipped else ""}. Written to {flags.out}. For research only.'
     )
-    sys.exit(1 if unread else 0)
+    sys.exit(1 if counts.unread or not counts.predicted else 0)
 
 
 if __name__ == '__main__':

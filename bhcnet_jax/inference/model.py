@@ -5,6 +5,7 @@ M members, N images, S pixels a side.
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from PIL import Image
 from scipy.special import expit
 
 from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets.ct import reader
+from bhcnet_jax.datasets.ct.hounsfield import BRAIN
 from bhcnet_jax.datasets.folder import images as files_of_images
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import saliency
@@ -75,20 +78,26 @@ class Model:
     def preprocess(self, image: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
         """An image as the networks were trained on it: uint8 [S, S].
 
-        image: the path of a file of a format of `images.FORMATS`, or its greys, uint8 [H, W]. UserError: neither.
+        image: the path of a file of a format of `images.FORMATS` or of a DICOM or NIfTI file with one CT slice, seen in
+        the window BRAIN; or its greys, uint8 [H, W]. UserError: something else, or several slices.
         """
         if not isinstance(image, np.ndarray):
             try:
                 data = pathlib.Path(image).read_bytes()
             except OSError as error:
                 raise UserError(f'{image}: cannot be read ({error.strerror}).') from error
-            return self.preprocess_grey(files_of_images.decode(data, str(image))[0])
+            return self.preprocess_grey(_one_grey(data, str(image)), str(image))
         if image.dtype != np.uint8 or image.ndim != 2 or not image.size:
             raise UserError(f'the image is {image.dtype} {list(image.shape)}, expected greys, uint8 [height, width].')
         return self.preprocess_grey(Image.fromarray(image))
 
-    def preprocess_grey(self, grey: Image.Image) -> np.ndarray:
-        """The same for an image of Pillow's mode L."""
+    def preprocess_grey(self, grey: Image.Image, name: str = 'the image') -> np.ndarray:
+        """The same for an image of Pillow's mode L. UserError, naming it: so small that it shows no head."""
+        if min(grey.size) < input_pipeline.MIN_RESOLUTION:
+            raise UserError(
+                f'{name}: {grey.width} x {grey.height} pixels, expected at least {input_pipeline.MIN_RESOLUTION} each '
+                'way. Leave it out.'
+            )
         return input_pipeline.preprocess(grey, self.image_size, self.resolution)
 
     def member_logits(self, images: np.ndarray) -> np.ndarray:
@@ -152,3 +161,13 @@ class Model:
             saliency.explain(self.config, self._on_device, block, how)[:count] for block, count in self._blocks(images)
         ]
         return np.concatenate([np.zeros((0, self.image_size, self.image_size), np.float32), *found])
+
+
+def _one_grey(data: bytes, name: str) -> Image.Image:
+    kind = reader.kind(name, data[: reader.START], named=True)
+    if not kind:
+        return files_of_images.decode(data, name)[0]
+    greys = list(itertools.islice(reader.greys(data, name, kind, BRAIN), 2))
+    if len(greys) > 1:
+        raise UserError(f'{name}: several slices, expected one. python -m bhcnet_jax.predict takes them all.')
+    return greys[0]

@@ -2,66 +2,128 @@
 
 import concurrent.futures
 import functools
+import math
 import pathlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets.ct import hounsfield, reader
+from bhcnet_jax.datasets.ct.hounsfield import Header, Window
 from bhcnet_jax.datasets.folder import images, source
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference.model import BLOCK, Model
 
 
 class Input(NamedTuple):
-    """A file among others: its name as the user would write it, and where to read it."""
+    """A file among others: its name as the user would write it, and where to read it.
+
+    Attributes:
+      kind: of `reader.kind`; '' for an image.
+      slices: how many it holds, 1 for an image.
+      series: the number of its series among all, from 1; None for an image.
+      first_slice: the place of its lowest slice in its series, from 1.
+      series_number, instance_number: those of DICOM, None where there are none.
+    """
 
     name: str
     files: source.Files
     handle: str
+    kind: str = ''
+    slices: int = 1
+    series: int | None = None
+    first_slice: int = 1
+    series_number: int | None = None
+    instance_number: int | None = None
 
 
 class Prediction(NamedTuple):
-    """What a model says of a file.
+    """What a model says of an image or a slice.
 
     Attributes:
       file: its name.
       probability: of the positive class.
       spread: the standard deviation over members, nan for a single one.
       in_training_set: whether an image of the training set has the same pixels; None if that is not recorded.
+      series, series_number, instance_number: as of Input.
+      slice: its place in the series, from 1 at the feet; None for an image.
     """
 
     file: str
     probability: float
     spread: float
     in_training_set: bool | None
+    series: int | None
+    slice: int | None
+    series_number: int | None
+    instance_number: int | None
+
+
+Scored = tuple[Prediction, np.ndarray]  # and the image that it is of, uint8 [S, S]
+
+
+class Series(NamedTuple):
+    """What a model says of the slices of one series.
+
+    Attributes:
+      series, series_number: as of Input.
+      first_file: the file of its lowest slice that was read.
+      slices: how many were read.
+      largest: probability among them.
+      mean_of_three_largest: probabilities; of fewer where there are fewer.
+    """
+
+    series: int
+    series_number: int | None
+    first_file: str
+    slices: int
+    largest: float
+    mean_of_three_largest: float
 
 
 def find(paths: Iterable[pathlib.Path]) -> tuple[list[Input], list[UserError]]:
-    """The images in files, folders and zips, and in zips that lie in folders; and what could not be opened.
+    """The images and CT slices in files, folders and zips, and in zips that lie in folders; and what cannot be read.
 
-    A file that is named is read whatever its name; in folders and zips the ending decides, and hidden files are left
-    out. UserError: a path that does not exist.
+    A file that is named is read whatever its name. In folders and zips an image is told by its ending, a file of CT
+    slices by `reader.kind`, and hidden files are left out. A series stands where its first file does, its slices from
+    the feet to the head. UserError: a path that does not exist.
     """
-    left, found, broken = list(paths), [], []
-    for path in left:
+    paths, found, broken = list(paths), [], []
+    for path in paths:
         if not path.exists():
             raise UserError(f'{path}: no such file or folder.')
-    while left:
-        path = left.pop(0)
-        if path.is_file() and not _is_zip(path.name):
-            found.append(Input(str(path), source.Files(path.parent, {path.name: path}, _open), path.name))
-            continue
+    for path in paths:  # zips that lie in folders join them
         try:
-            files = source.listing(path)
+            listed = list(_listed(path))
         except UserError as error:
             broken.append(error)
             continue
-        names = sorted(files.handles)
-        found += [Input(f'{path}/{name}', files, name) for name in names if source.is_image(name)]
-        left += [files.handles[name] for name in names if path.is_dir() and _is_zip(name)]
-    return found, broken
+        for each in listed:
+            if path.is_dir() and _is_zip(each.handle):
+                paths.append(each.files.handles[each.handle])
+                continue
+            try:
+                kind = reader.kind(each.handle, _start(each), named=each.name == str(path))
+            except UserError as error:
+                broken.append(error)
+                continue
+            if kind or source.is_image(each.handle) or each.name == str(path):
+                found.append(each._replace(kind=kind))
+    ordered, unread = _in_series(found)
+    return ordered, broken + unread
+
+
+def _listed(path: pathlib.Path) -> Iterator[Input]:
+    """All files of a folder or a zip, or the file itself. UserError: unreadable."""
+    if path.is_file() and not _is_zip(path.name):
+        yield Input(str(path), source.Files(path.parent, {path.name: path}, _open), path.name)
+        return
+    files = source.listing(path)
+    for name in sorted(files.handles):
+        yield Input(f'{path}/{name}', files, name)
 
 
 def _is_zip(name: str) -> bool:
@@ -72,32 +134,149 @@ def _open(path: pathlib.Path) -> BinaryIO:
     return path.open('rb')
 
 
-def score(model: Model, inputs: Sequence[Input]) -> Iterator[tuple[Prediction, np.ndarray] | UserError]:
-    """The model's predictions and the images, uint8 [S, S], in the order of the files; of a broken file its error."""
-    with concurrent.futures.ThreadPoolExecutor(input_pipeline.threads()) as pool:
-        for start in range(0, len(inputs), BLOCK):
-            batch = inputs[start : start + BLOCK]
-            yield from _score(model, batch, list(pool.map(functools.partial(_read, model), batch)))
-
-
-def _read(model: Model, each: Input) -> tuple[np.ndarray, bool | None] | UserError:
-    """A file as the model sees it, uint8 [S, S], and whether the training set has its pixels."""
+def _start(each: Input) -> bytes:
     try:
-        grey, _ = images.decode(each.files.read(each.handle, source.MAX_FILE_BYTES), each.name)
+        with each.files.open(each.files.handles[each.handle]) as stream:
+            return stream.read(reader.START)
+    except Exception as error:  # zipfile and its decompressors raise nearly anything on damaged input
+        raise UserError(f'{each.name}: cannot be read ({images.reason(error)}). Check its permissions.') from error
+
+
+def _in_series(found: Sequence[Input]) -> tuple[list[Input], list[UserError]]:
+    """The files of CT slices put in order, series by series; and those that hold none, or are damaged."""
+    readers, broken = _readers({each.kind for each in found if each.kind})
+    together: dict[object, list[tuple[Input, Header | None]]] = {}
+    for each in found:
+        if each.kind and each.kind not in readers:
+            continue
+        try:
+            header = readers[each.kind].header(_bytes(each), each.name) if each.kind else None
+        except UserError as error:
+            broken.append(error)
+            continue
+        key = header.series if header and header.series else object()
+        together.setdefault(key, []).append((each, header))
+    ordered, number = [], 0
+    for members in together.values():
+        if members[0][1] is None:
+            ordered.append(members[0][0])
+            continue
+        number += 1
+        ordered += _in_order(members, number)
+    return ordered, broken
+
+
+def _readers(kinds: set[str]) -> tuple[dict[str, reader.Reader], list[UserError]]:
+    """Those whose libraries are installed, and one error for each of the others, however many files need it."""
+    readers, missing = {}, []
+    for kind in sorted(kinds):
+        try:
+            readers[kind] = reader.reader(kind)
+        except UserError as error:
+            missing.append(error)
+    return readers, missing
+
+
+def _in_order(members: Sequence[tuple[Input, Header]], series: int) -> Iterator[Input]:
+    """Files of one series from the feet to the head; where a position is unknown, by instance number."""
+
+    def place(member: tuple[Input, Header]) -> tuple[float, float]:
+        header = member[1]
+        return tuple(math.inf if key is None else key for key in (header.position, header.instance_number))
+
+    first = 1
+    for each, header in sorted(members, key=place):
+        yield each._replace(
+            slices=header.slices, series=series, first_slice=first,
+            series_number=header.series_number, instance_number=header.instance_number,
+        )  # fmt: skip
+        first += header.slices
+
+
+def _bytes(each: Input) -> bytes:
+    return each.files.read(each.handle, hounsfield.MAX_BYTES if each.kind else source.MAX_FILE_BYTES)
+
+
+def score(model: Model, inputs: Sequence[Input], window: Window = hounsfield.BRAIN) -> Iterator[Scored | UserError]:
+    """The model's predictions and the images, uint8 [S, S], in the order of the files; of a broken file its error.
+
+    window: of CT slices.
+    """
+    with concurrent.futures.ThreadPoolExecutor(input_pipeline.threads()) as pool:
+        for batch in _batches(inputs):
+            with warnings.catch_warnings():  # around all threads: within one it would end for the others
+                warnings.simplefilter('ignore')
+                read = list(pool.map(functools.partial(_read, model, window), batch))
+            yield from _score(model, batch, read)
+
+
+def _batches(inputs: Sequence[Input]) -> Iterator[list[Input]]:
+    """Files of at most BLOCK slices together, or one file of more."""
+    batch: list[Input] = []
+    for each in inputs:
+        if batch and sum(other.slices for other in batch) + each.slices > BLOCK:
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
+
+
+def _read(model: Model, window: Window, each: Input) -> list[tuple[np.ndarray, bool | None]] | UserError:
+    """A file's images as the model sees them, uint8 [S, S], and whether the training set has their pixels."""
+    known = model.training_images
+    try:
+        data = _bytes(each)
+        greys = (
+            reader.greys(data, each.name, each.kind, window) if each.kind else [images.decode(data, each.name)[0]]
+        )
+        return [
+            (
+                model.preprocess_grey(grey, each.name),
+                None if known is None else input_pipeline.pixel_sha256(grey) in known,
+            )
+            for grey in greys
+        ]
     except UserError as error:
         return error
-    known = model.training_images
-    return model.preprocess_grey(grey), None if known is None else input_pipeline.pixel_sha256(grey) in known
 
 
 def _score(
-    model: Model, batch: Sequence[Input], read: Sequence[tuple[np.ndarray, bool | None] | UserError]
-) -> Iterator[tuple[Prediction, np.ndarray] | UserError]:
-    intact = [each[0] for each in read if not isinstance(each, UserError)]
+    model: Model, batch: Sequence[Input], read: Sequence[list[tuple[np.ndarray, bool | None]] | UserError]
+) -> Iterator[Scored | UserError]:
+    intact = [pixels for seen in read if not isinstance(seen, UserError) for pixels, _ in seen]
     scores = zip(*(model.predict_with_spread(np.stack(intact)) if intact else ((), ())), strict=True)
-    for each, content in zip(batch, read, strict=True):
-        if isinstance(content, UserError):
-            yield content
-        else:
+    for each, seen in zip(batch, read, strict=True):
+        if isinstance(seen, UserError):
+            yield seen
+            continue
+        for place, (pixels, in_training_set) in enumerate(seen, each.first_slice):
             probability, spread = next(scores)
-            yield Prediction(each.name, float(probability), float(spread), content[1]), content[0]
+            prediction = Prediction(
+                each.name, float(probability), float(spread), in_training_set,
+                each.series, place if each.series else None, each.series_number, each.instance_number,
+            )  # fmt: skip
+            yield prediction, pixels
+
+
+class SeriesResults:
+    """Gathers predictions into what they say of each series; of a series it keeps the three largest."""
+
+    def __init__(self) -> None:
+        self._series: dict[int, Series] = {}
+        self._largest: dict[int, list[float]] = {}
+
+    def add(self, each: Prediction) -> None:
+        """Leaves out what belongs to no series."""
+        if each.series is None:
+            return
+        largest = self._largest[each.series] = sorted((*self._largest.get(each.series, ()), each.probability))[-3:]
+        before = self._series.get(each.series)
+        self._series[each.series] = Series(
+            each.series, each.series_number, before.first_file if before else each.file,
+            before.slices + 1 if before else 1, largest[-1], sum(largest) / len(largest),
+        )  # fmt: skip
+
+    def all(self) -> list[Series]:
+        """By number."""
+        return [self._series[number] for number in sorted(self._series)]

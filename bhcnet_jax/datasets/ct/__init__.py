@@ -1,0 +1,1 @@
+"""CT slices in Hounsfield units (HU), from DICOM and NIfTI files."""
