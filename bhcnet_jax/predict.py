@@ -9,6 +9,7 @@ on standard error, and the others go on; the exit status is then 1.
 import argparse
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -16,6 +17,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -26,7 +28,7 @@ from bhcnet_jax.inference import scoring
 from bhcnet_jax.inference.model import Model
 from bhcnet_jax.inference.scoring import Prediction
 
-COLUMNS = ('file', 'probability', 'spread', 'in_training_set', 'trained_on')
+COLUMNS = ('file', 'probability', 'calibrated', 'decision', 'abstained', 'spread', 'in_training_set', 'trained_on')
 # A cell that begins so is a formula to a spreadsheet: https://owasp.org/www-community/attacks/CSV_Injection
 FORMULA = ('=', '+', '-', '@', '\t', '\r')
 
@@ -80,15 +82,20 @@ def _write_csv(path: pathlib.Path, model: Model) -> Iterator[Add]:
         rows.writerow(COLUMNS)
 
         def add(each: Prediction) -> None:
-            spread = None if math.isnan(each.spread) else each.spread
-            rows.writerow([_cell(each.file), each.probability, spread, each.in_training_set, _cell(model.dataset)])
+            row = {**_known(each), 'trained_on': model.dataset}
+            rows.writerow([_cell(row[name]) for name in COLUMNS])
 
         yield add
         text.detach()
 
 
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+def _known(each: Prediction) -> dict[str, Any]:
+    """A prediction by column; None where a number is unknown."""
+    return {**each._asdict(), 'spread': None if math.isnan(each.spread) else each.spread}
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 @contextlib.contextmanager
@@ -100,6 +107,8 @@ def _write_json(path: pathlib.Path, model: Model) -> Iterator[Add]:
         'trained_on': model.dataset,
         'data_fingerprint': model.fingerprint,
         'positive_class': model.class_names[1],
+        'calibration': model.calibration and dataclasses.asdict(model.calibration),
+        'knows_unlike_images': model.outliers is not None,
     }
     with files.output(path) as file:
         file.write(json.dumps(head, indent=2).removesuffix('\n}').encode() + b',\n  "predictions": [')
@@ -107,8 +116,7 @@ def _write_json(path: pathlib.Path, model: Model) -> Iterator[Add]:
 
         def add(each: Prediction) -> None:
             nonlocal separator
-            spread = None if math.isnan(each.spread) else each.spread
-            file.write((separator + json.dumps({**each._asdict(), 'spread': spread})).encode())
+            file.write((separator + json.dumps(_known(each))).encode())
             separator = ',\n    '
 
         yield add

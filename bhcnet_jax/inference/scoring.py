@@ -27,13 +27,19 @@ class Prediction(NamedTuple):
 
     Attributes:
       file: its name.
-      probability: of the positive class.
+      probability: of the positive class, before calibration.
+      calibrated: the same after it; None if the model is not calibrated.
+      decision: the name of a class.
+      abstained: why not to rely on the decision, see `Answers`; '' if there is no reason.
       spread: the standard deviation over members, nan for a single one.
       in_training_set: whether an image of the training set has the same pixels; None if that is not recorded.
     """
 
     file: str
     probability: float
+    calibrated: float | None
+    decision: str
+    abstained: str
     spread: float
     in_training_set: bool | None
 
@@ -94,10 +100,18 @@ def _score(
     model: Model, batch: Sequence[Input], read: Sequence[tuple[np.ndarray, bool | None] | UserError]
 ) -> Iterator[Prediction | UserError]:
     intact = [each[0] for each in read if not isinstance(each, UserError)]
-    scores = zip(*(model.predict_with_spread(np.stack(intact)) if intact else ((), ())), strict=True)
+    answers = zip(*model.answer(np.stack(intact)), strict=True) if intact else iter(())
     for each, content in zip(batch, read, strict=True):
         if isinstance(content, UserError):
             yield content
         else:
-            probability, spread = next(scores)
-            yield Prediction(each.name, float(probability), float(spread), content[1])
+            probability, spread, calibrated, positive, abstained = next(answers)
+            yield Prediction(
+                each.name,
+                float(probability),
+                None if np.isnan(calibrated) else float(calibrated),
+                model.class_names[int(positive)],
+                abstained,
+                float(spread),
+                content[1],
+            )
