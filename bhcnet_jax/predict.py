@@ -11,6 +11,7 @@ import argparse
 import collections
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -134,6 +135,8 @@ def _write_json(path: pathlib.Path, model: Model, series: scoring.SeriesResults)
         'trained_on': model.dataset,
         'data_fingerprint': model.fingerprint,
         'positive_class': model.class_names[1],
+        'calibration': model.calibration and dataclasses.asdict(model.calibration),
+        'knows_unlike_images': model.outliers is not None,
     }
     with files.output(path) as file:
         file.write(json.dumps(head, indent=2).removesuffix('\n}').encode() + b',\n  "predictions": [')

@@ -92,14 +92,15 @@ class ImageSet:
         return 'PHANTOM' if self.synthetic else self.name
 
 
-def load(dataset: ConfigDict) -> ImageSet:
+def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
     """Finds, checks, prepares (once) and decodes the set that config.dataset names.
 
     dataset: name, dir, image_size and, where they are not as in configs/base.py, equalise, label, columns and positive.
     Images keep the order of the labels.csv or of the class folders; their thumbnails are never equalised. The prepared
     copy holds pixels, no metadata, and only its owner can read it. It lies in $TFDS_DATA_DIR (default
     ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. An
-    image's height and width are those of the published file turned upright by its EXIF tag.
+    image's height and width are those of the published file turned upright by its EXIF tag. resolution: of `preprocess`
+    for images that are equalised as others were; 0: the smallest head of this set decides.
     UserError, one line: no set there, or something wrong with it.
     """
     if dataset.image_size < 1:
@@ -107,13 +108,13 @@ def load(dataset: ConfigDict) -> ImageSet:
     builder_cls, config = _choose(dataset)
     with _quiet_tfds():
         builder = _prepare(builder_cls, config)
-        columns, resolution, said = _read(builder, dataset)
+        columns, resolution, said = _read(builder, dataset, resolution)
     fingerprint = source.fingerprint(
         zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
     )
     if builder_cls.name != 'phantom' and fingerprint != config.name:
         raise _damaged(builder.data_dir, 'its images are not those of its source')
-    if resolution:
+    if said:
         logging.warning('dataset.equalise reduces all images to %s.', said)
     _warn_of_dark(columns)
     labelled = getattr(config, 'labelled', None)
@@ -326,17 +327,19 @@ def _prepare(
         raise _damaged(path, images.reason(error)) from error
 
 
-def _read(builder: tfds.core.DatasetBuilder, dataset: ConfigDict) -> tuple[dict[str, tuple[Any, ...]], int, str]:
+def _read(
+    builder: tfds.core.DatasetBuilder, dataset: ConfigDict, resolution: int
+) -> tuple[dict[str, tuple[Any, ...]], int, str]:
     """All records decoded, in the set's order, as columns; the resolution of `preprocess`, and that in words."""
     stored_bytes = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
         if isinstance(feature, tfds.features.Image)
     }
-    resolution, said = 0, ''
+    said = ''
     try:
         (records,) = builder.as_data_source(decoders=stored_bytes).values()
-        if dataset.get('equalise', False):
+        if dataset.get('equalise', False) and not resolution:
             resolution, said = _smallest_head(records)
         rows = _each(records, functools.partial(decode, image_size=dataset.image_size, resolution=resolution))
         return {key: tuple(row[key] for row in rows) for key in rows[0]}, resolution, said

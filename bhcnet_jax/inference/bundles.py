@@ -1,15 +1,17 @@
 """A model in one file: a zip that needs no run directory and holds no code.
 
     manifest.json          FORMAT, VERSION, the SHA-256 of every other file, and one over all of that
-    model.json             recipe, preprocessing, members, training set, metrics with their intervals, versions
+    model.json             recipe, preprocessing, members, training set, metrics with intervals, calibration, versions
     weights.safetensors    each array with a leading axis [members]; its name is its path, as in params/head/logit/bias
     training_images.json   `pixel_sha256` of the training set's images, sorted, without names
+    outliers.safetensors   what images unlike those of the training set are told by, if that was fitted
     MODEL_CARD.md          the same in words
 
 Files are stored, not compressed, and have no dates: the same model gives the same bytes. The digest finds damage; it is
 no signature.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -25,23 +27,30 @@ from flax import traverse_util
 
 from bhcnet_jax import files
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.inference import card
+from bhcnet_jax.inference import calibration, card
+from bhcnet_jax.inference.calibration import Calibration
 from bhcnet_jax.inference.model import Member, Model
+from bhcnet_jax.inference.outliers import Outliers
 from bhcnet_jax.plan import trial, written
 from bhcnet_jax.records import recipes
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.run.run_dir import PACKAGES
 from bhcnet_jax.version import __version__
 
-FORMAT, VERSION = 'bhcnet_jax model', 1
-MANIFEST, MODEL, WEIGHTS, IMAGES, CARD = (
-    'manifest.json', 'model.json', 'weights.safetensors', 'training_images.json', 'MODEL_CARD.md',
+FORMAT, VERSION = 'bhcnet_jax model', 2
+MANIFEST, MODEL, WEIGHTS, IMAGES, OUTLIERS, CARD = (
+    'manifest.json', 'model.json', 'weights.safetensors', 'training_images.json', 'outliers.safetensors',
+    'MODEL_CARD.md',
 )  # fmt: skip
 
 
-def write(model: Model, chosen: Merged, path: pathlib.Path) -> None:
-    """Writes the bundle of a model. chosen: the trials that it is made from. UserError: it cannot be written."""
-    described = _describe(model, chosen)
+def write(model: Model, chosen: Merged, path: pathlib.Path, outliers: Mapping[str, Any] | None = None) -> None:
+    """Writes the bundle of a model. UserError: it cannot be written.
+
+    chosen: the trials that it is made from. outliers: how those of the model do on images held out, or why it has none
+    ('missing'), for model.json.
+    """
+    described = _describe(model, chosen, outliers or {'missing': 'they were not fitted'})
     hashes = None if model.training_images is None else sorted(model.training_images)
     contents = {
         MODEL: _json(described),
@@ -49,6 +58,9 @@ def write(model: Model, chosen: Merged, path: pathlib.Path) -> None:
         IMAGES: _json({'pixel_sha256': hashes}),
         CARD: card.text(described).encode(),
     }
+    if model.outliers is not None:
+        arrays = {name: getattr(model.outliers, name) for name in ('mean', 'precision', 'normal')}
+        contents[OUTLIERS] = safetensors.numpy.save(arrays)
     contents[MANIFEST] = _json(_manifest(contents))
     with files.output(path) as file, zipfile.ZipFile(file, 'w') as archive:
         for name, content in contents.items():
@@ -59,13 +71,13 @@ def _json(tree: Any) -> bytes:
     return (json.dumps(tree, indent=2, allow_nan=False) + '\n').encode()
 
 
-def _manifest(contents: Mapping[str, bytes]) -> dict[str, Any]:
+def _manifest(contents: Mapping[str, bytes], version: int = VERSION) -> dict[str, Any]:
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    manifest = {'format': FORMAT, 'version': VERSION, 'files': digests}
+    manifest = {'format': FORMAT, 'version': version, 'files': digests}
     return {**manifest, 'sha256': hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
 
 
-def _describe(model: Model, chosen: Merged) -> dict[str, Any]:
+def _describe(model: Model, chosen: Merged, outliers: Mapping[str, Any]) -> dict[str, Any]:
     """What model.json says."""
     row = recipes.make(chosen).iloc[0]
     images = chosen.predictions.drop_duplicates('image_id')
@@ -83,6 +95,8 @@ def _describe(model: Model, chosen: Merged) -> dict[str, Any]:
             'folds': row.folds,
             'metrics': {name: _metric(row, name) for name in recipes.METRICS},
         },
+        'calibration': _calibration(model, chosen),
+        'outliers': {**_limits(model.outliers), **outliers},
         'trained_by': sorted(chosen.trials.code.dropna().unique()),
         'versions': {
             'bhcnet_jax': __version__,
@@ -90,6 +104,19 @@ def _describe(model: Model, chosen: Merged) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
+
+
+def _calibration(model: Model, chosen: Merged) -> dict[str, Any]:
+    """A calibration with its evidence, or why there is none."""
+    data, made = calibration.out_of_fold(chosen), model.calibration
+    if made is None:
+        return {'missing': calibration.lacking(data)}
+    shown = calibration.evidence(data, made.operating_point, made.error_level)
+    return {**dataclasses.asdict(made), 'evidence': shown}
+
+
+def _limits(outliers: Outliers | None) -> dict[str, float]:
+    return {} if outliers is None else {name: getattr(outliers, name) for name in ('offset', 'distance', 'side')}
 
 
 def _metric(row: Mapping[str, Any], name: str) -> dict[str, float | None]:
@@ -118,7 +145,24 @@ def read(path: pathlib.Path) -> Model:
         fingerprint=described['fingerprint'],
         resolution=described['preprocessing']['resolution'],
         training_images=None if hashes is None else frozenset(hashes),
+        calibration=_read_calibration(described),
+        outliers=_read_outliers(described, contents),
     )
+
+
+def _read_calibration(described: Mapping[str, Any]) -> Calibration | None:
+    """None: there is none, as in version 1."""
+    told = described.get('calibration', {'missing': ''})
+    fields = [field.name for field in dataclasses.fields(Calibration)]
+    return None if 'missing' in told else Calibration(**{name: told[name] for name in fields})
+
+
+def _read_outliers(described: Mapping[str, Any], contents: Mapping[str, bytes]) -> Outliers | None:
+    if OUTLIERS not in contents:
+        return None
+    told = described['outliers']
+    arrays = safetensors.numpy.load(contents[OUTLIERS])
+    return Outliers(**arrays, **{name: told[name] for name in ('offset', 'distance', 'side')})
 
 
 def _contents(path: pathlib.Path) -> dict[str, bytes]:
@@ -140,6 +184,6 @@ def _contents(path: pathlib.Path) -> dict[str, bytes]:
         raise UserError(f'{path}: its format is {form!r} {version!r}, expected {FORMAT!r} 1 to {VERSION}.')
     if version > VERSION:
         raise UserError(f'{path}: version {version}, newer than the {VERSION} that is read here. Update bhcnet_jax.')
-    if manifest != _manifest(contents):
+    if manifest != _manifest(contents, version):
         raise UserError(f'{path}: its digest is not that of its content; it was damaged or changed. Copy it again.')
     return contents

@@ -17,18 +17,41 @@ import numpy as np
 from jax import lax
 from ml_collections import FrozenConfigDict
 from PIL import Image
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.ct import reader
 from bhcnet_jax.datasets.ct.hounsfield import BRAIN
 from bhcnet_jax.datasets.folder import images as files_of_images
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.inference import saliency
+from bhcnet_jax.inference import calibration, saliency
+from bhcnet_jax.inference.calibration import Calibration
+from bhcnet_jax.inference.outliers import Outliers
 from bhcnet_jax.plan import written
 from bhcnet_jax.training import steps
 
 BLOCK = 64  # images that are computed at a time; a smaller rest is filled up to a power of 2, so that few sizes compile
+
+
+CONFORMAL, UNLIKE = 'conformal', 'unlike the training images'  # why a model abstains
+
+
+class Answers(NamedTuple):
+    """What a model says of N images.
+
+    Attributes:
+      probability: float64 [N], of the positive class, before calibration.
+      spread: float64 [N], as of `Model.predict_with_spread`.
+      calibrated: float64 [N]; nan if the model is not calibrated.
+      positive: bool [N], the decision: at the calibration's threshold, else at 0.5.
+      abstained: N reasons not to rely on the decision: UNLIKE, CONFORMAL, or ''.
+    """
+
+    probability: np.ndarray
+    spread: np.ndarray
+    calibrated: np.ndarray
+    positive: np.ndarray
+    abstained: list[str]
 
 
 class Member(NamedTuple):
@@ -53,6 +76,8 @@ class Model:
       fingerprint: of the training set.
       resolution: of `input_pipeline.preprocess`.
       training_images: `pixel_sha256` of all images of the training set, test parts included; None if not recorded.
+      calibration: None if there were too few out-of-fold images for one.
+      outliers: of the training set; None if nobody fitted them.
     """
 
     name: str
@@ -64,6 +89,8 @@ class Model:
     fingerprint: str
     resolution: int
     training_images: frozenset[str] | None
+    calibration: Calibration | None = None
+    outliers: Outliers | None = None
 
     @functools.cached_property
     def config(self) -> FrozenConfigDict:
@@ -148,6 +175,19 @@ class Model:
         alone = len(self.members) == 1
         spread = np.full(logits.shape[1], np.nan) if alone else expit(logits).std(axis=0, ddof=1)
         return expit(logits.mean(axis=0)), spread
+
+    def answer(self, images: np.ndarray) -> Answers:
+        """Probabilities, decisions and when not to rely on them. Arguments as of `member_logits`."""
+        probability, spread = self.predict_with_spread(images)
+        calibrated, positive = np.full(len(probability), np.nan), probability >= calibration.THRESHOLD
+        abstained = np.full(len(probability), '', object)
+        if self.calibration is not None:
+            calibrated = self.calibration.probabilities(logit(probability))
+            positive = self.calibration.decide(calibrated)
+            abstained[~self.calibration.answers(calibrated)] = CONFORMAL
+        if self.outliers is not None:
+            abstained[self.outliers.flags(np.asarray(images))] = UNLIKE
+        return Answers(probability, spread, calibrated, positive, abstained.tolist())
 
     def explain(self, images: np.ndarray, how: str = 'hires_cam') -> np.ndarray:
         """Heat maps of the evidence for the positive class, float32 [N, S, S] in [0, 1]; see `saliency.explain`.

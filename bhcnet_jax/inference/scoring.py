@@ -45,7 +45,10 @@ class Prediction(NamedTuple):
 
     Attributes:
       file: its name.
-      probability: of the positive class.
+      probability: of the positive class, before calibration.
+      calibrated: the same after it; None if the model is not calibrated.
+      decision: the name of a class.
+      abstained: why not to rely on the decision, see `Answers`; '' if there is no reason.
       spread: the standard deviation over members, nan for a single one.
       in_training_set: whether an image of the training set has the same pixels; None if that is not recorded.
       series, series_number, instance_number: as of Input.
@@ -54,6 +57,9 @@ class Prediction(NamedTuple):
 
     file: str
     probability: float
+    calibrated: float | None
+    decision: str
+    abstained: str
     spread: float
     in_training_set: bool | None
     series: int | None
@@ -245,15 +251,16 @@ def _score(
     model: Model, batch: Sequence[Input], read: Sequence[list[tuple[np.ndarray, bool | None]] | UserError]
 ) -> Iterator[Scored | UserError]:
     intact = [pixels for seen in read if not isinstance(seen, UserError) for pixels, _ in seen]
-    scores = zip(*(model.predict_with_spread(np.stack(intact)) if intact else ((), ())), strict=True)
+    answers = zip(*model.answer(np.stack(intact)), strict=True) if intact else iter(())
     for each, seen in zip(batch, read, strict=True):
         if isinstance(seen, UserError):
             yield seen
             continue
         for place, (pixels, in_training_set) in enumerate(seen, each.first_slice):
-            probability, spread = next(scores)
+            probability, spread, calibrated, positive, abstained = next(answers)
             prediction = Prediction(
-                each.name, float(probability), float(spread), in_training_set,
+                each.name, float(probability), None if np.isnan(calibrated) else float(calibrated),
+                model.class_names[int(positive)], abstained, float(spread), in_training_set,
                 each.series, place if each.series else None, each.series_number, each.instance_number,
             )  # fmt: skip
             yield prediction, pixels

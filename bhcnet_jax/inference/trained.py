@@ -10,9 +10,13 @@ import jax
 import numpy as np
 import pandas as pd
 from absl import logging
+from ml_collections import ConfigDict
 
+from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.folder import table
+from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.inference import calibration
 from bhcnet_jax.inference.model import Member, Model
 from bhcnet_jax.plan import trial, written
 from bhcnet_jax.records import merge
@@ -84,7 +88,10 @@ def _listed(rows: pd.DataFrame) -> str:
 
 
 def read(path: pathlib.Path, chosen: Merged) -> Model:
-    """The model of the trials that `select` chose in a run directory. UserError: weights or a record are missing."""
+    """The model of the trials that `select` chose in a run directory, calibrated if they allow it, without outliers.
+
+    UserError: weights or a record are missing.
+    """
     rows = chosen.trials
     first = rows.iloc[0]
     directories = [pathlib.Path(file).parent for file in rows.file]
@@ -106,7 +113,19 @@ def read(path: pathlib.Path, chosen: Merged) -> Model:
         fingerprint=str(first.data_fingerprint),
         resolution=resolution,
         training_images=None if hashes is None else frozenset(hashes.values()),
+        calibration=calibration.fit(calibration.out_of_fold(chosen)),
     )
+
+
+def images(chosen: Merged) -> ImageSet:
+    """The image set that the trials which `select` chose were trained on. UserError: it is not there, or another."""
+    first = chosen.trials.iloc[0]
+    config = _config(pathlib.Path(first.file).parent, first.recipe_id)
+    name = {'PHANTOM': 'phantom', 'head_ct': 'head_ct'}.get(first.dataset, config['dataset']['name'])
+    found = input_pipeline.load(ConfigDict({**config['dataset'], 'name': name}))
+    if found.fingerprint != first.data_fingerprint:
+        raise UserError(f'the images that config.dataset names now are not those of the training ({found.label}).')
+    return found
 
 
 def _config(directory: pathlib.Path, recipe_id: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from bhcnet_jax.report.sections.answer import answer
 from bhcnet_jax.report.sections.audits import audits
 from bhcnet_jax.report.sections.comparisons import comparisons
 from bhcnet_jax.report.sections.curves import curves
+from bhcnet_jax.report.sections.elsewhere import elsewhere
 from bhcnet_jax.report.sections.leaderboard import leaderboard
 from bhcnet_jax.report.sections.localization import localization
 from bhcnet_jax.report.sections.misread import misread
@@ -52,6 +53,7 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
         leaderboard(evidence),
         single_trainings(evidence),
         curves(evidence),
+        *([elsewhere(evidence)] if evidence.elsewhere else []),
         training(evidence),
         comparisons(evidence, reference),
         audits(evidence, found),

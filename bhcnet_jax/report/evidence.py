@@ -21,7 +21,7 @@ from bhcnet_jax.configs import base
 from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.paper import bhcnet
-from bhcnet_jax.records import merge, recipes, schema
+from bhcnet_jax.records import evaluations, merge, recipes, schema
 from bhcnet_jax.report import holdouts, settings
 from bhcnet_jax.report.holdouts import Holdouts
 from bhcnet_jax.report.page import Number
@@ -142,6 +142,7 @@ class Evidence:
         `recipes`. trials: of all statuses. run_dirs: those that the trials are from.
       mark: words for synthetic images, or ''. dataset, fingerprint: of all finished trials.
       data: a run directory's data.json of that fingerprint, {} if there is none. warnings: of `merge.merge`.
+      elsewhere: what `bhcnet_jax.evaluate` found on other images, see `evaluation.evaluate`.
     """
 
     recipes: Sequence[Recipe]
@@ -153,6 +154,7 @@ class Evidence:
     fingerprint: str
     data: Mapping[str, Any]
     warnings: Sequence[str]
+    elsewhere: Sequence[Mapping[str, Any]]
 
     @property
     def classes(self) -> tuple[str, str]:
@@ -225,7 +227,13 @@ def gather(directories: Sequence[pathlib.Path]) -> Evidence:
         repeated, joined = [], set()
     found = _recipes(done[~done.recipe_id.isin(joined)], merged.predictions, group_of, known)
     mark = MARK if dataset == STAND_IN else ''
-    return Evidence(found, repeated, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
+    of_runs = (found, repeated, merged.trials, run_dirs, mark, dataset, fingerprint, data, merged.warnings)
+    return Evidence(*of_runs, _elsewhere(directories))
+
+
+def _elsewhere(directories: Sequence[pathlib.Path]) -> list[Mapping[str, Any]]:
+    """The evaluations that lie in folders of run directories."""
+    return [evaluations.read(path) for each in directories for path in sorted(each.glob(f'*/{evaluations.FILE}'))]
 
 
 def _only_one(done: pd.DataFrame) -> tuple[str, str]:

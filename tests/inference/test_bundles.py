@@ -160,8 +160,8 @@ def test_a_compressed_file_is_not_unpacked(packed, tmp_path):
 
 def test_a_newer_version_is_refused_as_such(packed, tmp_path):
     files = contents(packed)
-    files['manifest.json'] = json.dumps({**json.loads(files['manifest.json']), 'version': 2})
-    assert 'version 2, newer than the 1 that is read here' in refusal(rewrite(tmp_path / 'x.bhc', files))
+    files['manifest.json'] = json.dumps({**json.loads(files['manifest.json']), 'version': bundles.VERSION + 1})
+    assert 'newer than the 2 that is read here' in refusal(rewrite(tmp_path / 'x.bhc', files))
 
 
 def test_a_recipe_of_another_version_of_the_code_is_refused(crossed, tmp_path, monkeypatch):
@@ -194,3 +194,16 @@ def test_mistakes_are_one_line(crossed, tmp_path):
         with pytest.raises(SystemExit, match=message) as ended:
             bundle_of(*arguments)
         assert str(ended.value).startswith('error: ') and '\n' not in str(ended.value)
+
+
+def test_a_bundle_of_version_1_is_still_read_and_predicts_the_same(packed, tmp_path):
+    files = contents(packed)
+    described = json.loads(files['model.json'])
+    for name in ('calibration', 'outliers'):
+        del described[name]
+    files['model.json'] = json.dumps(described).encode()
+    del files['manifest.json']
+    old = {**files, 'manifest.json': json.dumps(bundles._manifest(files, version=1))}
+    model = bhcnet_jax.load(rewrite(tmp_path / 'old.bhc', old))
+    assert model.calibration is None and model.outliers is None
+    np.testing.assert_array_equal(model.logits(IMAGES), bhcnet_jax.load(packed).logits(IMAGES))

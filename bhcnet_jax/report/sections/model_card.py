@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -48,21 +49,28 @@ def _card(facts: Mapping[str, str]) -> list[list[str]]:
 def _facts(evidence: Evidence, best: Recipe) -> dict[str, str]:
     counts = evidence.data.get('images')
     labels = best.pooled.labels
+    tested = 'see "On other images"' if evidence.elsewhere else 'no external test'
     images = ' + '.join(f'{count} {name}' for name, count in counts.items()) if counts else f'{len(labels)} scored'
     return {
         **_of_data(evidence, best, images),
         **_of_model(evidence, best),
         **_of_evaluation(best),
+        'external': '; '.join(map(_external, evidence.elsewhere)) or f'none; {TODO}',
         'answer': 'see "Answer"',
         'failures': '"Misread images" lists every one',
         'rerun': '"How to rerun every number": command, code, data fingerprint, hardware, time of each run directory',
         'availability': f'code: bhcnet_jax, Apache-2.0; weights: checkpoints/ of each run, where kept; data: {TODO}',
         'use': 'research only: not a medical device, nothing here may be used for a diagnosis',
         'limits': (
-            f'{len(labels)} images, one set, no external test; what shortcuts tell is under "Audits"; the best recipe '
+            f'{len(labels)} images, one set, {tested}; what shortcuts tell is under "Audits"; the best recipe '
             'was chosen by the numbers that are shown for it'
         ),
     }
+
+
+def _external(found: Mapping[str, Any]) -> str:
+    data = found['data']
+    return f'{found["model"]["name"]} on {data["images"]} images of {data["dataset"]}, see "On other images"'
 
 
 def _of_data(evidence: Evidence, best: Recipe, images: str) -> dict[str, str]:
@@ -122,7 +130,6 @@ def _of_evaluation(best: Recipe) -> dict[str, str]:
         'uncertainty': 'bootstrap over groups of images, Wilson, McNemar mid-p with Holm; spread over seeds apart',
         'robustness': 'spread over seeds and folds (see "Training"), ablations (see "Comparisons and ablations")',
         'internal': f'out-of-fold predictions of {len(best.pooled.labels)} images of the same set',
-        'external': f'none; {TODO}',
         'performance': ', '.join(f'{name} {best.number(key)}' for name, key in SCORES.items()),
         'diagnostic': diagnostic,
         'by_fold': 'accuracy by fold: see "Training"',
