@@ -70,7 +70,7 @@ def write(made: Page, out: pathlib.Path) -> list[pathlib.Path]:
     texts = (page.as_html(made), page.as_markdown(made), as_text(page.as_frame(made)).to_csv(index=False))
     for path, text in zip(paths, texts, strict=True):
         with files.output(path) as file:
-            file.write(text.encode())
+            file.write(text.encode('utf-8', 'backslashreplace'))  # a command may name files that are not UTF-8
     return paths
 
 

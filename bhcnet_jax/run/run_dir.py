@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.files import PARTIAL, read_json, write_json
+from bhcnet_jax.files import PARTIAL, write_json
 from bhcnet_jax.machine import code_version, hardware, variables
 from bhcnet_jax.plan.groups import Grouping
 from bhcnet_jax.plan.trial import NEUTRAL, Trial, resolve
-from bhcnet_jax.records import merge
+from bhcnet_jax.records import merge, run_files
 
 PACKAGES = (
     'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain',
@@ -140,7 +140,7 @@ def _admit(path: pathlib.Path, mine: dict[str, Any]) -> dict[str, Any] | None:
         if any(other.suffix != PARTIAL for other in path.iterdir()):
             raise UserError(f'{path} holds files but no config.json: not a run directory. {_elsewhere(path)}')
         return mine
-    theirs = read_json(file, {'identity': {str: object}, 'swept': [str]}, f'Restore it. {_elsewhere(path)}')
+    theirs = run_files.config(path, f'Restore it. {_elsewhere(path)}')
     if not merge.look(path):
         return mine
     identity, swept = theirs['identity'], {*theirs['swept'], *mine['swept']}
@@ -189,10 +189,7 @@ def record_start(path: pathlib.Path, command: str, swept: str = '') -> None:
 
     swept: the axes of its sweep, which a call from Python has no command for.
     """
-    file = path / 'env.json'
-    starts = []
-    with contextlib.suppress(FileNotFoundError):
-        starts = read_json(file, [dict], 'Move it away; it only lists earlier starts.')
+    starts = run_files.starts(path, 'Move it away; it only lists earlier starts.')
     starts.append(
         {
             'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -207,7 +204,7 @@ def record_start(path: pathlib.Path, command: str, swept: str = '') -> None:
             'variables': variables(),
         }
     )
-    write_json(file, starts)
+    write_json(path / 'env.json', starts)
 
 
 def record_data(
@@ -245,8 +242,8 @@ def record_data(
 
 def _recorded_resolution(path: pathlib.Path) -> int:
     try:
-        return json.loads((path / 'data.json').read_text()).get('resolution', 0)
-    except (OSError, ValueError):  # not there yet, or damaged: it is written anew
+        return run_files.data(path).get('resolution', 0)
+    except UserError:  # damaged: it is written anew
         return 0
 
 
