@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import shlex
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def claim(
     UserError if the directory belongs to another config or other data, if another process writes to it, if it holds
     other files, if its database is lost, or if it cannot be written.
     """
-    mine = _describe(config, image_set, swept, recipe)
+    mine, is_claimed = _describe(config, image_set, swept, recipe), False
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY)
@@ -60,8 +61,14 @@ def claim(
         admitted = _admit(path, mine)
         if admitted is not None:
             write_json(path / 'config.json', admitted)
+        is_claimed = True
         yield
-    except OSError as error:
+    except Exception as error:
+        if is_claimed and _is_deleted(path):
+            shutil.rmtree(path, ignore_errors=True)  # what was written meanwhile would keep the next start out
+            raise UserError(f'{path} was deleted while this process wrote to it. Start again.') from error
+        if not isinstance(error, OSError):
+            raise
         where = _inside(path, error)
         if where is None:
             raise
@@ -88,6 +95,12 @@ def _describe(
         'identity': _identity(config, image_set, resolve(config) if recipe is None else recipe),
         'config': config.to_dict(),
     }
+
+
+def _is_deleted(path: pathlib.Path) -> bool:
+    """Whether nothing of a claimed directory is left but what came after somebody deleted it."""
+    kept = ('config.json', 'env.json', 'data.json', 'results.sqlite', 'checkpoints/*/batch.json')
+    return not any(True for name in kept for _ in path.glob(name))
 
 
 def _inside(path: pathlib.Path, error: OSError) -> pathlib.Path | None:

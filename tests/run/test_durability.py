@@ -177,6 +177,39 @@ def disk(tmp_path):
     subprocess.run(['umount', path], check=True)
 
 
+def test_a_sweep_without_inodes_stops_with_a_line_and_goes_on_once_there_are_some(
+    server, labelled_folder, undisturbed, disk
+):
+    workdir = disk / 'run'
+    arguments = flags(labelled_folder, workdir, *SWEEP)
+    for inodes in (9, 40, 110):  # enough for nothing; for all but a checkpoint; for some checkpoints
+        subprocess.run(['mount', '-o', f'remount,nr_inodes={inodes}', disk], check=True)
+        status, output = server.run(arguments)
+        assert_stopped_in_a_line(status, output, 'unable to open database file', 'df -i', 'No space left on device')
+        assert 'Traceback' not in output
+    assert recorded_epochs(workdir) > 2
+    subprocess.run(['mount', '-o', 'remount,nr_inodes=10000', disk], check=True)
+    status, output = server.run(arguments)
+    assert status == 0, output
+    assert_same_rows(workdir, undisturbed)
+
+
+@pytest.mark.parametrize('epochs', [0, 1, 5, 2 * EPOCHS])
+def test_a_run_whose_directory_is_deleted_stops_with_a_line_and_can_be_started_again(
+    server, labelled_folder, tmp_path, epochs
+):
+    workdir, arguments = tmp_path / 'run', flags(labelled_folder, tmp_path / 'run', *SWEEP)
+    child = server.start(arguments)
+    while not (workdir / 'data.json').exists() or recorded_epochs(workdir) < epochs:
+        assert child.is_alive()
+        time.sleep(0.002)
+    shutil.rmtree(workdir, ignore_errors=True)  # in which the run may make another folder
+    status, output = child.wait()
+    assert_stopped_in_a_line(status, output, f'{workdir} was deleted while this process wrote to it. Start again.')
+    assert 'Traceback' not in output
+    assert not workdir.exists()
+
+
 def fill(path, but=0):
     """Fills the disk of a file, but for some bytes."""
     left = shutil.disk_usage(path.parent).free - but
