@@ -5,18 +5,17 @@
 `bhcnet_jax.load('model.bhc')` and `python -m bhcnet_jax.predict model.bhc` take it; see inference/bundles.py.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.inference import bundles, trained
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.bundle', description='Packs a trained network, or an ensemble, into one file.'
     )
     parser.add_argument('run_dir', type=pathlib.Path, metavar='RUN_DIR')

@@ -6,7 +6,6 @@ MODEL is a run directory or a bundle. DIR gets predictions.csv and predictions.j
 on standard error, and the others go on; the exit status is then 1.
 """
 
-import argparse
 import contextlib
 import csv
 import io
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from bhcnet_jax import files, load
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.inference import scoring
 from bhcnet_jax.inference.model import Model
 from bhcnet_jax.inference.scoring import Prediction
@@ -117,7 +116,7 @@ def _write_json(path: pathlib.Path, model: Model) -> Iterator[Add]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.predict', description='Applies a trained network, or an ensemble, to images.'
     )
     parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')

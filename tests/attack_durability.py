@@ -1,6 +1,6 @@
 """Kills runs, flips bits in checkpoints and databases, restores older databases: is the result right, or one line?
 
-    python tests/attack_durability.py --out=counts.json [--kills=100] [--checkpoints=500] [--databases=500] [--older=20]
+    python tests/attack_durability.py --out=counts.json [--kills=100] [--checkpoints=500] [--databases=500]
 
 Started by hand; docs/reliability.md has its counts. Each attack is on a run directory of its own, and is drawn from
 --seed and its number. What it ended as goes into --out at once; the same command goes on after an interruption. An
@@ -20,11 +20,13 @@ import sys
 import tempfile
 import time
 
+import jax
 import numpy as np
 
 from bhcnet_jax import files
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.records import merge
+from bhcnet_jax.run.checkpoints import Checkpoints, read
 from runs import child_environment, draw_folder, flags, fork_server, numbers, recorded_epochs
 
 EPOCHS = 4  # of each of two phases
@@ -105,6 +107,28 @@ class Attacker:
         flip(generator.choice(found), generator)
         return self._ending(workdir)
 
+    def restores(self, workdir, generator):
+        """Flips a bit in the newest phase's checkpoints of a killed run, then restores in this process as a run does.
+
+        What a run trains on from there is a function of the arrays, so equal arrays give an undisturbed run's result.
+        """
+        self._begun_copy(workdir, generator)
+        (batch,) = workdir.glob('checkpoints/*/batch.json')
+        ids = json.loads(batch.read_text())['trials']
+        complete = [each for each in batch.parent.glob('*/*') if each.name.isdecimal()]
+        phase = max(each.parent for each in complete)  # balanced, then imbalanced
+        saved = {int(each.name): read(phase, int(each.name), ids) for each in complete if each.parent == phase}
+        found = [file for file in sorted(phase.rglob('*')) if file.is_file() and file.stat().st_size]
+        flip(generator.choice(found), generator)
+        with contextlib.closing(Checkpoints(phase, ids)) as checkpoints:
+            restored = checkpoints.restore(like=saved[max(saved)])
+        if restored is None:
+            return 'all moved aside'
+        epochs, tree = restored
+        if not all(jax.tree.leaves(jax.tree.map(np.array_equal, tree, saved[epochs]))):
+            return 'WRONG arrays'
+        return 'right' if epochs == max(saved) else 'moved aside, right from the one before'
+
     def databases(self, workdir, generator):
         """Flips a bit in the database of a finished run, then reads it as the leaderboard and the report do."""
         workdir.mkdir()
@@ -157,7 +181,8 @@ def copy_database(source, target):
         database.backup(copy)
 
 
-ATTACKS = {'kills': 100, 'databases': 500, 'checkpoints': 500, 'older': 20}  # methods of Attacker, and how often
+# Methods of Attacker, and how often.
+ATTACKS = {'kills': 100, 'databases': 500, 'checkpoints': 500, 'older': 20, 'restores': 500}
 
 
 def main():
@@ -167,12 +192,13 @@ def main():
     for name, count in {**ATTACKS, 'seed': 0}.items():
         parser.add_argument(f'--{name}', type=int, default=count)
     asked = parser.parse_args()
-    endings = json.loads(asked.out.read_text()) if asked.out.exists() else {name: [] for name in ATTACKS}
+    endings = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     with contextlib.ExitStack() as opened:
         root = pathlib.Path(opened.enter_context(tempfile.TemporaryDirectory()))
         environment = {**child_environment(root, devices=2), 'JAX_COMPILATION_CACHE_DIR': str(root / 'compiled')}
         attacker = Attacker(root, opened.enter_context(fork_server(environment, root / 'output')))
         for place, name in enumerate(ATTACKS):
+            endings.setdefault(name, [])
             for number in range(len(endings[name]), getattr(asked, name)):
                 generator = np.random.default_rng([asked.seed, place, number])
                 endings[name].append(getattr(attacker, name)(root / 'attacked', generator))

@@ -3,13 +3,12 @@
     python -m bhcnet_jax.report WORKDIR... [--out=report.html] [--reference=RECIPE] [--no_images] [--figures=FOLDER]
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from bhcnet_jax import files
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.report import images, page
 from bhcnet_jax.report.differences import most_neighbours
@@ -86,7 +85,7 @@ def write_figures(made: Page, folder: pathlib.Path) -> list[pathlib.Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.report',
         description=__doc__.splitlines()[0],
         epilog='Example: python -m bhcnet_jax.report runs/* --out=report.html',

@@ -169,12 +169,18 @@ def _refuse_differences(
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key) and key not in swept]
     keys = [key for key in keys if not _is_unused(key, there) and not _is_unused(key, here)]
     if keys:
+        keys.sort(key=_place)
         shown = '; '.join(f'{key} is {there.get(key)} there, {here.get(key)} here' for key in keys[:3])
         more = f'; and {len(keys) - 3} more' if len(keys) > 3 else ''
         both = ''
         if keys in (['seed'], ['split.fold']):
             both = f', or train both here: --sweep={keys[0]}={there[keys[0]]},{here[keys[0]]}'
         raise UserError(f'{path} holds another run ({shown}{more}). {_elsewhere(path, both)}')
+
+
+def _place(key: str) -> int:
+    """Where a key stands in a refusal: those first on which others depend."""
+    return 0 if key in ('phases', 'model.name') else 1 if key.startswith('dataset.') else 2
 
 
 def _is_unused(key: str, identity: Mapping[str, Any]) -> bool:

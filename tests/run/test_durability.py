@@ -163,6 +163,38 @@ def test_with_an_older_database_restored_a_sweep_ends_with_the_rows_of_an_undist
     assert_same_rows(workdir, undisturbed)
 
 
+def change_a_finished_trial(workdir):
+    with contextlib.closing(sqlite3.connect(workdir / 'results.sqlite')) as database, database:
+        database.execute('UPDATE trials SET accuracy = 0.123 WHERE seed = 0')
+
+
+def test_a_finished_trial_that_was_changed_is_trained_again(server, labelled_folder, undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / 'run')
+    change_a_finished_trial(workdir)
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP, '--dry_run', '--noestimate'))
+    assert status == 0 and '3 trials, 1 of them still to train' in output
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP))
+    assert status == 0 and 'is not as it was written; it is trained again.' in output, output
+    found, expected = rows(workdir), rows(undisturbed)
+    for name in expected:
+        keys = [key for key in ('trial_id', 'phase', 'epoch', 'image_id') if key in expected[name]]
+        ordered = [tables[name].sort_values(keys, ignore_index=True) for tables in (found, expected)]
+        pd.testing.assert_frame_equal(*ordered, check_exact=True)
+
+
+def test_a_finished_trial_that_was_changed_and_is_not_asked_for_is_in_no_export(
+    server, labelled_folder, undisturbed, tmp_path
+):
+    workdir = shutil.copytree(undisturbed, tmp_path / 'run')
+    change_a_finished_trial(workdir)
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP, '--sweep=seed=1:3'))
+    assert status == 0 and 'is not as it was written; it is left out of the csv files.' in output, output
+    for name, table in numbers(workdir).items():
+        expected = numbers(undisturbed)[name]
+        (changed,) = numbers(undisturbed)['results'].query('seed == 0').trial_id
+        assert set(table.trial_id) == set(expected.trial_id) - {changed}
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 4 MiB."""
