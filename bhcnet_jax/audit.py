@@ -6,7 +6,6 @@
 Without --name it finds out what lies in DIR.
 """
 
-import argparse
 import collections
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from rich.text import Text
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.datasets.shortcuts import shortcuts
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.files import write_json
 from bhcnet_jax.plan import groups
 
@@ -144,7 +143,7 @@ def _text(number: float | None) -> str:
 
 def main() -> None:
     """The command line: prints the audit and writes it as JSON."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.audit',
         description=__doc__.splitlines()[0],
         epilog='Example: python -m bhcnet_jax.audit --dir=~/Downloads/archive.zip',

@@ -98,6 +98,8 @@ def run(config: ConfigDict, axes: str = '', workdir: str = '', command: str = ''
     ):
         run_dir.record_start(path, command)
         run_dir.record_data(path, study.image_set, study.grouping, None)
+        damaged = {each.trial_id for each in wanted}.intersection(database.damaged())
+        database.forget(damaged)
         statuses = database.statuses()
         missing = [each for each in wanted if statuses.get(each.trial_id) != 'DONE']
         print(f'Data: {label}, {len(study.image_set.ids)} images. {len(missing)} of {len(wanted)} trials to train.')

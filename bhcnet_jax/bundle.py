@@ -7,7 +7,6 @@
 training images still are, it also learns what they look like, so that predictions mark images unlike them.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.inference import bundles, calibration, outliers, trained
 from bhcnet_jax.inference.model import Model
 from bhcnet_jax.records import recipes
@@ -42,7 +41,7 @@ def _with_outliers(model: Model, chosen: Merged) -> tuple[Model, dict[str, Any],
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.bundle', description='Packs a trained network, or an ensemble, into one file.'
     )
     parser.add_argument('run_dir', type=pathlib.Path, metavar='RUN_DIR')

@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bhcnet_jax import configs
+from bhcnet_jax.configs import base
 from bhcnet_jax.errors import UserError
 
 
@@ -90,6 +91,17 @@ def _culprit(argv: list[str], message: str) -> str:
     return next((key for key in keys if named and named[0] in key.split('.')), '--config')
 
 
+def _refuse_keys_of_values(argv: list[str]) -> None:
+    """Ends the process if an argument sets a key inside a key that is no section."""
+    for argument in argv:
+        name = argument.partition('=')[0]
+        value = base.get_config()
+        for part in name.split('.')[1:]:
+            if not isinstance(value, ConfigDict):
+                fail(f'{name}: no such key; what comes before .{part} is a value. Every key is in configs/base.py.')
+            value = value.get(part)
+
+
 def _last_wins(argv: list[str]) -> list[str]:
     """Without arguments that set a key of the config which a later one sets; the library would join tuples."""
     kept, later = [], set()
@@ -140,6 +152,8 @@ def parse(argv: list[str]) -> list[str]:
         more = f'{meant[0]} ' if meant else ''
         fail(f'{_culprit(argv, str(error))}: no such key. {more}Every key is in configs/base.py.')
     except (flags.Error, TypeError, ValueError) as error:
+        if isinstance(error, TypeError):
+            _refuse_keys_of_values(argv)
         fail(str(error).removeprefix('flag '))
     if len(rest) > 1:
         fail(f'{rest[1]}: unexpected argument; keys are set like --config.seed=1.')

@@ -1,4 +1,7 @@
-"""The one error class whose message is for the user."""
+"""What is for the user: the one error class, and mistakes in a command line."""
+
+import argparse
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -9,3 +12,11 @@ class UserError(ValueError):
         printable = message.encode('utf-8', 'backslashreplace').decode()
         line = ' '.join(printable.split())
         super().__init__(''.join(char if char.isprintable() else repr(char)[1:-1] for char in line))
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake in a command line with the usage and one printable line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process."""
+        super().error(str(UserError(message)))

@@ -7,7 +7,6 @@ MODEL is a run directory or a bundle. Written are evaluation.json, which the rep
 in a folder of it, and images.csv.
 """
 
-import argparse
 import base64
 import io
 import pathlib
@@ -24,7 +23,7 @@ from rich.table import Table
 
 from bhcnet_jax import files, load
 from bhcnet_jax.datasets.input_pipeline import ImageSet
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.inference import evaluation
 from bhcnet_jax.records import evaluations
 from bhcnet_jax.report import page
@@ -76,7 +75,7 @@ def _text(metric: dict[str, float | None] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(prog='python -m bhcnet_jax.evaluate', description=__doc__.splitlines()[0])
+    parser = Parser(prog='python -m bhcnet_jax.evaluate', description=__doc__.splitlines()[0])
     parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')
     parser.add_argument('--data', required=True, type=pathlib.Path, metavar='DIR', help='labelled images')
     parser.add_argument('--out', type=pathlib.Path, metavar='DIR', help='default: on-DATA in the run or here')

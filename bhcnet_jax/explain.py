@@ -6,13 +6,12 @@ MODEL is a run directory or a bundle. The maps are scored beside a centre prior 
 weights. A run directory gets localization_HOW.json, which the report shows. Heat maps of images: `predict`.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from bhcnet_jax import load
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.inference import localization, saliency
 from bhcnet_jax.inference.localization import Judged
 
@@ -40,7 +39,7 @@ def _lines(judged: Judged) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.explain', description="Measures whether a network's heat maps point at bleedings."
     )
     parser.add_argument('model', type=pathlib.Path, metavar='MODEL', help='a run directory or a bundle')

@@ -6,19 +6,18 @@ MODEL is a run directory or a bundle. The ending chooses: .onnx, or .stablehlo, 
 See inference/formats.py.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from bhcnet_jax import load
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.inference import formats
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.export', description='Writes a trained network, or an ensemble, for other readers.'
     )
     parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')

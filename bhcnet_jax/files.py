@@ -11,6 +11,7 @@ from typing import IO, Any
 from bhcnet_jax.errors import UserError
 
 PARTIAL = '.partial'  # ends the names of files that are being written
+MAX_DEPTH = 50  # of lists and objects in each other in a JSON file
 
 
 @contextlib.contextmanager
@@ -57,12 +58,15 @@ def write_json(path: pathlib.Path, tree: Any) -> None:
 def read_json(path: pathlib.Path, shape: Any, advice: str) -> Any:
     """A JSON file whose content has a shape.
 
-    shape: a type, a tuple of types, [shape] for a list, {type of the keys: shape} for an object of any keys, or
-    {'key': shape} for an object that has these keys, perhaps among others. advice: what to do about a file that is
-    damaged, with a full stop. FileNotFoundError: there is none. UserError: it cannot be read, or has another shape.
+    shape: a type, a tuple of types, [shape] for a list, {type of the keys: shape} for an object of any keys, or {'key':
+    shape} for an object that has these keys, perhaps among others; 'key?' may be missing. advice: what to do about a
+    file that is damaged, with a full stop. FileNotFoundError: there is none. UserError: it cannot be read, or has
+    another shape.
     """
     try:
         tree = json.loads(path.read_text())
+        if _depth(tree) > MAX_DEPTH:
+            raise ValueError(f'it is nested more than {MAX_DEPTH} deep')
         _check_shape(tree, shape, 'it')
     except FileNotFoundError:
         raise
@@ -70,6 +74,11 @@ def read_json(path: pathlib.Path, shape: Any, advice: str) -> Any:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f'{path} cannot be read ({reason}). {advice}') from error
     return tree
+
+
+def _depth(tree: Any) -> int:
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _check_shape(tree: Any, shape: Any, name: str) -> None:
@@ -89,6 +98,8 @@ def _check_keys(tree: dict[str, Any], shape: dict[Any, Any], name: str) -> None:
     if str in shape:
         shape = dict.fromkeys(tree, shape[str])
     for key, inner in shape.items():
-        if key not in tree:
+        name_of_key = key.removesuffix('?')
+        if name_of_key in tree:
+            _check_shape(tree[name_of_key], inner, repr(name_of_key))
+        elif name_of_key == key:
             raise ValueError(f'{name} has no {key!r}')
-        _check_shape(tree[key], inner, repr(key))

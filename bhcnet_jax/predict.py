@@ -7,7 +7,6 @@ page with heat maps. A broken file is told in one line on standard error, and th
 1. A file that holds no CT slice is told in the same way and does not count as broken.
 """
 
-import argparse
 import collections
 import contextlib
 import csv
@@ -26,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bhcnet_jax import files, load
 from bhcnet_jax.datasets.ct.hounsfield import BRAIN, Skipped, Window, parse_window
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.inference import scoring
 from bhcnet_jax.inference.gallery import Gallery
 from bhcnet_jax.inference.model import Model
@@ -154,7 +153,7 @@ def _write_json(path: pathlib.Path, model: Model, series: scoring.SeriesResults)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.predict', description='Applies a trained network, or an ensemble, to images.'
     )
     parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')

@@ -23,7 +23,7 @@ from rich.live import Live
 from bhcnet_jax import files
 from bhcnet_jax.display.leaderboard import view
 from bhcnet_jax.display.summary import MARK
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.plan import written
 from bhcnet_jax.records import merge, trackers
 from bhcnet_jax.records.merge import Merged
@@ -62,7 +62,7 @@ def _sort(board: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.results',
         description='Merges run directories and shows what their recipes score.',
         epilog='Example: python -m bhcnet_jax.results runs/* --sort auc --csv trials.csv',

@@ -7,7 +7,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
+from types import FrameType, TracebackType
 
 ON_WINDOWS = 'error: bhcnet_jax runs on Linux and macOS; on Windows through WSL2.'
 
@@ -41,11 +41,15 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _show(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    if issubclass(kind, KeyboardInterrupt):
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    if kind is ValueError and trace and trace.tb_frame.f_globals.get('__name__') == 'jax._src.config':
+        print(f'error: JAX does not start: {error} Unset that JAX_ variable, or correct it.', file=sys.stderr)
+    elif issubclass(kind, KeyboardInterrupt):
         print('Interrupted.', file=sys.stderr)
     else:
-        sys.__excepthook__(kind, error, trace)
+        sys.__excepthook__(kind, error, error.__traceback__)
 
 
 class _Output(io.FileIO):

@@ -52,7 +52,7 @@ def write(
     networks, baselines = directory / 'networks', directory / 'baselines'
     first = config()
     started = f"python -m bhcnet_jax.main --config=imbalanced --sweep='{SWEEP}'"
-    _write_files(networks, dataset, images, {'config': first.to_dict()}, started, classes)
+    _write_files(networks, dataset, images, first.to_dict(), started, classes)
     with contextlib.closing(Results(networks / 'results.sqlite')) as database:
         for place, (dropout, peak_lr) in enumerate([(0.5, 1e-3), (0.25, 1e-3), (0.5, 1e-2), (0.25, 1e-2)]):
             point = {'model.dropout': dropout, 'optimizer.peak_lr': peak_lr}
@@ -60,7 +60,8 @@ def write(
             row = {'recipe': 'imbalanced', 'recipe_id': recipe_id, 'model': 'cnn', 'phases': 'balanced+imbalanced'}
             row |= {'phase': 'imbalanced', 'epochs': 12, 'engine': 'lanes 1'}
             _train(database, row, dataset, images, seeds, skill - 0.3 * place)
-    _write_files(baselines, dataset, images, {}, 'python -m bhcnet_jax.baselines --config=balanced', classes)
+    of_baselines = {name: first.to_dict()[name] for name in ('seed', 'dataset', 'split')}
+    _write_files(baselines, dataset, images, of_baselines, 'python -m bhcnet_jax.baselines --config=balanced', classes)
     with contextlib.closing(Results(baselines / 'results.sqlite')) as database:
         for each, of_baseline in ((BASELINES[3], 1.0), (BASELINES[4], 1.5)):
             row = {'recipe': each.name, 'recipe_id': each.name, 'model': each.method, 'engine': 'scikit-learn'}
@@ -74,7 +75,7 @@ def write_holdouts(directory: pathlib.Path, hits: dict[int, list[int]]) -> pathl
     first.recipe, first.phases = 'balanced', ('balanced',)
     splits = max(map(len, hits.values()))
     started = f"python -m bhcnet_jax.main --sweep='balanced.epochs={','.join(map(str, hits))} split.seed=0:{splits}'"
-    _write_files(holdouts, 'head_ct', 48, {'config': first.to_dict()}, started)
+    _write_files(holdouts, 'head_ct', 48, first.to_dict(), started)
     with contextlib.closing(Results(holdouts / 'results.sqlite')) as database:
         for epochs, split_seed, right in ((key, *each) for key, of_key in hits.items() for each in enumerate(of_key)):
             point = {'balanced.epochs': epochs, 'split.seed': split_seed}
@@ -106,7 +107,8 @@ def _write_files(
     data = {'dataset': dataset, 'fingerprint': FINGERPRINTS.get(dataset, OTHER), 'groups': groups, 'pairs': pairs}
     data['images'] = dict(zip(classes, half, strict=True))
     start = {'command': started, 'code': '0.1.0 abc', 'python': '3.11.0', 'packages': {'jax': '0.5'}}
-    for name, tree in {'config': written, 'env': [start], 'data': data}.items():
+    of_config = {'config': written, 'identity': {}, 'swept': []}
+    for name, tree in {'config': of_config, 'env': [start], 'data': data}.items():
         (directory / f'{name}.json').write_text(json.dumps(tree))
 
 

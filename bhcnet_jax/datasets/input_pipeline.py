@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def _choose(dataset: ConfigDict) -> tuple[type[tfds.core.DatasetBuilder], tfds.c
     builder_cls = BUILDERS[dataset.name]
     files, looked = _find(dataset)
     if files is None and dataset.name == 'auto':
-        logging.warning(PHANTOM_NOTICE, looked)
+        print(PHANTOM_NOTICE % looked, file=sys.stderr, flush=True)
         return _phantom()
     if files is None:
         how_to_get = builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS

@@ -1,7 +1,6 @@
 """From a run directory to a model: which trials are meant, their recipe, their weights."""
 
 import functools
-import json
 import pathlib
 import shlex
 from typing import Any
@@ -19,11 +18,12 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import calibration
 from bhcnet_jax.inference.model import Member, Model
 from bhcnet_jax.plan import trial, written
-from bhcnet_jax.records import merge
+from bhcnet_jax.records import merge, run_files
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.run import checkpoints, places
 
 SHOWN = 5  # recipes that a message names
+ADVICE = 'Restore it from a copy.'
 
 
 def select(path: pathlib.Path, trials: str = '') -> Merged:
@@ -95,7 +95,7 @@ def read(path: pathlib.Path, chosen: Merged) -> Model:
     rows = chosen.trials
     first = rows.iloc[0]
     directories = [pathlib.Path(file).parent for file in rows.file]
-    config, data = _config(directories[0], first.recipe_id), _data(directories[0])
+    config, data = _config(directories[0], first.recipe_id), run_files.data(directories[0], ADVICE)
     resolution = data.get('resolution', 0) if config['dataset']['equalise'] else 0
     if config['dataset']['equalise'] and not resolution:
         raise UserError(
@@ -130,26 +130,16 @@ def images(chosen: Merged) -> ImageSet:
 
 def _config(directory: pathlib.Path, recipe_id: str) -> dict[str, Any]:
     """The config of a recipe, as the run directory was asked for it."""
-    asked, starts = _json(directory / 'config.json')['config'], _json(directory / 'env.json')
-    config = next((config for found, config in written.recipes(asked, starts) if found == recipe_id), None)
+    asked, starts = run_files.config(directory, ADVICE), run_files.starts(directory, ADVICE)
+    if not asked:
+        raise UserError(f'{directory}: no config.json in it. {ADVICE}')
+    config = next((config for found, config in written.recipes(asked['config'], starts) if found == recipe_id), None)
     if config is None:
         raise UserError(
-            f'{directory}: config.json and env.json do not lead to recipe {recipe_id[:8]}. Start the training again '
-            'with the same command: it trains nothing and adds its sweep.'
+            f'{directory}: config.json and env.json do not lead to recipe {recipe_id[:8]}. Restore them from a copy, '
+            'or start the training again with the same command: it trains nothing and adds its sweep.'
         )
     return config
-
-
-def _data(directory: pathlib.Path) -> dict[str, Any]:
-    file = directory / 'data.json'
-    return _json(file) if file.exists() else {}
-
-
-def _json(file: pathlib.Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f'{file} cannot be read ({error}). Restore it from a copy.') from error
 
 
 def _weights(path: pathlib.Path, rows: pd.DataFrame, directories: list[pathlib.Path]) -> Any:

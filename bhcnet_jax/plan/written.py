@@ -29,6 +29,7 @@ def recipes(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> 
     for axes in dict.fromkeys([tree['sweep'], *map(_sweep, starts)]):
         try:
             parsed = sweep.parse(axes, ConfigDict(tree))
+            sweep.refuse_too_many(len(listed) * sweep.count(parsed))
             yield from (_identify(tree, {**one, **other}) for one in listed for other in _points(parsed))
         except (UserError, KeyError, TypeError, ValueError):  # a key of another version: these stay unknown
             continue

@@ -7,7 +7,9 @@ file system does not have (https://sqlite.org/wal.html).
 """
 
 import contextlib
+import functools
 import itertools
+import json
 import os
 import pathlib
 import socket
@@ -272,21 +274,32 @@ class Results:
         )
         return {trial_id: dict(zip(SUMMARIZED, values, strict=True)) for trial_id, *values in found}
 
-    def export(self, directory: pathlib.Path, points: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def export(self, directory: pathlib.Path, swept: Iterable[str] = ()) -> None:
         """Writes results.csv (finished trials), curves.csv and predictions.csv; each appears complete or not at all.
 
-        points: what a sweep sets, by trial_id and key; each key that has no column yet is one of results.csv.
+        Trials that are not as they were written are left out. swept: keys of configs; each that has no column yet is
+        one of results.csv, empty where a trial has no such key or was trained before settings were recorded.
         """
+        damaged, keys = self.damaged(), [key for key in swept if key not in HAVE_COLUMNS]
         for name, query in EXPORTS.items():
             with self._explaining():
                 found = pd.read_sql_query(query, self._database)
-            if name == 'results.csv' and points:
-                keys = dict.fromkeys(key for point in points.values() for key in point if key not in HAVE_COLUMNS)
-                found = found.assign(**{
-                    key: [points.get(each, {}).get(key) for each in found.trial_id] for key in keys
-                })  # fmt: skip
+            found = found[~found.trial_id.isin(damaged)]
+            if name == 'results.csv' and keys:
+                stored = dict(self._query('SELECT trial_id, settings FROM trials'))
+                values = [_values(stored[each], keys) for each in found.trial_id]
+                found = found.assign(**{key: [each[place] for each in values] for place, key in enumerate(keys)})
             with files.replacing(directory / name) as file:
                 as_text(found).to_csv(file, index=False)
+
+
+def _values(settings: str | None, keys: Sequence[str]) -> list[Any]:
+    """What a trial has for dotted keys; None where it has no such key. settings: JSON, as in the database."""
+    tree, found = json.loads(settings or '{}'), []
+    for key in keys:
+        value = functools.reduce(lambda inner, name: inner.get(name, {}), key.split('.'), tree)
+        found.append(tuple(value) if isinstance(value, list) else None if isinstance(value, dict) else value)
+    return found
 
 
 def _added(source: str) -> str:

@@ -109,6 +109,15 @@ def look(directory: pathlib.Path) -> dict[str, str]:
     return statuses
 
 
+def damaged(directory: pathlib.Path) -> list[str]:
+    """Ids of trials in a run directory and its shards that are not as they were written. Errors as of `merge`."""
+    found = []
+    for path in _files(directory):
+        with reading(path) as database:
+            found += digests.damaged(database)
+    return found
+
+
 def epochs_done(trials: pd.DataFrame) -> dict[str, int]:
     """trial_id -> epochs in its database. trials: rows of `Merged.trials`. Errors as of `merge`."""
     found: dict[str, int] = {}

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from bhcnet_jax import files
+from bhcnet_jax.records import run_files
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.statistics import bootstrap, comparison, metrics
 from bhcnet_jax.statistics.bootstrap import DRAWS, Estimate, Metric
@@ -90,14 +90,12 @@ def read_groups(databases: Iterable[str]) -> dict[str, dict[str, int]]:
 
     databases: files, beside which run directories have their data.json. UserError: one that cannot be read.
     """
-    found, shape = {}, {'fingerprint': str, 'groups': [[str]]}
-    for path in {pathlib.Path(file).parent / 'data.json' for file in databases}:
-        try:
-            data = files.read_json(path, shape, 'Restore it from a copy, or move it away.')
-        except FileNotFoundError:
-            continue
-        numbers = {image: number for number, group in enumerate(data['groups']) for image in group}
-        found[data['fingerprint']] = numbers
+    found = {}
+    for directory in {pathlib.Path(file).parent for file in databases}:
+        data = run_files.data(directory)
+        if data:
+            numbers = {image: number for number, group in enumerate(data['groups']) for image in group}
+            found[data['fingerprint']] = numbers
     return found
 
 

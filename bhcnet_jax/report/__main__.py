@@ -3,13 +3,12 @@
     python -m bhcnet_jax.report WORKDIR... [--out=report.html] [--reference=RECIPE] [--no_images] [--figures=FOLDER]
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from bhcnet_jax import files
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError
 from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.report import images, page
 from bhcnet_jax.report.differences import most_neighbours
@@ -74,7 +73,7 @@ def write(made: Page, out: pathlib.Path) -> list[pathlib.Path]:
     texts = (page.as_html(made), page.as_markdown(made), as_text(page.as_frame(made)).to_csv(index=False))
     for path, text in zip(paths, texts, strict=True):
         with files.output(path) as file:
-            file.write(text.encode())
+            file.write(text.encode('utf-8', 'backslashreplace'))  # a command may name files that are not UTF-8
     return paths
 
 
@@ -90,7 +89,7 @@ def write_figures(made: Page, folder: pathlib.Path) -> list[pathlib.Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.report',
         description=__doc__.splitlines()[0],
         epilog='Example: python -m bhcnet_jax.report runs/* --out=report.html',

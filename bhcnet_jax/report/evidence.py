@@ -6,7 +6,6 @@ not trained on it. Intervals resample groups of look-alike images, since two of 
 
 import dataclasses
 import functools
-import json
 import pathlib
 import pkgutil
 import shlex
@@ -21,7 +20,7 @@ from bhcnet_jax.configs import base
 from bhcnet_jax.display.summary import MARK
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.paper import bhcnet
-from bhcnet_jax.records import evaluations, merge, recipes, schema
+from bhcnet_jax.records import evaluations, merge, recipes, run_files, schema
 from bhcnet_jax.report import holdouts, settings
 from bhcnet_jax.report.holdouts import Holdouts
 from bhcnet_jax.report.page import Number
@@ -245,17 +244,7 @@ def _only_one(done: pd.DataFrame) -> tuple[str, str]:
 
 
 def _run_dir(path: pathlib.Path) -> RunDir:
-    names = {'config.json': {}, 'env.json': [], 'data.json': {}}
-    return RunDir(path, *(_json(path / name, empty) for name, empty in names.items()))
-
-
-def _json(path: pathlib.Path, empty: Any) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return empty
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read ({error}). Restore it from a copy, or move it away.') from error
+    return RunDir(path, run_files.config(path), run_files.starts(path), run_files.data(path))
 
 
 def _recipes(

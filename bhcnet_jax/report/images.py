@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from bhcnet_jax.configs import base
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
@@ -12,11 +13,11 @@ SIDE = 128  # pixels
 
 def load(evidence: Evidence) -> ImageSet | str:
     """The images, or why they are not there."""
-    dataset = next((each.config['config']['dataset'] for each in evidence.run_dirs if each.config), {})
+    dataset = next((each.config['config'].get('dataset', {}) for each in evidence.run_dirs if each.config), {})
     name = {'PHANTOM': 'phantom', 'head_ct': 'head_ct'}.get(evidence.dataset, 'folder')
     try:
         fixed = {'name': name, 'image_size': SIDE, 'equalise': False}
-        found = input_pipeline.load(ConfigDict({'dir': '', **dataset, **fixed}))
+        found = input_pipeline.load(ConfigDict({**base.get_config().dataset.to_dict(), **dataset, **fixed}))
     except (UserError, OSError) as error:
         return f'The images are not at hand: {" ".join(str(error).split())}'
     if found.fingerprint != evidence.fingerprint:

@@ -1,7 +1,6 @@
 """Which settings a recipe of the results database has, and in which recipes differ."""
 
 import contextlib
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,8 +9,10 @@ from typing import Any
 import pandas as pd
 from flax import traverse_util
 
+from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import trial
 from bhcnet_jax.plan.written import recipes
+from bhcnet_jax.records import run_files
 
 SPEAKING = ('model.dtype',)  # keys whose values need no name beside them in a label
 ORDER = ('phases', 'batch_size', 'dataset', 'split', 'model', 'optimizer', 'augment')  # in a label; then the phases
@@ -24,11 +25,9 @@ def read(directories: Iterable[pathlib.Path], wanted: Collection[str]) -> dict[s
     """`of_recipes` from files of run directories; what cannot be read tells nothing."""
     sources = []
     for path in directories:
-        with contextlib.suppress(OSError, ValueError):
-            sources.append(tuple(json.loads((path / name).read_text()) for name in ('config.json', 'env.json')))
-    with contextlib.suppress(AttributeError, KeyError, TypeError):  # other JSON than expected
-        return of_recipes(sources, wanted)
-    return {}
+        with contextlib.suppress(UserError):
+            sources.append((run_files.config(path), run_files.starts(path)))
+    return of_recipes(sources, wanted)
 
 
 def of_recipes(

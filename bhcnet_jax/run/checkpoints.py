@@ -30,7 +30,7 @@ from bhcnet_jax.errors import UserError
 
 KEPT = 2  # checkpoints of a phase that stay on disk: the newest, and one to fall back to
 DIGESTS = 'digests.json'
-SPARE_BYTES = 2**20  # for some thirty small files that orbax writes beside the arrays
+SPARE_BYTES, SPARE_FILES = 2**20, 64  # for the small files, some thirty, that orbax writes beside the arrays
 
 
 class _PlainPath(type(epath.Path())):
@@ -56,7 +56,7 @@ class Checkpoints:
         metadata: JSON-able, written beside the checkpoints.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        _hush_readers()
+        _hush_threads()
         self._phase, self._trial_ids, self._digests = directory.name, trial_ids, directory / DIGESTS
         alone = ocp.options.MultiprocessingOptions(active_processes={0})  # only process 0 writes
         options = ocp.CheckpointManagerOptions(
@@ -93,6 +93,9 @@ class Checkpoints:
         needed = SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         if disk.total and disk.free < needed:  # some network file systems report a size of 0 bytes
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._manager.directory))
+        nodes = os.statvfs(self._manager.directory)
+        if nodes.f_files and nodes.f_favail < SPARE_FILES:  # file systems without inodes report 0
+            raise OSError(errno.ENOSPC, 'too many files on the disk (df -i)', str(self._manager.directory))
 
     def restore(self, like: Any, at: int | None = None) -> tuple[int, Any] | None:
         """The newest readable checkpoint as (epochs done, tree of numpy arrays); None if there is none.
@@ -150,7 +153,7 @@ def read(directory: pathlib.Path, epochs_done: int, trial_ids: Sequence[str | No
     trial_ids: lane by lane. UserError: it cannot be read, or is not what was saved.
     """
     path = directory.resolve() / str(epochs_done) / 'default'  # orbax's name for the one tree of a checkpoint
-    _hush_readers()
+    _hush_threads()
     try:
         with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
             tree = checkpointer.restore(_PlainPath(path))
@@ -164,9 +167,10 @@ def read(directory: pathlib.Path, epochs_done: int, trial_ids: Sequence[str | No
 
 
 @functools.cache
-def _hush_readers() -> None:
-    """Silences the threads of a read that failed: they print tracebacks of what is raised here anyway."""
-    logging.logging.getLogger('asyncio').addFilter(lambda record: 'exception was never' not in record.getMessage())
+def _hush_threads() -> None:
+    """Silences the threads of orbax: they print tracebacks of what is raised here anyway."""
+    for logger, said in (('asyncio', 'exception was never'), ('absl', 'Thread.run() raised an exception')):
+        logging.logging.getLogger(logger).addFilter(lambda record, said=said: said not in record.getMessage())
     show = sys.unraisablehook
 
     def show_others(what: Any) -> None:

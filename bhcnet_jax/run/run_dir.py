@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import shlex
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,11 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.files import PARTIAL, read_json, write_json
+from bhcnet_jax.files import PARTIAL, write_json
 from bhcnet_jax.machine import code_version, hardware, variables
 from bhcnet_jax.plan.groups import Grouping
 from bhcnet_jax.plan.trial import NEUTRAL, Trial, resolve
-from bhcnet_jax.records import merge
+from bhcnet_jax.records import merge, run_files
 
 PACKAGES = (
     'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain',
@@ -49,7 +50,7 @@ def claim(
     UserError if the directory belongs to another config or other data, if another process writes to it, if it holds
     other files, if its database is lost, or if it cannot be written.
     """
-    mine = _describe(config, image_set, swept, recipe)
+    mine, is_claimed = _describe(config, image_set, swept, recipe), False
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY)
@@ -60,8 +61,14 @@ def claim(
         admitted = _admit(path, mine)
         if admitted is not None:
             write_json(path / 'config.json', admitted)
+        is_claimed = True
         yield
-    except OSError as error:
+    except Exception as error:
+        if is_claimed and _is_deleted(path):
+            shutil.rmtree(path, ignore_errors=True)  # what was written meanwhile would keep the next start out
+            raise UserError(f'{path} was deleted while this process wrote to it. Start again.') from error
+        if not isinstance(error, OSError):
+            raise
         where = _inside(path, error)
         if where is None:
             raise
@@ -88,6 +95,12 @@ def _describe(
         'identity': _identity(config, image_set, resolve(config) if recipe is None else recipe),
         'config': config.to_dict(),
     }
+
+
+def _is_deleted(path: pathlib.Path) -> bool:
+    """Whether nothing of a claimed directory is left but what came after somebody deleted it."""
+    kept = ('config.json', 'env.json', 'data.json', 'results.sqlite', 'checkpoints/*/batch.json')
+    return not any(True for name in kept for _ in path.glob(name))
 
 
 def _inside(path: pathlib.Path, error: OSError) -> pathlib.Path | None:
@@ -140,7 +153,7 @@ def _admit(path: pathlib.Path, mine: dict[str, Any]) -> dict[str, Any] | None:
         if any(other.suffix != PARTIAL for other in path.iterdir()):
             raise UserError(f'{path} holds files but no config.json: not a run directory. {_elsewhere(path)}')
         return mine
-    theirs = read_json(file, {'identity': {str: object}, 'swept': [str]}, f'Restore it. {_elsewhere(path)}')
+    theirs = run_files.config(path, f'Restore it. {_elsewhere(path)}')
     if not merge.look(path):
         return mine
     identity, swept = theirs['identity'], {*theirs['swept'], *mine['swept']}
@@ -156,12 +169,18 @@ def _refuse_differences(
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key) and key not in swept]
     keys = [key for key in keys if not _is_unused(key, there) and not _is_unused(key, here)]
     if keys:
+        keys.sort(key=_place)
         shown = '; '.join(f'{key} is {there.get(key)} there, {here.get(key)} here' for key in keys[:3])
         more = f'; and {len(keys) - 3} more' if len(keys) > 3 else ''
         both = ''
         if keys in (['seed'], ['split.fold']):
             both = f', or train both here: --sweep={keys[0]}={there[keys[0]]},{here[keys[0]]}'
         raise UserError(f'{path} holds another run ({shown}{more}). {_elsewhere(path, both)}')
+
+
+def _place(key: str) -> int:
+    """Where a key stands in a refusal: those first on which others depend."""
+    return 0 if key in ('phases', 'model.name') else 1 if key.startswith('dataset.') else 2
 
 
 def _is_unused(key: str, identity: Mapping[str, Any]) -> bool:
@@ -189,10 +208,7 @@ def record_start(path: pathlib.Path, command: str, swept: str = '') -> None:
 
     swept: the axes of its sweep, which a call from Python has no command for.
     """
-    file = path / 'env.json'
-    starts = []
-    with contextlib.suppress(FileNotFoundError):
-        starts = read_json(file, [dict], 'Move it away; it only lists earlier starts.')
+    starts = run_files.starts(path, 'Move it away; it only lists earlier starts.')
     starts.append(
         {
             'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -207,7 +223,7 @@ def record_start(path: pathlib.Path, command: str, swept: str = '') -> None:
             'variables': variables(),
         }
     )
-    write_json(file, starts)
+    write_json(path / 'env.json', starts)
 
 
 def record_data(
@@ -245,8 +261,8 @@ def record_data(
 
 def _recorded_resolution(path: pathlib.Path) -> int:
     try:
-        return json.loads((path / 'data.json').read_text()).get('resolution', 0)
-    except (OSError, ValueError):  # not there yet, or damaged: it is written anew
+        return run_files.data(path).get('resolution', 0)
+    except UserError:  # damaged: it is written anew
         return 0
 
 

@@ -13,7 +13,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import sweep
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity
-from bhcnet_jax.records import merge
+from bhcnet_jax.records import merge, run_files
 from bhcnet_jax.records.database import Results
 from bhcnet_jax.run import estimate, places, pruning, run_dir, scheduler
 from bhcnet_jax.run.scheduler import ENDED
@@ -63,7 +63,7 @@ def run(config: ConfigDict, options: Options) -> bool:
     if options.dry_run:  # it only reads, so another process may be training here
         run_dir.check(path, config, study.image_set, study.swept)
         statuses = merge.look(path)
-        again = _to_rerun(wanted, options, statuses)
+        again = _to_rerun(wanted, options, statuses) | _damaged(wanted, merge.damaged(path))
         missing = _describe(study, wanted, statuses, again)
         if options.estimate and missing:
             shared = [each for each in study.pretrainings(missing) if statuses.get(each.trial_id) != 'PRETRAINED']
@@ -73,10 +73,8 @@ def run(config: ConfigDict, options: Options) -> bool:
         run_dir.claim(path, config, study.image_set, study.swept),
         contextlib.closing(Results(path / 'results.sqlite')) as database,
     ):
-        for trial_id in database.damaged():
-            print(f'warning: trial {trial_id} is not as it was written; --rerun={trial_id[:12]} trains it again.')
         statuses = database.statuses()
-        again = _to_rerun(wanted, options, statuses)
+        again = _to_rerun(wanted, options, statuses) | _damaged(wanted, database.damaged())
         missing = _describe(study, wanted, statuses, again)
         places.forget(path, again)  # before their rows, so that a kill in between leaves no old weights to go on from
         database.forget(again)
@@ -85,7 +83,7 @@ def run(config: ConfigDict, options: Options) -> bool:
         run_dir.record_data(path, study.image_set, study.grouping, single, study.resolution(wanted))
         if missing:
             scheduler.Scheduler(study, wanted, path, database, spread, rule, options.fail_fast).run()
-        database.export(path, {each.trial_id: each.point for each in wanted})
+        database.export(path, run_files.config(path)['swept'])  # of all calls here
         summary.print_end(wanted, single, study.image_set, database, path)
         statuses = database.statuses()
     return all(statuses.get(each.trial_id) in ('DONE', 'PRUNED') for each in wanted)
@@ -105,6 +103,15 @@ def _path(study: Study, options: Options) -> pathlib.Path:
     """The run directory. Each shard has its own inside it, so that no two processes write to one file."""
     path = pathlib.Path(options.workdir or f'runs/{study.config.recipe}-{study.image_set.label}')
     return path / f'shard-{options.shard.replace("/", "-of-")}' if options.shard else path
+
+
+def _damaged(wanted: Sequence[Identity], damaged: Sequence[str]) -> set[str]:
+    """Ids of the wanted trials that are not as they were written. Says what becomes of these and of the others."""
+    ids = {each.trial_id for each in wanted}
+    for trial_id in damaged:
+        what = 'it is trained again' if trial_id in ids else 'it is left out of the csv files'
+        print(f'warning: trial {trial_id} is not as it was written; {what}.')
+    return ids.intersection(damaged)
 
 
 def _to_rerun(wanted: Sequence[Identity], options: Options, statuses: Mapping[str, str]) -> set[str]:

@@ -284,7 +284,7 @@ def test_a_directory_of_other_data_or_of_networks_is_refused_in_one_line(done, t
         baselines.run(config_of(tiny_folder), workdir=str(done))
     assert '\n' not in str(refusal.value)
     (tmp_path / 'network').mkdir()
-    config = {'identity': {'batch_size': 8}, 'swept': []}
+    config = {'config': {}, 'identity': {'batch_size': 8}, 'swept': []}
     (tmp_path / 'network' / 'config.json').write_text(json.dumps(config))
     with contextlib.closing(Results(tmp_path / 'network' / 'results.sqlite')) as database:
         database.begin([{'trial_id': 'a'}])

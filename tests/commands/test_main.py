@@ -26,6 +26,7 @@ def run(*arguments, cwd=None, **variables):
         (['--config', 'missing/file.py'], ['--config=missing/file.py: no such file']),
         (['--config=smoke', '--config.balanced.epoch=3'], ['--config.balanced.epoch: no such key', '"epochs"']),
         (['--config=smoke', '--config.nix.epochs=3'], ['--config.nix.epochs: no such key']),
+        (['--config=smoke', '--config.dataset.name.x=3'], ['--config.dataset.name.x: no such key']),
         (['--config=smoke', '--config.seed=x'], ['--config.seed=x', "'x'"]),
         (['--config=smoke', '--config.seed=1.5'], ['--config.seed=1.5']),
         (['--config=smoke', '--seed=1'], ["Unknown command line flag 'seed'"]),

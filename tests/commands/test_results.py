@@ -175,7 +175,9 @@ def test_images_that_look_alike_are_resampled_together(tmp_path):
     directory, images = write(tmp_path / 'a', [0]), [f'{image:03}' for image in range(40)]
     single = recipes.make(merge.merge([directory])).iloc[0]
     groups = [images[first : first + 8] for first in range(0, 40, 8)]
-    (directory / 'data.json').write_text(json.dumps({'fingerprint': 'of head_ct', 'groups': groups}))
+    data = {'dataset': 'head_ct', 'fingerprint': 'of head_ct', 'images': {'0': 1, '1': 1}, 'pairs': []}
+    data['groups'] = groups
+    (directory / 'data.json').write_text(json.dumps(data))
     grouped = recipes.make(merge.merge([directory])).iloc[0]
     labels, probabilities = scores(1, 40, 0)
     expected = bootstrap.bootstrap(labels, probabilities, groups=np.arange(40) // 8, draws=recipes.DRAWS)

@@ -96,6 +96,21 @@ def test_help_has_an_example_and_the_defaults_and_exits_with_0(command):
         assert ('--prune' in child.stdout) == (command == 'main')
 
 
+@pytest.mark.parametrize('command', ['baselines', 'report'])
+def test_a_setting_that_jax_does_not_take_is_one_line(command):
+    environment = {**os.environ, 'JAX_ENABLE_X64': 'maybe'}
+    child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', 'x'], env=environment, capture_output=True,
+                           text=True, check=False)  # fmt: skip
+    assert child.returncode != 0 and child.stderr.count('\n') == 1
+    assert child.stderr.startswith('error: ') and "'JAX_ENABLE_X64'" in child.stderr
+
+
+def test_an_unknown_flag_is_repeated_without_its_control_characters():
+    child = subprocess.run([sys.executable, '-m', 'bhcnet_jax.results', 'x', '--\x1b[31mred'], capture_output=True,
+                           text=True, check=False)  # fmt: skip
+    assert child.returncode == 2 and '--\\x1b[31mred' in child.stderr and '\x1b' not in child.stderr
+
+
 def test_the_console_script_shows_its_flags():
     script = 'import sys; sys.argv = ["/bin/bhcnet-jax", "--help"]; from bhcnet_jax.main import run; run()'
     child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)

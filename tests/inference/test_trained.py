@@ -14,6 +14,7 @@ import pytest
 from scipy.special import expit
 
 import bhcnet_jax
+import damages
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.errors import UserError
 from lanes import small_config
@@ -207,3 +208,9 @@ def test_images_of_another_size_or_kind_are_refused(crossed):
 def test_importing_the_package_imports_no_jax():
     said = 'import bhcnet_jax, sys; print(sorted({"jax", "numpy", "orbax", "tensorflow_datasets"} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', said], capture_output=True, text=True, check=True).stdout == '[]\n'
+
+
+@pytest.mark.parametrize('name', ['config.json', 'env.json', 'data.json'])
+def test_a_model_is_loaded_or_a_line_names_the_damaged_file(equalised, tmp_path, name):
+    run = shutil.copytree(equalised, tmp_path / 'run')
+    damages.assert_read_or_named(lambda: bhcnet_jax.load(run), run / name)

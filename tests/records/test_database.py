@@ -1,6 +1,7 @@
 """The results database: what it keeps, migrates and refuses, and many of them read as one."""
 
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -508,10 +510,12 @@ def test_no_text_of_an_export_is_a_formula(database, tmp_path):
     assert list(read['curves'].train_loss) == [-0.5]  # a number is no text
 
 
-def test_what_a_sweep_sets_is_a_column_of_its_results(database, tmp_path):
-    database.finish('abc', {'tp': 3})
-    points = {'abc': {'seed': 0, 'model.dropout': 0.25}, 'other': {'model.dropout': 0.5}}
-    database.export(tmp_path, points)
-    read = pd.read_csv(tmp_path / 'results.csv')
-    assert list(read['model.dropout']) == [0.25]
-    assert 'seed.1' not in read and list(read.columns)[-1] == 'model.dropout'
+def test_what_sweeps_set_is_a_column_of_the_results_of_all_calls(database, tmp_path):
+    for trial_id, settings in {'x': {'model': {'dropout': 0.25, 'filters': [2, 3]}}, 'y': {'model': {}}}.items():
+        database.begin([{**TRIAL, 'trial_id': trial_id, 'settings': json.dumps(settings)}])
+        database.finish(trial_id, {'tp': 3})
+    database.export(tmp_path, ['model.dropout', 'model.filters', 'seed'])
+    read = pd.read_csv(tmp_path / 'results.csv').set_index('trial_id')
+    assert list(read.columns)[-2:] == ['model.dropout', 'model.filters'] and 'seed.1' not in read
+    assert read.loc['x', 'model.dropout'] == 0.25 and read.loc['x', 'model.filters'] == '(2, 3)'
+    assert np.isnan(read.loc['y', 'model.dropout'])

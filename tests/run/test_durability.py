@@ -163,6 +163,38 @@ def test_with_an_older_database_restored_a_sweep_ends_with_the_rows_of_an_undist
     assert_same_rows(workdir, undisturbed)
 
 
+def change_a_finished_trial(workdir):
+    with contextlib.closing(sqlite3.connect(workdir / 'results.sqlite')) as database, database:
+        database.execute('UPDATE trials SET accuracy = 0.123 WHERE seed = 0')
+
+
+def test_a_finished_trial_that_was_changed_is_trained_again(server, labelled_folder, undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / 'run')
+    change_a_finished_trial(workdir)
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP, '--dry_run', '--noestimate'))
+    assert status == 0 and '3 trials, 1 of them still to train' in output
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP))
+    assert status == 0 and 'is not as it was written; it is trained again.' in output, output
+    found, expected = rows(workdir), rows(undisturbed)
+    for name in expected:
+        keys = [key for key in ('trial_id', 'phase', 'epoch', 'image_id') if key in expected[name]]
+        ordered = [tables[name].sort_values(keys, ignore_index=True) for tables in (found, expected)]
+        pd.testing.assert_frame_equal(*ordered, check_exact=True)
+
+
+def test_a_finished_trial_that_was_changed_and_is_not_asked_for_is_in_no_export(
+    server, labelled_folder, undisturbed, tmp_path
+):
+    workdir = shutil.copytree(undisturbed, tmp_path / 'run')
+    change_a_finished_trial(workdir)
+    status, output = server.run(flags(labelled_folder, workdir, *SWEEP, '--sweep=seed=1:3'))
+    assert status == 0 and 'is not as it was written; it is left out of the csv files.' in output, output
+    for name, table in numbers(workdir).items():
+        expected = numbers(undisturbed)[name]
+        (changed,) = numbers(undisturbed)['results'].query('seed == 0').trial_id
+        assert set(table.trial_id) == set(expected.trial_id) - {changed}
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 4 MiB."""
@@ -175,6 +207,39 @@ def disk(tmp_path):
         pytest.skip(f'no file system of its own for this test: {mount.stderr.strip()}')
     yield path
     subprocess.run(['umount', path], check=True)
+
+
+def test_a_sweep_without_inodes_stops_with_a_line_and_goes_on_once_there_are_some(
+    server, labelled_folder, undisturbed, disk
+):
+    workdir = disk / 'run'
+    arguments = flags(labelled_folder, workdir, *SWEEP)
+    for inodes in (9, 40, 110):  # enough for nothing; for all but a checkpoint; for some checkpoints
+        subprocess.run(['mount', '-o', f'remount,nr_inodes={inodes}', disk], check=True)
+        status, output = server.run(arguments)
+        assert_stopped_in_a_line(status, output, 'unable to open database file', 'df -i', 'No space left on device')
+        assert 'Traceback' not in output
+    assert recorded_epochs(workdir) > 2
+    subprocess.run(['mount', '-o', 'remount,nr_inodes=10000', disk], check=True)
+    status, output = server.run(arguments)
+    assert status == 0, output
+    assert_same_rows(workdir, undisturbed)
+
+
+@pytest.mark.parametrize('epochs', [0, 1, 5, 2 * EPOCHS])
+def test_a_run_whose_directory_is_deleted_stops_with_a_line_and_can_be_started_again(
+    server, labelled_folder, tmp_path, epochs
+):
+    workdir, arguments = tmp_path / 'run', flags(labelled_folder, tmp_path / 'run', *SWEEP)
+    child = server.start(arguments)
+    while not (workdir / 'data.json').exists() or recorded_epochs(workdir) < epochs:
+        assert child.is_alive()
+        time.sleep(0.002)
+    shutil.rmtree(workdir, ignore_errors=True)  # in which the run may make another folder
+    status, output = child.wait()
+    assert_stopped_in_a_line(status, output, f'{workdir} was deleted while this process wrote to it. Start again.')
+    assert 'Traceback' not in output
+    assert not workdir.exists()
 
 
 def fill(path, but=0):

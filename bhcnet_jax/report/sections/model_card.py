@@ -102,12 +102,13 @@ def _of_model(evidence: Evidence, best: Recipe) -> dict[str, str]:
     equalised = 'cropped to the head, of one resolution, flat histogram, ' if told.get('dataset.equalise') else ''
     home = pathlib.Path(best.trials.file.iloc[0]).parent
     start = next((start for run in evidence.run_dirs if run.path == home for start in run.starts[-1:]), {})
-    packages = ', '.join(f'{name} {version}' for name, version in start.get('packages', {}).items())
+    versions = {name: start[name] for name in ('python',) if name in start} | start.get('packages', {})
+    software = [f'{name} {version}' for name, version in versions.items()]
     phases = first.phases.replace('+', ' then ') if not pd.isna(first.phases) else 'one fit'
     return {
         'model': f'{best.label}: {first.model}' + (f' ({shown})' if shown else ''),
         'preprocessing': f'grey, {equalised}{resized}scaled to [0, 1]',
-        'software': f'python {start["python"]}, {packages}' if start else 'not recorded: env.json is missing',
+        'software': ', '.join(software) or 'not recorded in env.json',
         'initial': 'random, from the seed of the trial; no pretrained weights',
         'training': f'phases {phases}, number of seeds {len(best.pooled.seeds)}' + (f'; {trained}' if trained else ''),
         'choice': 'the weights after the last epoch; none was chosen by the test part. Recipes: see "Leaderboard"',
