@@ -149,6 +149,21 @@ def test_a_run_killed_between_phases_goes_on_to_the_same_numbers(runs, undisturb
     assert_same(runs, f'killed_at_{method}', undisturbed)
 
 
+def test_a_damaged_last_checkpoint_of_a_pretraining_is_trained_again(runs, undisturbed, epochs, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, 'inherit', lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            runs.run('damaged', FOLDS)
+    (last,) = (runs.folder / 'damaged' / 'checkpoints').glob('*/phantom/2')
+    for file in last.rglob('*'):
+        if file.is_file():
+            file.write_bytes(b'damaged')
+    del epochs[:]
+    assert runs.run('damaged', FOLDS)
+    assert epochs == [('phantom', 1), ('real', 2), ('real', 1)]
+    assert_same(runs, 'damaged', undisturbed)
+
+
 def test_a_trial_is_the_same_whatever_trains_beside_it(runs):
     assert runs.run('alone', 'seed=1:2')
     assert runs.run('among', 'seed=0:3 phantom.samples=16,24')
