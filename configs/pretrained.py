@@ -1,6 +1,8 @@
 """`tuned`, first trained to find blood on drawn heads, then on the real images.
 
     python -m bhcnet_jax.main --config=pretrained
+
+All folds of a seed share the drawn heads, so ten folds see 240 000 of them and ten times 24 000 augmented images.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bhcnet_jax.records import merge
+from bhcnet_jax.records import merge, recipes
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.records.recipes import METRICS
 
@@ -31,6 +31,7 @@ def view(
     splits that were drawn again and again, which are not in the board: label -> rows of trials.
     """
     lines = [_progress(merged.trials), *(f'warning: {line}' for line in merged.warnings), *_pruned(merged.trials)]
+    lines += recipes.drawn(merged.trials[merged.trials.status == 'DONE'])
     if board.empty and not holdouts:
         lines.append('No trial is finished, so there is no leaderboard yet.')
     more = [LOSS] if board[LOSS].notna().any() else []

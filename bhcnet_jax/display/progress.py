@@ -42,16 +42,19 @@ class Progress:
         seconds_between_lines: float = 0,
         total_trials: int = 1,
         score_name: str = 'test accuracy',
+        extra_images: int = 0,
     ) -> None:
         """total_epochs: of all phases of all trials. done_epochs: those that earlier processes trained.
 
-        images_per_epoch: training images of one trial. console: None for standard output. seconds_between_lines: the
+        images_per_epoch: training images of one trial in a usual epoch. extra_images: those of all epochs that are left
+        and not usual, beyond that. console: None for standard output. seconds_between_lines: the
         least time between two lines without a terminal; the last epoch always has a line. total_trials: more than one
         make it a sweep. Call `end_trial` at the start for each trial that an earlier process ended. score_name: of the
         scores that `end_trial` gets. A caller who learns later what an earlier process did adds it to `done`.
         """
         self.total = total_epochs
         self.images_per_epoch = images_per_epoch
+        self._extra_epochs = extra_images / max(images_per_epoch, 1)
         self.done = done_epochs
         self.total_trials = total_trials
         self.console = console or Console()
@@ -60,7 +63,8 @@ class Progress:
         self._scores: dict[str, tuple[float, int]] = {}  # recipe -> sum, trials
         self._now = 'compiling'
         self._how: list[str] = []
-        self._seconds, self._trained = 0.0, 0  # epochs of this process but for its first update, and their seconds
+        # Usual epochs of this process but for its first update, and their seconds.
+        self._seconds, self._trained = 0.0, 0.0
         self._per_epoch: float | None = None  # seconds
         self._last: float | None = None  # when the last update was; None before the start
         self._seconds_between_lines = seconds_between_lines
@@ -83,16 +87,25 @@ class Progress:
             self._live.stop()
 
     def update(
-        self, phase: str, epoch: int, loss: float, accuracy: float, images_per_second: float, lanes: int = 1
+        self,
+        phase: str,
+        epoch: int,
+        loss: float,
+        accuracy: float,
+        images_per_second: float,
+        lanes: int = 1,
+        images: int | None = None,
     ) -> None:
         """A batch has done one more epoch.
 
         epoch: 1-based, inside the phase. loss: nats; accuracy: in [0, 1]; both are means over lanes. images_per_second:
         of training, all lanes together, without compilation. lanes: trials that go on in it, without those that just
-        ended.
+        ended. images: training images of each; None: `images_per_epoch`.
         """
         now = time.monotonic()
-        self._per_epoch = self._seconds_per_epoch(now - self._last, lanes, images_per_second)
+        usual = lanes * (images or self.images_per_epoch) / self.images_per_epoch
+        self._per_epoch = self._seconds_per_epoch(now - self._last, usual, images_per_second)
+        self._extra_epochs -= usual - lanes
         self._last = now
         self.done += lanes
         self._now = f'{phase} epoch {epoch}'
@@ -101,14 +114,15 @@ class Progress:
         if due or (self.done == self.total and self.total_trials == 1):
             self._print_line()
 
-    def _seconds_per_epoch(self, seconds: float, lanes: int, images_per_second: float) -> float:
+    def _seconds_per_epoch(self, seconds: float, epochs: float, images_per_second: float) -> float:
+        """Of a usual epoch. epochs: how many of these the last update stands for."""
         if self._per_epoch is not None:
             # The mean, not the median: what comes between batches (compilation, checkpoints) will come again.
             self._seconds += seconds
-            self._trained += lanes
+            self._trained += epochs
             return self._seconds / self._trained
         # The first epoch's own time may include a compilation, the reported rate does not.
-        return self.images_per_epoch / images_per_second if images_per_second > 0 else seconds / lanes
+        return self.images_per_epoch / images_per_second if images_per_second > 0 else seconds / epochs
 
     def end_trial(self, status: str, recipe: str = '', score: float | None = None, epochs_left: int = 0) -> None:
         """A trial is over, or was so before this process.
@@ -149,7 +163,7 @@ class Progress:
         if self._per_epoch is None:
             return []
         # Counts down between two updates.
-        left = (self.total - self.done) * self._per_epoch - (time.monotonic() - self._last)
+        left = (self.total - self.done + self._extra_epochs) * self._per_epoch - (time.monotonic() - self._last)
         return [f'{clock(max(left, 0))} left']
 
     def _failures(self) -> list[str]:

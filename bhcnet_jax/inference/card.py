@@ -1,6 +1,6 @@
 """The model card of a bundle: what its model.json says, in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PHANTOM = 'PHANTOM'
@@ -22,7 +22,7 @@ def text(described: Mapping[str, Any]) -> str:
         '',
         '## Training set',
         '',
-        f'{described["dataset"]}, fingerprint `{described["fingerprint"]}`.',
+        f'{described["dataset"]}, fingerprint `{described["fingerprint"]}`.' + _drawn(described['recipe']['phases']),
         '`training_images.json` has a SHA-256 of the pixels of each image, if the training recorded them.',
         '',
         '## Results',
@@ -121,6 +121,12 @@ def _outliers(described: Mapping[str, Any]) -> list[str]:
 def _value(metric: Mapping[str, float | None]) -> str:
     value, low, high = ('-' if metric[name] is None else f'{metric[name]:.3f}' for name in ('value', 'low', 'high'))
     return value if metric['low'] is None else f'{value} ({low} to {high})'
+
+
+def _drawn(phases: Sequence[str]) -> str:
+    if phases[0] != 'phantom':
+        return ''
+    return ' Before it: drawn heads.' if len(phases) > 1 else ' Its images were not used: trained on drawn heads alone.'
 
 
 def _networks(count: int) -> str:

@@ -20,6 +20,7 @@ MAX_SEED = 2**31 - 1
 DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
 SCHEMES = ('holdout', 'kfold')
 LANES = "'auto' or a whole number from 1 to 99999, as text"
+PHASES = f'some of {", ".join((phases.DRAWN, *phases.NAMES))}, each once, {phases.DRAWN} only as the first'
 POLICIES = ('affine', 'distort', 'none', 'intensity', 'affine+intensity', 'distort+intensity')
 
 
@@ -68,7 +69,7 @@ COMMON = (
     Key('sweep', text, Part.CALL),
     Key('trials', Allowed('a tuple of dicts', lambda value: isinstance(value, tuple | list)), Part.CALL),
     Key('seed', between(0, MAX_SEED), Part.TRIAL),
-    Key('phases', Allowed(f'some of {", ".join((phases.DRAWN, *phases.NAMES))}, each once', _phases), Part.PLAN),
+    Key('phases', Allowed(PHASES, _phases), Part.PLAN),
     Key('batch_size', between(1, 2**16), Part.PROGRAM),
     Key('dataset.name', one_of(*DATASETS), Part.CALL),
     Key('dataset.dir', text, Part.CALL),

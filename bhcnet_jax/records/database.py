@@ -27,6 +27,7 @@ from bhcnet_jax.records.schema import (
     BOARD_COLUMNS,
     COUNTS,
     EPOCH_COLUMNS,
+    IS_PRETRAINING,
     PROPORTIONS,
     SCORES,
     SETTINGS,
@@ -46,7 +47,8 @@ _RESULT_COLUMNS = ', '.join(name for name in BOARD_COLUMNS if name not in STATE_
 HAVE_COLUMNS = ('seed', 'split.fold', 'split.seed')  # keys of a config
 EXPORTS = {
     'results.csv': f"SELECT {_RESULT_COLUMNS} FROM trials WHERE status = 'DONE' ORDER BY rowid",
-    'curves.csv': 'SELECT * FROM epochs ORDER BY rowid',
+    'curves.csv': 'SELECT * FROM epochs WHERE trial_id NOT IN '
+    f'(SELECT trial_id FROM trials WHERE {IS_PRETRAINING}) ORDER BY rowid',
     'predictions.csv': 'SELECT * FROM predictions ORDER BY rowid',
 }
 

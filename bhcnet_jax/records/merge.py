@@ -18,6 +18,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.records import digests
 from bhcnet_jax.records.schema import (
     BOARD_COLUMNS,
+    IS_PRETRAINING,
     SCHEMA_VERSION,
     STATUSES,
     TRIAL_COLUMNS,
@@ -72,7 +73,8 @@ class Merged(NamedTuple):
 def merge(directories: Iterable[pathlib.Path]) -> Merged:
     """Reads every *.sqlite of run directories and of the shards in them (shard-*/), whose processes may go on training.
 
-    Nothing is written. If a trial occurs twice, the earlier status in STATUSES wins, then the row read first; two DONE
+    Nothing is written. Trainings on drawn heads that trials share are left out. If a trial occurs twice, the earlier
+    status in STATUSES wins, then the row read first; two DONE
     rows that disagree on a prediction give a warning. A trial that is not as it was written (`digests.py`) is left out
     with a warning. UserError: a directory without a database, or a database that is
     damaged, of a newer schema, or held by another process for longer than WAIT_SECONDS.
@@ -153,7 +155,8 @@ def _read(path: pathlib.Path) -> Merged:
     with reading(path) as database:
         left_out = digests.damaged(database)
         columns = ', '.join(BOARD_COLUMNS)
-        trials = database.execute(f'SELECT rowid, {columns} FROM trials ORDER BY rowid').fetchall()
+        query = f'SELECT rowid, {columns} FROM trials WHERE NOT ({IS_PRETRAINING}) ORDER BY rowid'
+        trials = database.execute(query).fetchall()
         predictions = database.execute(
             'SELECT trials.rowid, image_id, label, probability FROM trials JOIN predictions USING (trial_id) '
             "WHERE status = 'DONE'"

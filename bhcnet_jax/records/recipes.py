@@ -125,6 +125,15 @@ def _row(trials: pd.DataFrame, scored: pd.DataFrame, group_of: Mapping[str, int]
     return found | {name: float(trials[name].mean()) for name in MEANS}
 
 
+def drawn(trials: pd.DataFrame) -> list[str]:
+    """Lines on recipes that have learnt from drawn heads. trials: rows with recipe and phases."""
+    told = trials.drop_duplicates(['recipe', 'phases'])
+    told = told[told.phases.fillna('').str.startswith('phantom')]
+    alone, first = told[told.phases == 'phantom'], told[told.phases != 'phantom']
+    named = (('Pre-trained on drawn heads', first), ('Trained on drawn heads alone, never on a real image', alone))
+    return [f'{words}: {", ".join(dict.fromkeys(rows.recipe))}.' for words, rows in named if len(rows)]
+
+
 def folds_done(trials: pd.DataFrame) -> str:
     """Folds done of folds planned, '10/10'; '3-10/10' where the seed with the fewest has 3."""
     planned = trials.folds.iloc[0] if trials.scheme.iloc[0] == 'kfold' else 1

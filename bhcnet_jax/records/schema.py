@@ -37,6 +37,8 @@ SCORES = (*PROPORTIONS, 'f1', 'auc', 'log_loss', 'brier')
 SUMMARIZED = (*SCORES, 'val_loss', 'val_accuracy')  # what a sweep's summary shows of a trial
 WAIT_SECONDS = 60  # until another process, a reader or a committing writer, lets go of the file
 SETTINGS = ('code', 'hardware', 'engine')  # under which a trial was trained; equal settings give equal bits
+# Rows of trainings on drawn heads that trials share. They have no split, and readers of trials do not see them.
+IS_PRETRAINING = "phases IS 'phantom' AND scheme IS NULL"
 STATE_COLUMNS = {  # empty in the row of a finished trial, which must not depend on interruptions
     'host': 'TEXT',  # of the process that trains it, while RUNNING
     'pid': 'INTEGER',

@@ -279,8 +279,9 @@ class LaneBatch:
             self._writers[row['trial_id']].add_scalars(curves, epochs_before + epoch)
             self._writers[row['trial_id']].flush()
         loss, accuracy = (float(np.mean([row[name] for row in rows])) for name in ('train_loss', 'train_accuracy'))
-        images = len(self._trials) * self._config.augment.samples
-        self._progress.update(phase.name, epoch, loss, accuracy, images / seconds, len(rows))
+        images = self._config.augment.samples
+        rate = len(self._trials) * images / seconds
+        self._progress.update(phase.name, epoch, loss, accuracy, rate, len(rows), images)
 
 
 def _loss(labels: np.ndarray, logits: np.ndarray) -> float:

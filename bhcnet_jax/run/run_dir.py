@@ -23,6 +23,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.files import PARTIAL, write_json
 from bhcnet_jax.machine import code_version, hardware, variables
 from bhcnet_jax.plan.groups import Grouping
+from bhcnet_jax.plan.phases import DRAWN
 from bhcnet_jax.plan.trial import NEUTRAL, Trial, resolve
 from bhcnet_jax.records import merge, run_files
 
@@ -252,7 +253,9 @@ def record_data(
             'train': ids[trial.split.train].tolist(),
             'test': ids[trial.split.test].tolist(),
             'phases': {
-                phase.name: {**dict(zip(classes, phase.counts, strict=True)), 'augmented': phase.samples}
+                phase.name: {'drawn': phase.samples}
+                if phase.name == DRAWN
+                else {**dict(zip(classes, phase.counts, strict=True)), 'augmented': phase.samples}
                 for phase in trial.phases
             },
         }

@@ -119,28 +119,36 @@ class Scheduler:
             if statuses.get(each.trial_id) in (None, 'PENDING', 'RUNNING') and each.trial_id not in self._places:
                 ended = (name for name in self._study.ancestors(each) if statuses.get(name) in ('DONE', 'PRETRAINED'))
                 ancestor = next((name for name in ended if name in self._places), None)
-                if ancestor:
+                if ancestor and self._is_whole(ancestor, each):
                     self._ancestors[each.trial_id] = ancestor
                     self._places[each.trial_id] = self._places[ancestor]
+
+    def _is_whole(self, ancestor: str, this: Identity) -> bool:
+        """False for a pre-training whose last checkpoint is damaged: it goes on from an earlier one first."""
+        return ancestor != this.starts_from or self._places[ancestor].epoch == this.shared_epochs
 
     def _show(self) -> Progress:
         """The progress display of all wanted trials; what earlier processes did counts as done."""
         ended = self._results.ended()
         first = self._study.first_possible(self._wanted).config if self._wanted else self._study.config
         has_val = bool(self._study.config.split.val_folds)
-        every = [*self._wanted, *self._study.pretrainings(self._wanted)]
+        pretrainings = self._study.pretrainings(self._wanted)
+        every = [*self._wanted, *pretrainings]
+        samples = first.augment.samples
+        drawn = ((self._study.config_of(each).augment.samples, self._left(each)) for each in pretrainings)
         epochs = sum(each.epochs - each.shared_epochs for each in every)
         saved = epochs - sum(map(self._left, every))
         if saved:
             print(f'Going on: {saved} of {progress.counted(epochs, "epoch")} are saved.', flush=True)
         shown = Progress(
             epochs,
-            first.augment.samples,
+            samples,
             saved,
             # A line per epoch would be too much to read from thousands of trials.
             seconds_between_lines=60 if len(self._wanted) > 1 else 0,
             total_trials=len(self._wanted),
             score_name='validation accuracy' if has_val else 'test accuracy',
+            extra_images=sum((heads - samples) * left for heads, left in drawn),
         )
         for each in self._wanted:
             if each.trial_id in ended:
@@ -195,9 +203,13 @@ class Scheduler:
         left = [each for each in racing if statuses.get(each.trial_id) not in ENDED]
         # A trial at its end that is not DONE was killed before its row was written.
         left = [each for each in left if self._done(each) < until or each.epochs <= until]
-        if any(each.starts_from for each in left):
-            left = self._pretrain(left)
-        self._train_groups(left, until, counts)
+        self._train_from_start(left, until, counts)
+
+    def _train_from_start(self, trials: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
+        """Trains trials, and before them the pre-trainings that they lack."""
+        if any(each.starts_from for each in trials):
+            trials = self._pretrain(trials)
+        self._train_groups(trials, until, counts)
 
     def _pretrain(self, trials: Sequence[Identity]) -> list[Identity]:
         """Trains what trials go on from and is not there yet. Returns the trials that can be trained."""
@@ -307,14 +319,14 @@ class Scheduler:
 
     def _mend(self, error: Exception, together: Sequence[Identity], until: int, counts: Mapping[str, int]) -> None:
         """Goes on after lanes raised: trains those without a result in smaller batches, or fails the last one."""
-        self._places = self._find()
+        self._look()
         left = [each for each in together if self._results.status(each.trial_id) == 'RUNNING']
         too_large = is_out_of_memory(error) and self._engines.halve(together[0].signature)
         if too_large or isinstance(error, places.UnreadableError):
-            self._train_groups(left, until, counts)
+            self._train_from_start(left, until, counts)
         elif len(left) > 1:
             for each in left:
-                self._train_groups([each], until, counts)
+                self._train_from_start([each], until, counts)
         elif left:
             self._fail(left[0], ''.join(traceback.format_exception(error)))
         else:  # every row is final, so no trial raised it

@@ -193,11 +193,11 @@ def loss(
     losses = optax.sigmoid_binary_cross_entropy(logits, smooth)
     total = jnp.sum(batch.mask * lane.class_weights[target] * losses)
     hits = jnp.sum(jnp.where((logits >= 0) == (target == 1), batch.mask, 0.0))
-    on_masks = 0.0
+    sums = Sums(total, hits, jnp.sum(batch.mask))
     if config.model.mask_head and batch.truth is not None:
         losses = mask_loss(jax.tree.leaves(changed[MASKS])[0], batch.truth.blood)
-        on_masks = lane.values['phantom.mask'] * jnp.sum(batch.mask * losses)
-    return total + on_masks, (Sums(total, hits, jnp.sum(batch.mask)), changed.get('batch_stats', {}))
+        total += lane.values['phantom.mask'] * jnp.sum(batch.mask * losses)
+    return total, (sums, changed.get('batch_stats', {}))
 
 
 def gradients(

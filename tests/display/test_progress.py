@@ -50,6 +50,15 @@ def test_after_a_resume_the_count_goes_on_and_the_rate_is_of_this_process():
     assert seconds_left(line) == 9 * 1000 / 50
 
 
+def test_an_epoch_of_eight_times_the_images_counts_eight_times_in_the_time_left():
+    console = plain()
+    with Progress(4, 1000, console=console, extra_images=2 * 7000) as progress:
+        progress.update('phantom', 1, 0.6543, 0.612, 100.0, images=8000)
+    line = console.file.getvalue()
+    assert line.startswith('1/4  phantom epoch 1')
+    assert seconds_left(line) == (8000 + 2 * 1000) / 100
+
+
 def test_time_left_comes_from_the_clock_and_ignores_the_epoch_that_compiles():
     console = plain()
     with Progress(1004, 1000, done_epochs=1, console=console) as progress:

@@ -99,7 +99,7 @@ def test_a_section_that_is_not_in_use_does_not_count():
         ({'model__filters': (32, 0)}, r'model.filters is \(32, 0\)'),
         ({'model__filters': ()}, r'model.filters is \(\)'),
         ({'model__filters': (1,) * 5, 'dataset__image_size': 8}, r'image_size is 8; 5 blocks halve it 4 times'),
-        ({'phases': ()}, r'phases is \(\); expected balanced, imbalanced or both, each once'),
+        ({'phases': ()}, r'phases is \(\); expected some of phantom, balanced, imbalanced, each once'),
         ({'phases': ('balanced', 'balanced')}, r'each once'),
         ({'phases': ('warmup',)}, r'expected balanced, imbalanced or both'),
         ({'phases': ('imbalanced',)}, r'no phase comes before imbalanced'),

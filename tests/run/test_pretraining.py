@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bhcnet_jax import results
 from bhcnet_jax.inference import trained
 from bhcnet_jax.plan import study
 from bhcnet_jax.records import merge
@@ -28,14 +29,15 @@ class Runs:
     def __init__(self, folder, images):
         self.folder, self._images = folder, images
 
-    def run(self, name, axes, *, prune='', rerun='', **overrides):
+    def run(self, name, axes, *, prune='', rerun='', dry_run=False, **overrides):
         """Whether all trials ended well."""
         config = small_config(
             dataset__name='folder', dataset__dir=str(self._images), model__filters=(2, 3), augment__policy='none',
             phantom__epochs=2, phantom__samples=16, balanced__epochs=1, imbalanced__epochs=1, imbalanced__positives=30,
             split__scheme='kfold', phases=('phantom', 'balanced'), **overrides,
         )  # fmt: skip
-        return train.run(config, Options(workdir=str(self.folder / name), sweep=axes, prune=prune, rerun=rerun))
+        options = Options(str(self.folder / name), sweep=axes, prune=prune, rerun=rerun, dry_run=dry_run)
+        return train.run(config, options)
 
     def read(self, name, table='trials'):
         """The rows of trials, without those of pre-trainings and without times."""
@@ -147,6 +149,21 @@ def test_a_run_killed_between_phases_goes_on_to_the_same_numbers(runs, undisturb
     assert_same(runs, f'killed_at_{method}', undisturbed)
 
 
+def test_a_damaged_last_checkpoint_of_a_pretraining_is_trained_again(runs, undisturbed, epochs, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, 'inherit', lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            runs.run('damaged', FOLDS)
+    (last,) = (runs.folder / 'damaged' / 'checkpoints').glob('*/phantom/2')
+    for file in last.rglob('*'):
+        if file.is_file():
+            file.write_bytes(b'damaged')
+    del epochs[:]
+    assert runs.run('damaged', FOLDS)
+    assert epochs == [('phantom', 1), ('real', 2), ('real', 1)]
+    assert_same(runs, 'damaged', undisturbed)
+
+
 def test_a_trial_is_the_same_whatever_trains_beside_it(runs):
     assert runs.run('alone', 'seed=1:2')
     assert runs.run('among', 'seed=0:3 phantom.samples=16,24')
@@ -250,3 +267,22 @@ def test_a_recipe_without_drawn_heads_lies_beside_one_with_them(runs, epochs):
     assert runs.run('beside', "phases=('balanced',),('phantom','balanced')")
     assert [phase for phase, _ in epochs].count('phantom') == 2
     assert set(runs.read('beside').phases) == {'balanced', 'phantom+balanced'}
+
+
+def test_readers_see_trials_alone_and_how_they_began(runs, undisturbed, capsys):
+    path = runs.folder / undisturbed
+    assert len(merge.merge([path]).trials) == 3
+    assert set(pd.read_csv(path / 'curves.csv').trial_id) == set(runs.read(undisturbed).trial_id)
+    results.main([str(path)])
+    shown = capsys.readouterr().out
+    assert 'Trials: 3 DONE' in shown and 'Pre-trained on drawn heads: base.' in shown
+
+
+def test_a_dry_run_counts_the_pretraining_once(runs, undisturbed, capsys):
+    assert runs.run(undisturbed, 'split.fold=0:5', dry_run=True)
+    shown = capsys.readouterr().out
+    assert '1 pre-training on drawn heads, each shared by the trials that go on from it; 0 still to train' in shown
+    assert runs.run('nowhere', 'split.fold=0:5', dry_run=True)
+    shown = capsys.readouterr().out
+    assert '1 pre-training on drawn heads' in shown and 'with 2 programs to compile' in shown
+    assert 'Estimate from a short measurement: about' in shown

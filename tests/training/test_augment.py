@@ -376,8 +376,8 @@ INTENSITY_OFF = {'blur': 0.0, 'coarseness': 1.0, 'brightness': 1.0, 'contrast': 
 
 @pytest.mark.parametrize(
     'changed',
-    [{}, {'blur': 1.3}, {'coarseness': 1.7}, {'coarseness': 3.0}, {'brightness': 0.8}, {'contrast': 1.4}, {'gamma': 1.5},
-     {'blur': 0.7, 'coarseness': 2.1, 'brightness': 1.2, 'contrast': 0.7, 'gamma': 0.7}],
+    [{}, {'blur': 1.3}, {'coarseness': 1.7}, {'coarseness': 3.0}, {'brightness': 0.8}, {'contrast': 1.4},
+     {'gamma': 1.5}, {'blur': 0.7, 'coarseness': 2.1, 'brightness': 1.2, 'contrast': 0.7, 'gamma': 0.7}],
 )  # fmt: skip
 def test_intensity_equals_loops_over_rows(changed):
     parameters = INTENSITY_OFF | changed

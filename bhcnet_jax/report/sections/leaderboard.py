@@ -1,5 +1,8 @@
 """The leaderboard: all recipes and baselines, with intervals."""
 
+import pandas as pd
+
+from bhcnet_jax.records.recipes import drawn
 from bhcnet_jax.report.evidence import INTERVALS, KINDS, NAMES, Evidence, Recipe
 from bhcnet_jax.report.page import Block, Number, Section, Table
 
@@ -30,6 +33,7 @@ def leaderboard(evidence: Evidence) -> Section:
         blocks.insert(0, 'Not all recipes were scored on the same images in the same folds: their rows do not compare.')
     if not any(each.kind != 'network' for each in recipes):
         blocks.append(f'Missing: baselines. `{evidence.command(recipes[0].baseline_command)}`')
+    blocks += drawn(pd.concat([each.trials.assign(recipe=each.label) for each in recipes]))
     blocks += [f'Warning: {line}' for line in evidence.warnings]
     return Section('Leaderboard', blocks)
 

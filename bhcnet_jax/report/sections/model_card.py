@@ -109,7 +109,9 @@ def _of_model(evidence: Evidence, best: Recipe) -> dict[str, str]:
         'model': f'{best.label}: {first.model}' + (f' ({shown})' if shown else ''),
         'preprocessing': f'grey, {equalised}{resized}scaled to [0, 1]',
         'software': ', '.join(software) or 'not recorded in env.json',
-        'initial': 'random, from the seed of the trial; no pretrained weights',
+        'initial': 'random, from the seed of the trial; no pretrained weights' + (
+            '; phase phantom is on drawn heads, before any image of the set' if phases.startswith('phantom') else ''
+        ),
         'training': f'phases {phases}, number of seeds {len(best.pooled.seeds)}' + (f'; {trained}' if trained else ''),
         'choice': 'the weights after the last epoch; none was chosen by the test part. Recipes: see "Leaderboard"',
         'ensemble': 'over seeds, under "Leaderboard"; all other metrics are means over seeds' if several else 'none',
