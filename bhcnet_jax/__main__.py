@@ -7,6 +7,9 @@ COMMANDS = """Commands, each with --help:
   python -m bhcnet_jax.results    shows the leaderboard of run directories
   python -m bhcnet_jax.report     writes the report on run directories
   python -m bhcnet_jax.audit      looks for duplicates and shortcuts in a data set
+  python -m bhcnet_jax.predict    applies a trained network to images
+  python -m bhcnet_jax.evaluate   measures a trained network on labelled images from elsewhere
+  python -m bhcnet_jax.bundle     packs a trained network into one file
 
 First steps:
   python -m bhcnet_jax.main --config=smoke

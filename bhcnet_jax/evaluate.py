@@ -30,7 +30,7 @@ from bhcnet_jax.report import page
 from bhcnet_jax.report.page import Gallery, Page, Section
 
 MOST = 60  # images of each kind on the page of errors
-SHOWN = ('auc', 'sensitivity', 'specificity', 'brier', 'intercept', 'slope')
+SHOWN = ('auc', 'sensitivity', 'specificity')  # in the terminal; the others are in evaluation.json
 PRIVATE = 'This page shows images of the set. It is for finding out why, and not for publication.'
 
 
@@ -69,8 +69,8 @@ def report(found: dict[str, Any], looks: int, console: Console) -> None:
 def _text(metric: dict[str, float | None] | None) -> str:
     if metric is None or metric['value'] is None:
         return '-'
-    ends = '' if metric['low'] is None else f'\n{metric["low"]:.3f} to {metric["high"]:.3f}'
-    return f'{metric["value"]:.3f}{ends}'
+    ends = '' if metric['low'] is None else f' ({metric["low"]:.2f} to {metric["high"]:.2f})'
+    return f'{metric["value"]:.2f}{ends}'
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

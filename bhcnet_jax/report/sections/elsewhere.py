@@ -16,9 +16,8 @@ NOTE = (
 
 def elsewhere(evidence: Evidence) -> Section:
     """Shows every evaluation: all images, groups, what was answered, and the kinds of images."""
-    rows: list[list[Cell]] = []
-    for name in dict.fromkeys(each['model']['name'] for each in evidence.elsewhere):
-        rows += [_out_of_fold(recipe, evidence) for recipe in evidence.recipes if recipe.label == name]
+    used = {trial_id for each in evidence.elsewhere for trial_id in each['model']['trials']}
+    rows = [_out_of_fold(each, evidence) for each in evidence.recipes if used & {*each.trials.trial_id}]
     rows += [
         [f'{each["model"]["name"]} on {each["data"]["dataset"]}: {row["of"]}', *_cells(row, METRICS.values())]
         for each in evidence.elsewhere for row in each['results']
