@@ -93,7 +93,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def _text(value: Any) -> str:
     """A value of a prediction for readers; '' where there is none, as for the spread of a single network."""
     if value is None:
-        return 'not known'
+        return ''
     if isinstance(value, bool):
         return 'yes' if value else 'no'
     if isinstance(value, float):

@@ -27,6 +27,10 @@ def no_bar(shown, **_):
     return shown
 
 
+def predicted(file, probability):
+    return Prediction(file, probability, None, 'positive', '', 0.1, True, None, None, None, None)
+
+
 def cards(page):
     """Of each image on a page: its probability, its name and the rest, as text."""
     found = re.findall(r'<li>\n<h2>(\S+) .*?<p class="file">(.*?)</p>\n<dl>(.*?)</dl>', page, re.DOTALL)
@@ -67,8 +71,8 @@ def test_all_images_are_shown_by_falling_probability(written, page):
     shown = cards(page)
     assert [name for _, name, _ in shown] == table.file.tolist()
     assert [probability for probability, _, _ in shown] == [f'{each:.3f}' for each in table.probability]
-    spread = [f'{each:.3f}' for each in table.spread]
-    assert [rest for *_, rest in shown] == [['spread', each, 'in', 'training', 'set', 'yes'] for each in spread]
+    said = [f'decision {row.decision} spread {row.spread:.3f} in training set yes' for row in table.itertuples()]
+    assert [' '.join(rest) for *_, rest in shown] == said
 
 
 def test_images_are_those_that_the_network_saw_beside_their_heat_maps(written, page, crossed):
@@ -95,7 +99,7 @@ def test_names_of_files_are_no_part_of_the_page(page):
 
 def test_a_name_that_is_no_unicode_is_shown(crossed, tmp_path):
     made = Gallery(bhcnet_jax.load(crossed))
-    made.add(Prediction(os.fsdecode(b'e\xff.png'), 0.5, 0.1, None), np.zeros((16, 16), np.uint8))
+    made.add(predicted(os.fsdecode(b'e\xff.png'), 0.5), np.zeros((16, 16), np.uint8))
     made.write(tmp_path / 'page.html', no_bar)
     assert r'e\udcff.png' in (tmp_path / 'page.html').read_text()
 
@@ -104,7 +108,7 @@ def test_the_page_loads_nothing(page):
     assert not re.search(r'(?:src|href)="(?!data:)', page) and 'url(' not in page and '@import' not in page
 
 
-def test_columns_that_are_new_to_a_prediction_are_shown_and_unknown_ones_said(crossed, tmp_path):
+def test_columns_that_are_new_to_a_prediction_are_shown_and_unknown_ones_left_out(crossed, tmp_path):
     class Longer(NamedTuple):
         file: str
         calibrated: float
@@ -118,7 +122,7 @@ def test_columns_that_are_new_to_a_prediction_are_shown_and_unknown_ones_said(cr
     page = write(bhcnet_jax.load(crossed), found, np.zeros((1, 16, 16), np.uint8), tmp_path / 'page.html')
     (probability, name, rest), = cards(page)
     assert (probability, name) == ('0.750', 'a')
-    assert ' '.join(rest) == 'calibrated 0.250 abstained because &lt;too far&gt; slices 3 known not known'
+    assert ' '.join(rest) == 'calibrated 0.250 abstained because &lt;too far&gt; slices 3'
 
 
 def test_of_many_images_the_ends_are_shown_and_the_rest_is_counted(crossed, tmp_path, monkeypatch):
@@ -126,7 +130,7 @@ def test_of_many_images_the_ends_are_shown_and_the_rest_is_counted(crossed, tmp_
     model, places = bhcnet_jax.load(crossed), np.random.default_rng(0).permutation(1000)
     made = Gallery(model)
     for place in places:
-        made.add(Prediction(str(place), place / 1000, 0.0, True), np.full((16, 16), place % 256, np.uint8))
+        made.add(predicted(str(place), place / 1000), np.full((16, 16), place % 256, np.uint8))
         assert len(made._kept) <= 20
     made.write(tmp_path / 'page.html', no_bar)
     page = (tmp_path / 'page.html').read_text()
@@ -144,7 +148,7 @@ def test_a_page_of_all_images_says_nothing_of_others(page):
 def test_what_synthetic_images_trained_says_so_and_the_rest_does_not(page, crossed, tmp_path):
     model = bhcnet_jax.load(crossed)
     object.__setattr__(model, 'dataset', 'PHANTOM')
-    made = write(model, [Prediction('a', 0.5, 0.1, None)], np.zeros((1, 16, 16), np.uint8), tmp_path / 'page.html')
+    made = write(model, [predicted('a', 0.5)], np.zeros((1, 16, 16), np.uint8), tmp_path / 'page.html')
     assert '<title>PHANTOM: synthetic images. ' in made and made.count('class="mark"') == 2
     assert 'PHANTOM' not in page
 
@@ -154,7 +158,7 @@ def test_what_synthetic_images_trained_says_so_and_the_rest_does_not(page, cross
 )
 def test_a_browser_shows_a_thousand_images_without_scrolling_sideways(crossed, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (1000, 16, 16), np.uint8)
-    found = [Prediction(f'{SCRIPT}{"long" * 30}{place}', place / 1000, 0.0, True) for place in range(1000)]
+    found = [predicted(f'{SCRIPT}{"long" * 30}{place}', place / 1000) for place in range(1000)]
     write(bhcnet_jax.load(crossed), found, images, tmp_path / 'page.html')
     script = '''[document.documentElement.scrollWidth <= innerWidth, document.scripts.length,
         [...document.images].filter(each => each.complete && each.naturalWidth == 16).length,
