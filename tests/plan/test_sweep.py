@@ -192,7 +192,7 @@ def test_what_cannot_be_swept_is_what_changes_no_recipe():
     ('text', 'message'),
     [
         ('optimizer.peaklr=1', r"part 'optimizer.peaklr=1': no key .*; did you mean optimizer.peak_lr\?"),
-        ('epochs=4', r'did you mean phantom.epochs or balanced.epochs or imbalanced.epochs\?'),
+        ('epochs=4', r'did you mean balanced.epochs or imbalanced.epochs or phantom.epochs\?'),
         ('qqqq=4', r'every key is in configs/base.py'),
         ('seed.x=1', r"no key 'seed.x'"),
         ('balanced=4', r'balanced is a section; sweep one of its keys: .*balanced.epochs'),

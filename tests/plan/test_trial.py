@@ -101,7 +101,7 @@ def test_a_section_that_is_not_in_use_does_not_count():
         ({'model__filters': (1,) * 5, 'dataset__image_size': 8}, r'image_size is 8; 5 blocks halve it 4 times'),
         ({'phases': ()}, r'phases is \(\); expected some of phantom, balanced, imbalanced, each once'),
         ({'phases': ('balanced', 'balanced')}, r'each once'),
-        ({'phases': ('warmup',)}, r'expected balanced, imbalanced or both'),
+        ({'phases': ('warmup',)}, r'expected some of phantom, balanced, imbalanced, each once'),
         ({'phases': ('imbalanced',)}, r'no phase comes before imbalanced'),
         ({'split__val_folds': 1}, r'split.val_folds is 1, which leaves nothing to train on; expected 0'),
         ({'seed': -1}, r'seed is -1; expected 0 to 2147483647'),
