@@ -23,13 +23,13 @@ RANGES = {
     'clump': (0.2, 0.9),  # mm, of the noise
     'kernel': (0.1, 0.9),  # mm, blur
     'sharpen': (-0.4, 0.8),  # negative: none
-    'cupping': (0.0, 8.0),  # HU
+    'cupping': (0.0, 13.0),  # HU
     'offset': (-3.0, 3.0),
     'streaks': (-40.0, 12.0),  # HU, negative: none
     'source': (-0.9, 0.9, 2),  # where the streaks come from, in half pictures
     'fan': (0.0, 1.0, 8, 3),  # for `wave_vectors`
     'motion': (-14.0, 7.0),  # mm, negative: none
-    'uneven': (0.0, 2.5),  # HU
+    'uneven': (0.0, 4.0),  # HU
     'level': (30.0, 46.0),  # HU, of the window
     'width': (72.0, 170.0),
     'export': (0.1, 1.2),  # mm, blur of the export
@@ -204,4 +204,4 @@ def hardening(scan: dict[str, Array], x: Array, y: Array, z: Array) -> Array:
     """HU that are missing between the petrous bones."""
     xp = x.__array_namespace__()
     bar = xp.exp(-(((y - 14) / 8) ** 2) - ((z + 42) / 12) ** 2)
-    return -2.5 * scan['cupping'] * bar * smoothstep((38 - xp.abs(x)) / 10)
+    return -1.6 * scan['cupping'] * bar * smoothstep((38 - xp.abs(x)) / 10)
