@@ -187,7 +187,8 @@ def swelling(other: dict[str, Array], head: Head) -> Array:
     xp = head.x.__array_namespace__()
     across, back = _place(other['swelling_turn'], 1.1, other['z'])
     along = length(head.x - across, head.y - back, head.z - other['z']) / other['swelling_radius']
-    return other['swelling'] * other['swelling_height'] * xp.clip(1 - along * along, 0.0, 1.0)
+    height = other['swelling_height'] * xp.clip(other['swelling_radius'] / 50, 0.0, 1.0)
+    return other['swelling'] * height * xp.clip(1 - along * along, 0.0, 1.0)
 
 
 def foreign(other: dict[str, Array], head: Head, hu: Array, edge: Array) -> Array:
