@@ -10,7 +10,18 @@ from typing import NamedTuple
 import jax
 
 from bhcnet_jax.datasets.phantom.shapes import (
-    Array, blend, cover, ellipsoid, length, smoothstep, stroke, settle, uniforms, union, wave_vectors, waves,
+    Array,
+    blend,
+    cover,
+    ellipsoid,
+    length,
+    settle,
+    smoothstep,
+    stroke,
+    uniforms,
+    union,
+    wave_vectors,
+    waves,
 )  # fmt: skip
 
 # HU of tissues, rounded from textbook ranges; acute blood is 50-80.
@@ -80,7 +91,7 @@ def sample(key: jax.Array) -> dict[str, jax.Array]:
         'growth': growth,
         'table_seen': jax.numpy.where(patient['table'] < 0.5, 1.0, 0.0),
         'skull': thick * patient['skull'],
-        'sulci': wave_vectors(patient['sulci'], 26.0),
+        'sulci': wave_vectors(patient['sulci'], 23.0),
         'bend': wave_vectors(patient['bend'], 30.0),
         'warp': wave_vectors(patient['warp'], 90.0),
         'patch': wave_vectors(patient['patch'], 35.0),

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 
 from bhcnet_jax.datasets.phantom.anatomy import Head
 from bhcnet_jax.datasets.phantom.shapes import (
-    Array, cover, ellipsoid, length, settle, smoothstep, uniforms, union, wave_vectors, waves,
+    Array,
+    cover,
+    ellipsoid,
+    length,
+    settle,
+    smoothstep,
+    uniforms,
+    union,
+    wave_vectors,
+    waves,
 )  # fmt: skip
 
 KINDS = ('', 'epidural', 'subdural', 'subarachnoid', 'intraparenchymal', 'intraventricular')
@@ -44,11 +53,11 @@ RANGES = {
 
 # mm; uniform in the logarithm, so that small ones are not rare.
 SIZES = {
-    'epidural_radius': (10.0, 42.0),
-    'subdural_radius': (30.0, 95.0),
+    'epidural_radius': (9.0, 40.0),
+    'subdural_radius': (22.0, 90.0),
     'subdural_thickness': (1.8, 16.0),
-    'subarachnoid_radius': (10.0, 65.0),
-    'clot_radius': (3.2, 26.0),
+    'subarachnoid_radius': (8.0, 60.0),
+    'clot_radius': (3.0, 25.0),
 }
 
 

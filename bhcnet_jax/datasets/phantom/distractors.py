@@ -8,26 +8,37 @@ import jax.numpy as jnp
 
 from bhcnet_jax.datasets.phantom.anatomy import AIR, CSF, Head
 from bhcnet_jax.datasets.phantom.shapes import (
-    Array, blend, cover, ellipsoid, length, smoothstep, stroke, uniforms, union, wave_vectors, waves,
+    Array,
+    blend,
+    cover,
+    ellipsoid,
+    length,
+    smoothstep,
+    stroke,
+    uniforms,
+    union,
+    wave_vectors,
+    waves,
 )  # fmt: skip
 
 # How often, in adults; a number drawn below it switches the distractor on.
 CHANCES = {
-    'lesion': 0.35,
+    'lesion': 0.45,
     'pineal': 0.6,
     'plexus': 0.5,
     'ganglia': 0.12,
     'stone': 0.15,
-    'swelling': 0.6,
+    'swelling': 0.65,
     'fracture': 0.15,
     'craniotomy': 0.08,
     'drain': 0.08,
     'gas': 0.06,
     'vessels': 0.35,
-    'ridge': 0.5,
+    'ridge': 0.65,
+    'enhanced': 0.2,
 }
 
-RANGES = {name: (0.0, 1.0) for name in CHANCES} | {
+RANGES = dict.fromkeys(CHANCES, (0.0, 1.0)) | {
     'lesion_turn': (-3.14, 3.14),  # radians around the head
     'lesion_out': (0.3, 0.95),  # from the middle to the surface
     'lesion_rise': (-20.0, 20.0),  # mm above the slice
@@ -54,8 +65,9 @@ RANGES = {name: (0.0, 1.0) for name in CHANCES} | {
     'drain_side': (-1.0, 1.0),
     'drain_hu': (120.0, 900.0),
     'vessel_hu': (42.0, 70.0),
-    'ridge_height': (4.0, 24.0),  # mm, how far the partial volume of bone reaches
+    'ridge_height': (4.0, 36.0),  # mm, how far the partial volume of bone reaches
     'ridge_hu': (8.0, 65.0),
+    'contrast_agent': (5.0, 22.0),  # HU in grey matter; more in vessels
     'ridge_turn': (-3.14, 3.14),
     'ridge_wide': (0.4, 1.6),
     'texture': (0.0, 1.0, 6, 3),  # for `wave_vectors`
@@ -96,15 +108,18 @@ def bump(other: dict[str, Array]) -> dict[str, Array]:
 
 def in_brain(other: dict[str, Array], head: Head, hu: Array, edge: Array) -> Array:
     """HU of the brain -> with lesion, calcifications, vessels and partial volume of bone."""
+    xp = head.x.__array_namespace__()
+    agent = other['enhanced'] * other['contrast_agent']
+    hu = hu + agent * cover(head.clefts - 3.2, 4 + edge) * xp.clip((hu - CSF) / 25, 0.0, 1.0)
     hu = _lesion(other, head, hu, edge)
     x, y, z = head.x, head.y, head.z
-    xp = x.__array_namespace__()
     side = xp.abs(x)
     vessel = union(
         stroke(side, y, z, (3.0, -14.0, -15.0, 1.6), (16.0, -17.0, -14.0, 1.4), (38.0, -20.0, -9.0, 1.0)),
         stroke(x, y, z, (0.0, -5.0, -14.0, 1.6), (0.0, -4.0, -42.0, 1.6)),
     )
-    hu = blend(hu, other['vessel_hu'], other['vessels'] * cover(vessel, 0.8 + edge))
+    seen = xp.maximum(other['vessels'], other['enhanced'])
+    hu = blend(hu, other['vessel_hu'] + 4 * agent, seen * cover(vessel, 0.8 + edge))
     size = other['stone_radius']
     hu = _calcify(other, hu, ellipsoid(x, y, z, (0.0, 13.0, 1.0), (0.8 * size, size, 4.0)), other['pineal'], edge)
     plexus = ellipsoid(side, y, z, (24.0, 26.0, 13.0), (0.9 * size, 1.7 * size, 6.0))
@@ -172,7 +187,8 @@ def swelling(other: dict[str, Array], head: Head) -> Array:
     xp = head.x.__array_namespace__()
     across, back = _place(other['swelling_turn'], 1.1, other['z'])
     along = length(head.x - across, head.y - back, head.z - other['z']) / other['swelling_radius']
-    return other['swelling'] * other['swelling_height'] * xp.clip(1 - along * along, 0.0, 1.0)
+    height = other['swelling_height'] * xp.clip(other['swelling_radius'] / 50, 0.0, 1.0)
+    return other['swelling'] * height * xp.clip(1 - along * along, 0.0, 1.0)
 
 
 def foreign(other: dict[str, Array], head: Head, hu: Array, edge: Array) -> Array:

@@ -15,9 +15,10 @@ from bhcnet_jax.datasets.phantom import anatomy, bleedings, distractors, scan, s
 from bhcnet_jax.datasets.phantom.shapes import Array, blend, settle
 
 LOWEST, HIGHEST = -52.0, 66.0  # mm, slices whose brain is large enough for a bleeding
+MIDDLE = (-15.0, 50.0)  # mm, where half of the slices come from, as in published pictures
 SCANNED = (-90.0, 82.0)  # mm, of a volume: from the neck to the vertex
 MIN_AREA = 25.0  # mm2 of blood that make a slice one with a hemorrhage
-INTENDED = 0.54  # share of bleedings that are drawn; a few are too small to count, so that half of the slices bleed
+INTENDED = 0.565  # share of bleedings that are drawn; a few are too small to count, so that half of the slices bleed
 STREAMS = ('patient', 'height', 'bleeds', 'bleeding', 'other', 'scan')
 
 
@@ -80,7 +81,7 @@ def draw_volume(key: jax.Array, size: int, slices: int) -> Volume:
         grain = jax.random.normal(jax.random.fold_in(grain_key, place), (size, size))
         level = drawn | {'height': height, 'scan': drawn['scan'] | fixed | {'grain': grain}}
         hu, seen, pixel = section(level, size)
-        return seen._replace(image=_grey(level, hu, pixel)), hu, jnp.stack(pixel[::-1])
+        return seen._replace(image=grey(level, hu, pixel)), hu, jnp.stack(pixel[::-1])
 
     seen, hu, pixels = jax.vmap(one)(jnp.arange(slices), heights)
     return Volume(*seen, hu=hu, height=heights * growth, spacing=jnp.concatenate([gap[None], pixels[0]]))
@@ -90,7 +91,8 @@ def numbers(key: jax.Array, size: int) -> dict[str, Any]:
     """All that is random about a slice. The label's stream and the bleeding's enter nothing else."""
     keys = {name: jax.random.fold_in(key, place) for place, name in enumerate(STREAMS)}
     patient = anatomy.sample(keys['patient'])
-    height = jax.random.uniform(keys['height'], minval=LOWEST, maxval=HIGHEST)
+    place = jax.random.uniform(keys['height'])
+    height = jnp.interp(place, jnp.array([0.0, 0.5, 0.5, 1.0]), jnp.array([LOWEST, HIGHEST, *MIDDLE]))
     return {
         'patient': patient,
         'height': height,
@@ -104,10 +106,11 @@ def numbers(key: jax.Array, size: int) -> dict[str, Any]:
 def picture(drawn: dict[str, Any], size: int) -> Drawn:
     """The slice that `numbers` describe."""
     hu, seen, pixel = section(drawn, size)
-    return seen._replace(image=_grey(drawn, hu, pixel))
+    return seen._replace(image=grey(drawn, hu, pixel))
 
 
-def _grey(drawn: dict[str, Any], hu: Array, pixel: tuple[Array, Array]) -> Array:
+def grey(drawn: dict[str, Any], hu: Array, pixel: tuple[Array, Array]) -> Array:
+    """HU of a scanner -> uint8, the picture that is published of it."""
     xp = hu.__array_namespace__()
     return xp.asarray(xp.round(scan.export(drawn['scan'], hu, pixel)), dtype=xp.uint8)
 

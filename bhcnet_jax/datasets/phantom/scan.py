@@ -1,13 +1,12 @@
 """From Hounsfield units to a picture: detector, noise, beam hardening, motion; then window, export, letters."""
 
 import functools
-import math
 
 import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bhcnet_jax.datasets.phantom.shapes import Array, length, smooth, smoothstep, uniforms, wave_vectors, waves
+from bhcnet_jax.datasets.phantom.shapes import Array, length, settle, smooth, smoothstep, uniforms, wave_vectors, waves
 
 RANGES = {
     'tilt': (-0.3, 0.25),  # radians around the left-right axis: forehead up or down
@@ -23,13 +22,13 @@ RANGES = {
     'clump': (0.2, 0.9),  # mm, of the noise
     'kernel': (0.1, 0.9),  # mm, blur
     'sharpen': (-0.4, 0.8),  # negative: none
-    'cupping': (0.0, 8.0),  # HU
+    'cupping': (0.0, 13.0),  # HU
     'offset': (-3.0, 3.0),
     'streaks': (-40.0, 12.0),  # HU, negative: none
     'source': (-0.9, 0.9, 2),  # where the streaks come from, in half pictures
     'fan': (0.0, 1.0, 8, 3),  # for `wave_vectors`
     'motion': (-14.0, 7.0),  # mm, negative: none
-    'uneven': (0.0, 2.5),  # HU
+    'uneven': (0.0, 4.0),  # HU
     'level': (30.0, 46.0),  # HU, of the window
     'width': (72.0, 170.0),
     'export': (0.1, 1.2),  # mm, blur of the export
@@ -46,6 +45,10 @@ RANGES = {
 CROPPED = 0.75
 LETTERS = 0.4
 TEXTS = (*'RLABCDabcF', 'A1', 'IM 7', 'SE 3', 'IM: 12')
+# Orthonormal float32 [8, 8]: row by row the cosines of JPEG's blocks.
+_COSINES = (
+    np.cos(np.pi * np.arange(8)[:, None] * (np.arange(8) + 0.5) / 8) * np.sqrt([[1 / 8]] + 7 * [[2 / 8]])
+).astype(np.float32)
 
 
 def sample(key: jax.Array, size: int) -> dict[str, jax.Array]:
@@ -81,17 +84,18 @@ def grid(scan: dict[str, Array], size: int, height: Array, half: tuple[Array, Ar
     return *places, 2 * across / size, 2 * along / size
 
 
-def blur(image: Array, across: Array, along: Array, shift: float | Array = 0.0) -> Array:
-    """Gaussian blur of [S, S]. across, along: standard deviations in pixels; shift: pixels to the right."""
-    across_weights = _gauss(image, across, shift)
-    return _gauss(image, along, 0.0) @ image @ across_weights.T
-
-
-def _gauss(image: Array, sigma: Array, shift: float | Array) -> Array:
+def blur(image: Array, across: Array, along: Array) -> Array:
+    """Gaussian blur of [S, S]; across, along: standard deviations in pixels, about a 100th of S at most."""
     xp = image.__array_namespace__()
-    place = xp.arange(len(image), dtype=image.dtype)
-    kernel = xp.exp(-((place[:, None] - place[None, :] - shift) ** 2) / (2 * sigma * sigma + 0.02))
-    return kernel / (xp.sum(kernel, axis=1, keepdims=True) + 1e-6)
+    size, reach = len(image), max(2, len(image) // 64)
+    square = xp.arange(-reach, reach + 1, dtype=image.dtype) ** 2
+    for axis, sigma in ((0, along), (1, across)):
+        kernel = xp.exp(-square / (2 * sigma * sigma + 0.02))
+        kernel = kernel / xp.sum(kernel)
+        wider = settle(xp.pad(image, [(reach, reach) if each == axis else (0, 0) for each in (0, 1)], mode='edge'))
+        windows = (wider[i : i + size] if axis == 0 else wider[:, i : i + size] for i in range(len(square)))
+        image = settle(sum(weight * window for weight, window in zip(kernel, windows, strict=True)))
+    return image
 
 
 def noise(scan: dict[str, Array], pixel: tuple[Array, Array]) -> Array:
@@ -120,8 +124,12 @@ def measure(scan: dict[str, Array], hu: Array, pixel: tuple[Array, Array]) -> Ar
 
 
 def _move(hu: Array, shift: Array) -> Array:
-    """The head moved sideways halfway through the turn of the tube."""
-    return 0.6 * hu + 0.4 * blur(hu, 0.0 * shift, 0.0 * shift, shift)
+    """The head moved sideways, by pixels, halfway through the turn of the tube."""
+    xp = hu.__array_namespace__()
+    place = xp.arange(len(hu), dtype=hu.dtype)
+    source = xp.clip(place - shift, 0.0, len(hu) - 1.0)
+    weights = xp.clip(1 - xp.abs(source[:, None] - place[None, :]), 0.0, 1.0)
+    return 0.6 * hu + 0.4 * hu @ weights.T
 
 
 def _streaks(scan: dict[str, Array], line: Array) -> Array:
@@ -179,29 +187,26 @@ def _stamps() -> np.ndarray:
 
 
 def _jpeg(scan: dict[str, Array], grey: Array) -> Array:
-    """Rounds the cosine transform of blocks of 8 x 8 pixels; coarser for fine detail, as JPEG does."""
+    """Rounds the cosine transform of blocks of 8 x 8 pixels, coarser for fine detail, as JPEG does.
+
+    Pictures whose size is no multiple of 8 stay as they are.
+    """
+    size = len(grey)
+    if size % 8:
+        return grey
     xp = grey.__array_namespace__()
-    basis, order = (xp.asarray(each) for each in _cosines(len(grey)))
-    step = xp.clip(scan['jpeg'], 0.0, None) * (1 + order[:, None] + order[None, :]) + 1e-3
-    rounded = xp.round(basis @ grey @ basis.T / step) * step
-    return xp.where(scan['jpeg'] > 0, basis.T @ rounded @ basis, grey)
-
-
-@functools.cache
-def _cosines(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """-> orthonormal float32 [size, size], the cosine transform of blocks of 8; the order of each row in its block."""
-    basis, order = np.zeros((size, size), np.float32), np.zeros(size, np.float32)
-    for start in range(0, size, 8):
-        count = min(8, size - start)
-        row, column = np.mgrid[:count, :count]
-        block = np.cos(math.pi * row * (column + 0.5) / count) * np.sqrt(np.where(row == 0, 1, 2) / count)
-        basis[start : start + count, start : start + count] = block
-        order[start : start + count] = np.arange(count)
-    return basis, order
+    basis = xp.asarray(_COSINES)
+    order = xp.arange(8, dtype=grey.dtype)
+    step = xp.clip(scan['jpeg'], 0.0, None) * (1 + order[:, None, None] + order) + 1e-3  # [8, 1, 8]
+    blocks = grey.reshape(size // 8, 8, size // 8, 8)
+    parts = xp.einsum('ij,ajbk,lk->aibl', basis, blocks, basis)
+    rounded = xp.round(parts / step) * step
+    blocks = xp.einsum('ji,ajbk,kl->aibl', basis, rounded, basis)
+    return xp.where(scan['jpeg'] > 0, blocks.reshape(size, size), grey)
 
 
 def hardening(scan: dict[str, Array], x: Array, y: Array, z: Array) -> Array:
     """HU that are missing between the petrous bones."""
     xp = x.__array_namespace__()
     bar = xp.exp(-(((y - 14) / 8) ** 2) - ((z + 42) / 12) ** 2)
-    return -2.5 * scan['cupping'] * bar * smoothstep((38 - xp.abs(x)) / 10)
+    return -1.6 * scan['cupping'] * bar * smoothstep((38 - xp.abs(x)) / 10)

@@ -31,7 +31,7 @@ def uniforms(key: jax.Array, ranges: Ranges) -> dict[str, jax.Array]:
 
 
 def wave_vectors(unit: Array, wavelength: float | Array) -> Array:
-    """Uniform numbers [count, 3] in 0..1 -> wave vectors of random directions, cycles per mm, and a phase [count, 4]."""
+    """Uniform [count, 3] in 0..1 -> wave vectors of random directions, cycles per mm, and a phase [count, 4]."""
     xp = unit.__array_namespace__()
     height, around = 2 * unit[:, 0] - 1, 2 * math.pi * unit[:, 1]
     flat = xp.sqrt(1 - height * height)
@@ -71,7 +71,7 @@ def _spline_weights(size: int, cells: int) -> np.ndarray:
 def settle(arrays: Any) -> Any:
     """The same arrays, but kept in memory between what makes them and what uses them.
 
-    On a CPU, XLA fuses the whole drawing into a few loops, too long to be vectorised; a loop that does nothing parts them.
+    On a CPU, XLA fuses the whole drawing into a few loops, too long to be vectorised; an empty loop parts them.
     """
     if isinstance(jax.tree.leaves(arrays)[0], np.ndarray):
         return arrays

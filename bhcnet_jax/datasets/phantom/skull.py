@@ -57,7 +57,7 @@ def soft(patient: dict[str, Array], other: dict[str, Array], head: Head, edge: A
     x, y, z = head.x, head.y, head.z
     side = xp.abs(x)
     below = xp.clip((-15 - z) / 15, 0.0, 1.0)
-    lump = waves(patient['bend'], x, y, z)
+    lump = 0.6 * (waves(patient['bend'], x, y, z) + waves(patient['patch'], z, x, y))
     muscle = cover(1.2 - lump * 2.5 - 4 * below, 2 + edge)
     temporal = ellipsoid(side, y, z, (68.0, -32.0, -20.0), (10.0, 26.0, 36.0))
     hu = blend(FAT + 0 * x, MUSCLE, xp.maximum(muscle * below, cover(temporal, 1 + edge)))
