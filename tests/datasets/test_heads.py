@@ -1,5 +1,6 @@
 """Heads drawn on the device: numpy draws the same, the label changes nothing but the blood, nothing else tells it."""
 
+import csv
 import functools
 import itertools
 
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
-from bhcnet_jax.datasets.phantom import anatomy, bleedings, heads, shapes, shortcuts
+from bhcnet_jax.datasets.phantom import anatomy, bleedings, heads, patients, shapes, shortcuts
 
 SIZE, COUNT = 64, 48
 
@@ -112,12 +114,21 @@ def test_the_bleeding_enters_neither_patient_nor_distractors_nor_scan(monkeypatc
         jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
 
 
-def test_no_two_streams_share_a_key():
-    given = jax.tree.map(lambda each: np.asarray(each[0]), numbers())
-    flat = [each.reshape(-1) for each in jax.tree.leaves(given) if each.dtype == np.float32]
-    grain, warp = given['scan']['grain'].reshape(-1), given['patient']['warp'].reshape(-1)
-    assert len(flat) > 100
-    assert not np.isin(warp, grain).any()
+def test_no_key_is_used_twice(monkeypatch):
+    used = []
+
+    def recorded(function):
+        def draw(key, *args, **kwargs):
+            used.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+            return function(key, *args, **kwargs)
+
+        return draw
+
+    for name in ('uniform', 'normal', 'bernoulli'):
+        monkeypatch.setattr(jax.random, name, recorded(getattr(jax.random, name)))
+    heads.numbers(jax.random.key(0), SIZE)
+    streams = set(used)
+    assert len(used) == len(streams) == 8
 
 
 def test_half_of_the_slices_bleed_at_every_height():
@@ -193,6 +204,22 @@ def test_a_volume_is_one_patient_from_the_neck_to_the_vertex():
     near = (solid[:, 6:12] == solid[:, 5:11]).mean(axis=(2, 3))
     other = (solid[1:, 5:12] == solid[:-1, 5:12]).mean(axis=(2, 3))
     assert near.mean() > other.mean() + 0.02  # the next slice of a patient, the same slice of the next patient
+
+
+def test_patients_are_written_as_a_folder_with_a_group_for_each(tmp_path):
+    patients.main([str(tmp_path / 'drawn'), '--patients=2', '--size=32', '--slices=6'])
+    rows = list(csv.DictReader((tmp_path / 'drawn' / 'labels.csv').read_text().splitlines()))
+    assert [row['group'] for row in rows] == ['000'] * 6 + ['001'] * 6
+    for row in rows:
+        image = np.asarray(Image.open(tmp_path / 'drawn' / row['file']))
+        mask = np.asarray(Image.open(tmp_path / 'drawn' / row['file'].replace('images', 'masks')))
+        assert image.shape == mask.shape == (32, 32)
+        assert (row['label'] == '1') == mask.any() == bool(row['kind'])
+    with np.load(tmp_path / 'drawn' / 'volumes' / '001.npz') as volume:
+        assert volume['hu'].shape == volume['mask'].shape == (6, 32, 32)
+        np.testing.assert_array_equal(volume['mask'].any(axis=(1, 2)), [row['label'] == '1' for row in rows[6:]])
+    with pytest.raises(SystemExit, match='not empty'):
+        patients.main([str(tmp_path / 'drawn')])
 
 
 def test_grey_statistics_do_not_tell_the_label():
