@@ -7,11 +7,13 @@ Phase 'phantom' trains on heads that are drawn as they are needed, and on no ima
 the data nor the split: it is a training of its own, the pre-training, from which all trials go on that have the same.
 """
 
+import ast
 import functools
 import hashlib
+import importlib
 import inspect
+import itertools
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -140,16 +142,17 @@ def drawing_version() -> str:
 
     Not over pixels: they round otherwise on another kind of device, and a trial has one id on all.
     """
-    digest = hashlib.sha256()
-    for module in sorted(_with_imports(heads), key=lambda module: module.__name__):
-        digest.update(inspect.getsource(module).encode())
-    return digest.hexdigest()
+    sources = _sources(heads.__name__)
+    return hashlib.sha256(''.join(sources[name] for name in sorted(sources)).encode()).hexdigest()
 
 
-def _with_imports(module: ModuleType) -> set[ModuleType]:
-    """A module, and all in its folder that it imports, directly or not."""
-    imported = filter(inspect.ismodule, vars(module).values())
-    return {module}.union(*(_with_imports(each) for each in imported if each.__package__ == module.__package__))
+def _sources(name: str) -> dict[str, str]:
+    """The source of a module and of all in its folder that it imports, directly or not, by name."""
+    folder, source = name.rpartition('.')[0], inspect.getsource(importlib.import_module(name))
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    found = {each.module for each in imports if each.module.startswith(f'{folder}.')}
+    found |= {f'{folder}.{alias.name}' for each in imports if each.module == folder for alias in each.names}
+    return dict(itertools.chain({name: source}.items(), *(_sources(each).items() for each in found)))
 
 
 def epoch_samples(config: Config, labels: np.ndarray, train: np.ndarray) -> int:

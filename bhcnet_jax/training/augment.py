@@ -57,7 +57,7 @@ def augment(key: jax.Array, image: jax.Array, strengths: Mapping[str, Scalar], p
         geometry_key, noise_key = jax.random.split(key)
         image = distort(image, **distort_parameters(geometry_key, strengths))
         return gaussian_noise(noise_key, image, strengths['noise'])
-    raise ValueError(f'augment.policy is {policy!r}, expected one of affine, distort, intensity, none.')
+    raise ValueError(f'augment.policy is {policy!r}, expected one of affine, distort, none, intensity.')
 
 
 def affine_parameters(key: jax.Array, strengths: Mapping[str, Scalar]) -> dict[str, jax.Array]:

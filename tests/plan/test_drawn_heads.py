@@ -1,5 +1,4 @@
 import inspect
-import types
 
 import numpy as np
 import pytest
@@ -91,10 +90,14 @@ def test_every_edit_of_the_drawing_makes_another_trial_and_pretraining(monkeypat
 
 
 def test_the_drawings_version_covers_what_it_imports_from_its_folder(monkeypatch):
-    anatomy = types.ModuleType('bhcnet_jax.datasets.phantom.anatomy')
-    anatomy.__package__ = heads.__package__
-    monkeypatch.setattr(heads, 'anatomy', anatomy, raising=False)
-    assert phases._with_imports(heads) == {heads, anatomy}
+    folder = 'bhcnet_jax.datasets.phantom'
+    sources = {
+        'heads': f'from bhcnet_jax import errors\nfrom {folder} import shortcuts',
+        'shortcuts': f'import jax\nfrom {folder}.drawing import SEED',
+        'drawing': '',
+    }
+    monkeypatch.setattr(inspect, 'getsource', lambda module: sources[module.__name__.rpartition('.')[2]])
+    assert phases._sources(heads.__name__) == {f'{folder}.{name}': source for name, source in sources.items()}
 
 
 def test_a_pretraining_shares_no_program_with_trials():
