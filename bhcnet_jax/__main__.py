@@ -9,7 +9,9 @@ COMMANDS = """Commands, each with --help:
   python -m bhcnet_jax.audit      looks for duplicates and shortcuts in a data set
   python -m bhcnet_jax.predict    applies a trained network to images
   python -m bhcnet_jax.evaluate   measures a trained network on labelled images from elsewhere
+  python -m bhcnet_jax.explain    measures whether a network's heat maps point at bleedings
   python -m bhcnet_jax.bundle     packs a trained network into one file
+  python -m bhcnet_jax.export     writes a trained network for other programs
 
 First steps:
   python -m bhcnet_jax.main --config=smoke

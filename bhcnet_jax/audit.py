@@ -7,7 +7,6 @@ Without --name it finds out what lies in DIR.
 """
 
 import collections
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rich.text import Text
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.datasets.shortcuts import shortcuts
-from bhcnet_jax.errors import Parser, UserError
+from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.files import write_json
 from bhcnet_jax.plan import groups
 
@@ -161,7 +160,7 @@ def main() -> None:
         found = audit(image_set, groups.find_groups(image_set))
         write_json(flags.out, found)
     except (UserError, OSError) as error:
-        sys.exit(f'error: {error}')
+        fail(error)
     report(found, Console())
     print(f'Written to {flags.out}')
 

@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from bhcnet_jax import command_line, machine, results
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import UserError, fail
 from bhcnet_jax.plan import sweep, trial
 from bhcnet_jax.plan.splits import Split
 from bhcnet_jax.plan.study import Study
@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
     try:
         well = run(command_line.CONFIG.value, command_line.SWEEP.value, command_line.WORKDIR.value, command)
     except UserError as error:
-        command_line.fail(str(error))
+        fail(error)
     except KeyboardInterrupt:
         print(f'\nInterrupted; finished trials are saved. To go on: {command}', file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

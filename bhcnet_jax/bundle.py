@@ -9,13 +9,12 @@ training images still are, it also learns what they look like, so that predictio
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from bhcnet_jax.errors import Parser, UserError
+from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.inference import bundles, calibration, outliers, trained
 from bhcnet_jax.inference.model import Model
 from bhcnet_jax.records import recipes
@@ -42,11 +41,13 @@ def _with_outliers(model: Model, chosen: Merged) -> tuple[Model, dict[str, Any],
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
     parser = Parser(
-        prog='python -m bhcnet_jax.bundle', description='Packs a trained network, or an ensemble, into one file.'
+        prog='python -m bhcnet_jax.bundle',
+        description='Packs a trained network, or an ensemble, into one file.',
+        epilog='Example: python -m bhcnet_jax.bundle runs/balanced-head_ct --out=model.bhc',
     )
     parser.add_argument('run_dir', type=pathlib.Path, metavar='RUN_DIR')
     parser.add_argument('--out', required=True, type=pathlib.Path, metavar='FILE', help='the bundle, model.bhc')
-    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")
+    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'; default: all")
     parser.add_argument(
         '--operating_point', default=calibration.OPERATING_POINTS[0], choices=calibration.OPERATING_POINTS,
         help='how the threshold is chosen: the largest sensitivity + specificity, or that sensitivity',
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, evidence, said = _with_outliers(model, chosen)
         bundles.write(model, chosen, flags.out, evidence)
     except UserError as error:
-        sys.exit(f'error: {error}')
+        fail(error)
     if made is None:
         print(f'Not calibrated: {calibration.lacking(data)}.')
     print(said)

@@ -6,14 +6,13 @@ import re
 import runpy
 import sys
 import traceback
-from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bhcnet_jax import configs
 from bhcnet_jax.configs import base
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import UserError, fail
 
 
 class _ConfigFile(flags.ArgumentParser):
@@ -50,7 +49,9 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 flags.FLAGS['config'].parser = _ConfigFile()
-WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/<recipe>-<data set>.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', '', 'Run directory; default: runs/<recipe>-<data set>, of baselines runs/baselines-<data set>.'
+)
 SWEEP = flags.DEFINE_string('sweep', '', "Axes over keys, like 'seed=0:10 split.fold=0:10'; see plan/sweep.py.")
 
 
@@ -76,12 +77,6 @@ def _find_config(value: str) -> str:
         f'--config={value}: no such file, and no config of that name; expected a path or one of '
         f'{", ".join(_available())}.'
     )
-
-
-def fail(message: str) -> NoReturn:
-    """Ends the process with a mistake of the user, in one line."""
-    print(f'error: {UserError(message)}', file=sys.stderr)
-    sys.exit(2)
 
 
 def _culprit(argv: list[str], message: str) -> str:

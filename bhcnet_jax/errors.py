@@ -1,6 +1,7 @@
-"""What is for the user: the one error class, and mistakes in a command line."""
+"""What is for the user: the one error class, and how a command ends with it."""
 
 import argparse
+import sys
 from typing import NoReturn
 
 
@@ -14,9 +15,15 @@ class UserError(ValueError):
         super().__init__(''.join(char if char.isprintable() else repr(char)[1:-1] for char in line))
 
 
+def fail(message: object) -> NoReturn:
+    """Ends the process with a mistake of the user: one line on standard error, exit status 2 as argparse has it."""
+    print(f'error: {UserError(str(message))}', file=sys.stderr)
+    sys.exit(2)
+
+
 class Parser(argparse.ArgumentParser):
-    """Answers a mistake in a command line with the usage and one printable line."""
+    """Answers a mistake in a command line as all others; --help has the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Ends the process."""
-        super().error(str(UserError(message)))
+        fail(f'{message}; --help shows what there is.')

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bhcnet_jax import files, load
 from bhcnet_jax.datasets.input_pipeline import ImageSet
-from bhcnet_jax.errors import Parser, UserError
+from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.inference import evaluation
 from bhcnet_jax.records import evaluations
 from bhcnet_jax.report import page
@@ -75,11 +75,15 @@ def _text(metric: dict[str, float | None] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = Parser(prog='python -m bhcnet_jax.evaluate', description=__doc__.splitlines()[0])
+    parser = Parser(
+        prog='python -m bhcnet_jax.evaluate',
+        description=__doc__.splitlines()[0],
+        epilog='Example: python -m bhcnet_jax.evaluate model.bhc --data=ward --errors=errors.html',
+    )
     parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')
     parser.add_argument('--data', required=True, type=pathlib.Path, metavar='DIR', help='labelled images')
     parser.add_argument('--out', type=pathlib.Path, metavar='DIR', help='default: on-DATA in the run or here')
-    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")
+    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'; default: all")
     parser.add_argument('--columns', default='', help='of the csv, as config.dataset.columns')
     parser.add_argument('--positive', default='', help='the positive class, as config.dataset.positive')
     parser.add_argument('--leave_out_training_images', action='store_true', help='in place of refusing them')
@@ -98,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if flags.errors:
             write_errors(rows, image_set, model.name, flags.errors)
     except UserError as error:
-        sys.exit(f'error: {error}')
+        fail(error)
     report(found, looks, Console())
     print(f'Written to {out}. For research only.')
 

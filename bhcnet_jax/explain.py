@@ -7,11 +7,10 @@ weights. A run directory gets localization_HOW.json, which the report shows. Hea
 """
 
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from bhcnet_jax import load
-from bhcnet_jax.errors import Parser, UserError
+from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.inference import localization, saliency
 from bhcnet_jax.inference.localization import Judged
 
@@ -40,13 +39,15 @@ def _lines(judged: Judged) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
     parser = Parser(
-        prog='python -m bhcnet_jax.explain', description="Measures whether a network's heat maps point at bleedings."
+        prog='python -m bhcnet_jax.explain',
+        description="Measures whether a network's heat maps point at bleedings.",
+        epilog='Example: python -m bhcnet_jax.explain runs/balanced-head_ct --how=grad_cam',
     )
     parser.add_argument('model', type=pathlib.Path, metavar='MODEL', help='a run directory or a bundle')
     parser.add_argument('--how', default='hires_cam', choices=tuple(saliency.METHODS), help='default: hires_cam')
     parser.add_argument('--out', type=pathlib.Path, metavar='DIR',
                         help='an existing folder; default: the run directory, if MODEL is one')  # fmt: skip
-    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")
+    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'; default: all")
     flags = parser.parse_args(arguments)
     out = flags.out or (flags.model if flags.model.is_dir() else None)
     try:
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if out:
             print(f'Written to {localization.write(judged, out)}.')
     except UserError as error:
-        sys.exit(f'error: {error}')
+        fail(error)
 
 
 if __name__ == '__main__':

@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from bhcnet_jax import command_line, machine
-from bhcnet_jax.command_line import fail
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import UserError, fail
 
 flags.adopt_module_key_flags(command_line)  # so that --help lists them
 _SHARD = flags.DEFINE_string('shard', '', 'i/n: train the i-th of n disjoint shares of the trials.')
@@ -83,7 +82,7 @@ def main(argv: list[str]) -> None:
     try:
         machine.set_up_jax()
     except UserError as error:
-        fail(str(error))
+        fail(error)
     _keep_compiled_programs()
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells thirty lines about every checkpoint
@@ -123,7 +122,7 @@ def _train(command: str) -> NoReturn:
     try:
         well = train.run(command_line.CONFIG.value, options)
     except UserError as error:
-        fail(str(error))
+        fail(error)
     except Stopped as stop:
         print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')
         sys.exit(128 + stop.signum)

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bhcnet_jax import files, load
 from bhcnet_jax.datasets.ct.hounsfield import BRAIN, Skipped, Window, parse_window
-from bhcnet_jax.errors import Parser, UserError
+from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.inference import scoring
 from bhcnet_jax.inference.gallery import Gallery
 from bhcnet_jax.inference.model import Model
@@ -154,20 +154,22 @@ def _write_json(path: pathlib.Path, model: Model, series: scoring.SeriesResults)
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
     parser = Parser(
-        prog='python -m bhcnet_jax.predict', description='Applies a trained network, or an ensemble, to images.'
+        prog='python -m bhcnet_jax.predict',
+        description='Applies a trained network, or an ensemble, to images.',
+        epilog='Example: python -m bhcnet_jax.predict runs/smoke-PHANTOM images --out=predictions',
     )
     parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')
     parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='IMAGES', help='files, folders, zips')
     parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR', help='for all that is written')
     parser.add_argument('--window', default='40/80', metavar='LEVEL/WIDTH', help='of CT slices in HU; default 40/80')
-    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'")
+    parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'; default: all")
     flags = parser.parse_args(arguments)
     try:
         window = parse_window(flags.window)
         model = load(flags.model, flags.trials)
         counts = predict(model, flags.paths, flags.out, window)
     except UserError as error:
-        sys.exit(f'error: {error}')
+        fail(error)
     except KeyboardInterrupt:
         print('\nInterrupted; nothing was written.', file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -23,7 +23,7 @@ from rich.live import Live
 from bhcnet_jax import files
 from bhcnet_jax.display.leaderboard import view
 from bhcnet_jax.display.summary import MARK
-from bhcnet_jax.errors import Parser, UserError
+from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.plan import written
 from bhcnet_jax.records import merge, trackers
 from bhcnet_jax.records.merge import Merged
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 with files.output(flags.parquet) as file:
                     merged.trials.to_parquet(file, index=False)
     except UserError as error:
-        sys.exit(f'error: {error}')
+        fail(error)
 
 
 def _verify(workdirs: Sequence[pathlib.Path]) -> None:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 
-ON_WINDOWS = 'error: bhcnet_jax runs on Linux and macOS; on Windows through WSL2.'
+from bhcnet_jax.errors import fail
+
+ON_WINDOWS = 'bhcnet_jax runs on Linux and macOS; on Windows through WSL2.'
 
 
 def is_command(argv: Sequence[str]) -> bool:
@@ -20,7 +22,7 @@ def is_command(argv: Sequence[str]) -> bool:
 def prepare() -> None:
     """Readies the process; ends it on Windows, which lacks what the package needs."""
     if sys.platform == 'win32':
-        sys.exit(ON_WINDOWS)
+        fail(ON_WINDOWS)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a background job of a script ignores it
         signal.signal(signal.SIGINT, _interrupt)
         sys.excepthook = _show
@@ -45,7 +47,7 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
     while trace and trace.tb_next:
         trace = trace.tb_next
     if kind is ValueError and trace and trace.tb_frame.f_globals.get('__name__') == 'jax._src.config':
-        print(f'error: JAX does not start: {error} Unset that JAX_ variable, or correct it.', file=sys.stderr)
+        fail(f'JAX does not start: {error} Unset that JAX_ variable, or correct it.')
     elif issubclass(kind, KeyboardInterrupt):
         print('Interrupted.', file=sys.stderr)
     else:

@@ -58,6 +58,22 @@ def labelled_folder(tmp_path_factory):
     return runs.draw_folder(tmp_path_factory.mktemp('images') / 'labelled_folder')
 
 
+@pytest.fixture
+def refusal(capsys):
+    """A function that has a command refuse its arguments, and returns the line in which it does."""
+
+    def refused(command, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            command(*arguments)
+        line = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert line.startswith('error: ') and line.count('\n') == 1
+        return line
+
+    return refused
+
+
 @pytest.fixture(scope='session')
 def head_hu():
     """A drawn head in whole HU, int32 [H, W], from air to bone."""

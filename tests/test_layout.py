@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'bhcnet_jax'
 ROOMS = (
     'report', 'inference', 'run', 'display', 'training', 'plan', 'datasets', 'records', 'models', 'statistics', 'paper',
 )  # fmt: skip
-SHARED = ('command_line', 'machine', 'keys', 'files', 'errors', 'configs', 'startup', 'version')  # below all
+SHARED = ('command_line', 'machine', 'keys', 'files', 'configs', 'startup', 'errors', 'version')  # below all
 
 
 def module_name(file):

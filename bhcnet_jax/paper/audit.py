@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 
+from bhcnet_jax.errors import Parser
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.paper.bhcnet import Claim, EpochRow, Paper, PaperRow, StudyRow, fits, label, number, shown, span
 
@@ -207,7 +208,17 @@ def _images(printed: Paper) -> Iterator[Finding]:
         yield Finding('section IV.C', 'training images', str(images['train']), str(rest), problem)
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """The command line: prints a line for each finding."""
+    Parser(
+        prog='python -m bhcnet_jax.paper.audit',
+        description=__doc__.splitlines()[0],
+        epilog='It reads no file: what the paper prints is in bhcnet_jax/paper/bhcnet.py.',
+    ).parse_args()
     for each in (*audit(), *REMARKS):
         arrow = f' -> {each.recomputed}' if each.recomputed else ''
         print(f'{each.place}, {label(each.name)}: {each.printed}{arrow}. {each.problem}')
+
+
+if __name__ == '__main__':
+    main()

@@ -4,11 +4,10 @@
 """
 
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from bhcnet_jax import files
-from bhcnet_jax.errors import Parser, UserError
+from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.report import images, page
 from bhcnet_jax.report.differences import most_neighbours
@@ -112,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in (*write(made, flags.out), *(write_figures(made, flags.figures) if flags.figures else ())):
             print(f'Written: {path}')
     except UserError as error:
-        sys.exit(f'error: {error}')
+        fail(error)
 
 
 if __name__ == '__main__':

@@ -9,10 +9,14 @@ import time
 
 import pytest
 
+import bhcnet_jax
+
 # Starts Python with SIGINT heeded, as in a terminal; what started the tests may have handed down that it is ignored.
 PYTHON = [sys.executable, '-c', 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); '
           'os.execv(sys.executable, [sys.executable, *sys.argv[1:]])']  # fmt: skip
-COMMANDS = ('main', 'baselines', 'results', 'report', 'audit')
+COMMANDS = ('main', 'baselines', 'results', 'report', 'audit', 'predict', 'evaluate', 'explain', 'bundle', 'export')
+OF_A_CONFIG = ('main', 'baselines')
+CHECKS = ('paper.audit', 'datasets.phantom.shortcuts')  # they take no flags
 
 
 def start(*arguments, stdout=subprocess.PIPE, **options):
@@ -29,7 +33,7 @@ def test_an_interrupt_while_a_library_is_imported_is_one_line(command, tmp_path)
         'import pathlib, time\npathlib.Path("here").touch()\n'
         'try:\n    time.sleep(60)\nexcept BaseException:\n    time.sleep(60)\n'  # as libraries do that swallow it
     )
-    flags = ['--config=smoke'] if command in ('main', 'baselines') else ['.']
+    flags = ['--config=smoke'] if command in OF_A_CONFIG else ['.']
     with start(f'bhcnet_jax.{command}', *flags, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)}) as child:
         while not (tmp_path / 'here').exists():
             assert child.poll() is None, child.stderr.read()
@@ -79,7 +83,7 @@ def test_a_closed_standard_output_is_no_error():
 def test_windows_is_refused_with_a_way_out():
     script = 'import sys; sys.platform = "win32"; sys.argv = ["-m"]; import bhcnet_jax'
     child = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
-    assert child.returncode == 1
+    assert child.returncode == 2
     assert child.stderr == 'error: bhcnet_jax runs on Linux and macOS; on Windows through WSL2.\n'
 
 
@@ -90,10 +94,11 @@ def test_help_has_an_example_and_the_defaults_and_exits_with_0(command):
     assert (child.returncode, child.stderr) == (0, '')
     assert f'python -m bhcnet_jax.{command} ' in child.stdout.split('xample', 1)[-1]
     assert 'default' in child.stdout
-    if command in ('main', 'baselines'):
+    if command in OF_A_CONFIG:
         assert 'smoke: Every part of a run' in child.stdout and '--sweep' in child.stdout
         assert 'base.py' in child.stdout
         assert ('--prune' in child.stdout) == (command == 'main')
+        assert 'runs/baselines-<data set>' in child.stdout
 
 
 @pytest.mark.parametrize('command', ['baselines', 'report'])
@@ -101,7 +106,7 @@ def test_a_setting_that_jax_does_not_take_is_one_line(command):
     environment = {**os.environ, 'JAX_ENABLE_X64': 'maybe'}
     child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', 'x'], env=environment, capture_output=True,
                            text=True, check=False)  # fmt: skip
-    assert child.returncode != 0 and child.stderr.count('\n') == 1
+    assert child.returncode == 2 and child.stderr.count('\n') == 1
     assert child.stderr.startswith('error: ') and "'JAX_ENABLE_X64'" in child.stderr
 
 
@@ -109,6 +114,24 @@ def test_an_unknown_flag_is_repeated_without_its_control_characters():
     child = subprocess.run([sys.executable, '-m', 'bhcnet_jax.results', 'x', '--\x1b[31mred'], capture_output=True,
                            text=True, check=False)  # fmt: skip
     assert child.returncode == 2 and '--\\x1b[31mred' in child.stderr and '\x1b' not in child.stderr
+
+
+@pytest.mark.parametrize('command', [*COMMANDS, *CHECKS])
+def test_an_unknown_flag_is_one_line_and_exit_status_2(command):
+    flags = ['--config=smoke'] if command in OF_A_CONFIG else []
+    child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', *flags, '--nix'], capture_output=True,
+                           text=True, check=False)  # fmt: skip
+    assert (child.returncode, child.stdout) == (2, '')
+    assert child.stderr.startswith('error: ') and child.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('command', CHECKS)
+def test_help_of_a_check_says_what_it_is_and_runs_nothing(command):
+    child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', '--help'], capture_output=True, text=True,
+                           check=False)  # fmt: skip
+    assert (child.returncode, child.stderr) == (0, '')
+    assert child.stdout.startswith(f'usage: python -m bhcnet_jax.{command} [-h]\n')
+    assert child.stdout.count('\n') < 12
 
 
 def test_the_console_script_shows_its_flags():
@@ -120,5 +143,9 @@ def test_the_console_script_shows_its_flags():
 
 def test_the_package_says_what_there_is():
     child = subprocess.run([sys.executable, '-m', 'bhcnet_jax'], capture_output=True, text=True, check=True)
+    root = pathlib.Path(bhcnet_jax.__file__).parent
+    found = {path.stem for path in root.glob('*.py') if "__name__ == '__main__'" in path.read_text()}
+    found |= {path.parent.name for path in root.glob('*/__main__.py')}
+    assert found - {'__main__'} == set(COMMANDS)
     for command in COMMANDS:
-        assert f'python -m bhcnet_jax.{command} ' in child.stdout
+        assert f'  python -m bhcnet_jax.{command} ' in child.stdout

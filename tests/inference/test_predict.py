@@ -19,9 +19,13 @@ from bhcnet_jax import predict
 from bhcnet_jax.inference import model as model_module
 
 
+def command(*arguments):
+    predict.main([str(each) for each in arguments])
+
+
 def run(*arguments):
     with pytest.raises(SystemExit) as ended:
-        predict.main([str(each) for each in arguments])
+        command(*arguments)
     return ended.value.code
 
 
@@ -140,13 +144,14 @@ def test_pixels_of_one_batch_are_in_memory_whatever_the_number_of_files(crossed,
     assert sizes == [64, 64, 22]
 
 
-def test_mistakes_are_one_line(crossed, heads, tmp_path):
+def test_mistakes_are_one_line(crossed, heads, tmp_path, refusal):
+    out = f'--out={tmp_path}/out'
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'file').write_text('')
-    assert run(crossed, tmp_path / 'empty', '--out', tmp_path / 'out').startswith('error: no images in ')
-    assert 'no such file or folder' in run(crossed, tmp_path / 'missing.png', '--out', tmp_path / 'out')
-    assert 'no such directory' in run(tmp_path / 'missing', heads, '--out', tmp_path / 'out')
-    assert 'Name another folder' in run(crossed, heads, '--out', tmp_path / 'file')
+    assert refusal(command, crossed, tmp_path / 'empty', out).startswith('error: no images in ')
+    assert 'no such file or folder' in refusal(command, crossed, tmp_path / 'missing.png', out)
+    assert 'no such directory' in refusal(command, tmp_path / 'missing', heads, out)
+    assert 'Name another folder' in refusal(command, crossed, heads, f'--out={tmp_path}/file')
     assert not (tmp_path / 'out').exists()
 
 

@@ -187,9 +187,9 @@ def test_a_ct_slice_that_cannot_be_read_is_one_line_and_the_others_go_on(ward, c
     assert table(tmp_path / 'out', 'series').slices.tolist() == [5, 6]
 
 
-def test_bad_input_is_one_line_each(crossed, dicom, stack, tmp_path, capsys):
+def test_bad_input_is_one_line_each(crossed, dicom, stack, tmp_path, capsys, refusal):
     (tmp_path / 'empty').mkdir()
-    assert 'no images in' in run(crossed, tmp_path / 'empty', '--out', tmp_path / 'out')
+    assert 'no images in' in refusal(predict.main, [str(crossed), str(tmp_path / 'empty'), f'--out={tmp_path}/out'])
     files = {
         'no pixels.dcm': (dicom(stack[0], PixelData=None), 'without pixels'),
         'time.nii': (nibabel.Nifti1Image(np.zeros((9, 9, 9, 2), np.int16), np.eye(4)).to_bytes(), '4-D of 9 x 9'),

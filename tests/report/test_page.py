@@ -147,30 +147,25 @@ def test_a_section_without_data_names_the_command_that_makes_them(tmp_path):
     assert 'env.json' in section(tmp_path, 'How to rerun every number')
 
 
-def refusal(*arguments):
-    with pytest.raises(SystemExit) as caught:
-        report.main([*map(str, arguments), '--no_images'])
-    message = str(caught.value)
-    assert message.startswith('error: ') and '\n' not in message
-    return message
+def test_what_cannot_be_reported_is_said_in_one_line(tmp_path, refusal):
+    def refused(*arguments):
+        return refusal(report.main, [*map(str, arguments), '--no_images'])
 
-
-def test_what_cannot_be_reported_is_said_in_one_line(tmp_path):
     networks, _ = studies.write(tmp_path / 'a')
     others, _ = studies.write(tmp_path / 'b', dataset='PHANTOM')
     empty = tmp_path / 'empty'
     empty.mkdir()
     out = f'--out={tmp_path}/report.html'
-    assert 'no such directory' in refusal(tmp_path / 'nix', out)
-    assert 'no .sqlite file' in refusal(empty, out)
-    assert '2 data sets' in refusal(networks, others, out)
-    assert 'no folder' in refusal(networks, f'--out={tmp_path}/nix/report.html')
-    assert 'no such folder' in refusal(networks, out, f'--figures={tmp_path}/nix')
-    assert 'ends in .html' in refusal(networks, f'--out={tmp_path}/report')
-    assert 'no such recipe' in refusal(networks, out, '--reference=nix')
+    assert 'no such directory' in refused(tmp_path / 'nix', out)
+    assert 'no .sqlite file' in refused(empty, out)
+    assert '2 data sets' in refused(networks, others, out)
+    assert 'no folder' in refused(networks, f'--out={tmp_path}/nix/report.html')
+    assert 'no such folder' in refused(networks, out, f'--figures={tmp_path}/nix')
+    assert 'ends in .html' in refused(networks, f'--out={tmp_path}/report')
+    assert 'no such recipe' in refused(networks, out, '--reference=nix')
     with contextlib.closing(Results(empty / 'results.sqlite')) as database:
         database.begin([{'trial_id': 'a', 'dataset': 'head_ct'}])
-    assert 'no finished trial among 1' in refusal(empty, out)
+    assert 'no finished trial among 1' in refused(empty, out)
     assert not list(tmp_path.glob('report*'))
 
 

@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bhcnet_jax.datasets.phantom import drawing, heads
+from bhcnet_jax.errors import Parser
 
 NUM_HEADS, BATCH, SIZE = 4000, 100, 128
 
@@ -55,6 +56,12 @@ def draw_heads(seed: int, count: int, size: int = SIZE) -> tuple[list[np.ndarray
 
 
 def main() -> None:
+    """The command line: prints the AUC of each shortcut on the phantom and on drawn heads."""
+    Parser(
+        prog='python -m bhcnet_jax.datasets.phantom.shortcuts',
+        description=__doc__.splitlines()[0],
+        epilog=f'It draws {drawing.NUM_SLICES} slices of the phantom and {NUM_HEADS} heads.',
+    ).parse_args()
     slices = list(drawing.draw_set())
     labels = np.array([int(drawn.kind != '') for drawn in slices])
     _report(f'PHANTOM, seed {drawing.SEED}', [drawn.image for drawn in slices], labels)
