@@ -223,7 +223,7 @@ def test_patients_are_written_as_a_folder_with_a_group_for_each(tmp_path):
 
 
 def test_grey_statistics_do_not_tell_the_label():
-    images, labels = shortcuts.draw_heads(seed=1, count=600)
+    images, labels = shortcuts.draw_heads(seed=1, count=600, size=SIZE)
     aucs = shortcuts.shortcut_aucs(images, labels)
     for name, folds in aucs.items():
         assert folds.mean() < 0.66, name
