@@ -25,8 +25,8 @@ import itertools
 import math
 import numbers
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -87,15 +87,19 @@ def parse(text: str, config: ConfigDict) -> tuple[Axis, ...]:
     with _at('Sweep'):
         parts = _parts(text)
     leaves = dict(table.leaves(config))
-    axes = []
+    written = []
     for part in parts:
         with _at(f'Sweep, part {_quote(part)}'):
-            axes.append(_axis(part, leaves))
-    uses = collections.Counter(key for axis in axes for key in axis.keys)
+            written.append(_columns(part, leaves))
+    uses = collections.Counter(column.key for columns in written for column in columns)
     for key, times in uses.items():
         if times > 1:
             raise UserError(f'Sweep: {key} is in {times} axes; expected one axis per key, so join them.')
-    refuse_too_many(count(axes))
+    refuse_too_many(math.prod(columns[0].length for columns in written))
+    axes = []
+    for part, columns in zip(parts, written, strict=True):
+        with _at(f'Sweep, part {_quote(part)}'):
+            axes.append(_axis(columns))
     return tuple(axes)
 
 
@@ -200,47 +204,76 @@ def _default(key: str, leaves: dict[str, Any]) -> Any:
     raise UserError(f'no key {_quote(key)}; {keys.hint(str(key), leaves)}')
 
 
-def _axis(part: str, leaves: dict[str, Any]) -> Axis:
+class _Values(NamedTuple):
+    """Values that are counted before they are made."""
+
+    length: int
+    make: Callable[[], Iterable[Any]]
+
+
+class _Column(NamedTuple):
+    """A key and its values as written: not made yet, and of any type."""
+
+    key: str
+    default: Any
+    items: list[_Values]
+
+    @property
+    def length(self) -> int:
+        return sum(item.length for item in self.items)
+
+    def values(self) -> list[Any]:
+        made = itertools.chain.from_iterable(item.make() for item in self.items)
+        return [_convert(self.key, each, self.default) for each in made]
+
+
+def _columns(part: str, leaves: dict[str, Any]) -> list[_Column]:
+    """The columns of an axis, equally long: one, unless zipped."""
     zipped = re.fullmatch(r'zip\((.*)\)', part)
     parts = _parts(zipped[1]) if zipped else [part]
     if not parts:
         raise UserError('empty; expected axes, as in zip(balanced.epochs=4,8 imbalanced.epochs=2,4).')
     columns = [_column(each, leaves) for each in parts]
-    lengths = [len(values) for _, values in columns]
+    lengths = [column.length for column in columns]
     if len(set(lengths)) > 1:
         raise UserError(f'zipped axes of {", ".join(map(str, lengths))} values; expected as many of each.')
-    rows = tuple(zip(*(values for _, values in columns), strict=True))
+    return columns
+
+
+def _axis(columns: Sequence[_Column]) -> Axis:
+    rows = tuple(zip(*(column.values() for column in columns), strict=True))
     seen = set()
     for row in rows:
         if row in seen:
-            twice = row if zipped else row[0]
+            twice = row if len(row) > 1 else row[0]
             raise UserError(f'{_quote(twice)} comes twice; expected every value once.')
         seen.add(row)
-    return Axis(tuple(key for key, _ in columns), rows)
+    return Axis(tuple(column.key for column in columns), rows)
 
 
-def _column(part: str, leaves: dict[str, Any]) -> tuple[str, list[Any]]:
-    """The key and values of 'key=values'."""
+def _column(part: str, leaves: dict[str, Any]) -> _Column:
+    """That of 'key=values'."""
     key, equals, text = part.partition('=')
     if not equals or not re.fullmatch(r'[A-Za-z_][\w.]*', key):
         raise UserError(f'found {_quote(part)}; expected key=values without spaces, or zip(axis axis).')
     default = _default(key, leaves)
     if not text:
         raise UserError(f'no values for {key}; expected some, like {key}={default!r}.')
-    items = itertools.chain.from_iterable(_expand(key, item, default) for item in _split(text, ','))
-    return key, [_convert(key, item, default) for item in items]
+    return _Column(key, default, [_expand(key, item, default) for item in _split(text, ',')])
 
 
-def _expand(key: str, text: str, default: Any) -> Iterable[Any]:
+def _expand(key: str, text: str, default: Any) -> _Values:
     """The values of one item of a list: a range, a call like log(1,10,2), or a single value."""
     if not text:
         raise UserError(f'an empty value for {key}; expected values between commas, without spaces.')
     if re.fullmatch(r'-?\w*(:-?\w*)+', text):
-        return _range(text)
+        whole = _range(text)
+        return _Values(len(whole), lambda: whole)
     call = re.fullmatch(r'([a-z]+)\((.*)\)', text)
     if call and call[1] in _CALLS:
         return _numbers(key, call[1], call[2])
-    return [_literal(key, text, default)]
+    value = _literal(key, text, default)
+    return _Values(1, lambda: [value])
 
 
 def _range(text: str) -> range:
@@ -255,7 +288,7 @@ def _range(text: str) -> range:
     return whole
 
 
-def _numbers(key: str, name: str, text: str) -> list[int | float]:
+def _numbers(key: str, name: str, text: str) -> _Values:
     """The numbers of a call: at equal steps or drawn, in the key's own stream."""
     call, usage = _quote(f'{name}({text})'), f'{name}({_CALLS[name]})'
     arguments = text.split(',')
@@ -270,11 +303,15 @@ def _numbers(key: str, name: str, text: str) -> list[int | float]:
     smallest = 1 if seed else 2
     if not smallest <= length <= MAX_VALUES:
         raise UserError(f'{call} has n={length}; expected {smallest} to {MAX_VALUES:,}.')
-    if seed:  # a word w lies w / 2**64 of the way from low to high
-        places, whole = np.random.PCG64([seed[0], *key.encode()]).random_raw(length).tolist(), 2**64
-    else:
-        places, whole = range(length), length - 1
-    return _between(low, high, places, whole, logarithmic=name.startswith('log'))
+
+    def make() -> list[int | float]:
+        if seed:  # a word w lies w / 2**64 of the way from low to high
+            places, whole = np.random.PCG64([seed[0], *key.encode()]).random_raw(length).tolist(), 2**64
+        else:
+            places, whole = range(length), length - 1
+        return _between(low, high, places, whole, logarithmic=name.startswith('log'))
+
+    return _Values(length, make)
 
 
 def _between(

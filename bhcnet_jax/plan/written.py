@@ -36,7 +36,8 @@ def recipes(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> 
 
 
 def asked(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> int | None:
-    """How many trials a run directory was asked for, over all its starts; None where a key is of another version.
+    """How many trials a run directory was asked for, over all its starts; None where a key is of another version, or it is
+    more than one call plans.
 
     written, starts: as of `recipes`.
     """
@@ -44,6 +45,7 @@ def asked(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> in
     listed = [tuples(point) for point in written.get('trials') or ({},)]
     try:
         parsed = [sweep.parse(axes, ConfigDict(tree)) for axes in dict.fromkeys(map(_sweep, starts))]
+        sweep.refuse_too_many(len(listed) * sum(map(sweep.count, parsed)))
     except (UserError, KeyError, TypeError, ValueError):
         return None
     points = [{**one, **other} for axes in parsed for one in listed for other in sweep.points(axes)]

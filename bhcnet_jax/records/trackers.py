@@ -1,5 +1,6 @@
 """Copies trials into an experiment tracker, MLflow or Weights & Biases; a trial that is there is not copied again."""
 
+import glob
 import importlib
 import math
 import pathlib
@@ -18,6 +19,7 @@ FILES = ('config.json', 'env.json', 'data.json')  # of a run directory
 PARAMETERS = ('recipe', 'model', 'dataset', 'data_fingerprint', 'scheme', 'folds', 'fold', 'split_seed', 'seed', 'code')
 EXPERIMENT = 'bhcnet_jax'
 AT_ONCE = 1000  # metrics in a call, the most that MLflow takes
+NOTE = 'copied.txt'  # in the folder of a W&B run that waits to be synced: the project, and the status of its trial
 
 
 class Entry(NamedTuple):
@@ -103,6 +105,11 @@ def _to_mlflow(mlflow: ModuleType, uri: str, entry: Entry) -> bool:
 
 
 def _to_wandb(wandb: ModuleType, project: str, entry: Entry) -> bool:
+    settings, note = wandb.setup().settings, f'{project} {entry.status}\n'
+    if settings.mode == 'offline':  # the runs that W&B has cannot be asked
+        notes = pathlib.Path(settings.wandb_dir).glob(f'offline-run-*-{glob.escape(entry.trial_id)}/{NOTE}')
+        if any(each.read_text(errors='replace') == note for each in notes):
+            return False
     # Steps that a run of this id has are kept as they are: copied again, it is the same run.
     run = wandb.init(project=project, id=entry.trial_id, resume='allow', config=entry.parameters,
                      name=f'{entry.parameters.get("recipe", "trial")} {entry.trial_id[:8]}')  # fmt: skip
@@ -114,6 +121,8 @@ def _to_wandb(wandb: ModuleType, project: str, entry: Entry) -> bool:
         for path in entry.files:
             run.save(str(path), base_path=str(path.parent), policy='now')
     run.finish()
+    if run.offline:
+        pathlib.Path(run.dir).with_name(NOTE).write_text(note)
     return is_new
 
 

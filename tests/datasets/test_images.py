@@ -2,7 +2,10 @@
 
 import ast
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -170,6 +173,32 @@ def png_claiming(width: int, height: int, depth: int = 8, colour: int = 0) -> by
 ], ids=['wide', 'high', 'pixels', 'RGB of 16 bits', 'RGBA of 16 bits', 'tile'])  # fmt: skip
 def test_an_image_beyond_a_limit_is_refused_by_its_header(data: bytes, message: str) -> None:
     assert message in error_line(data)
+
+
+def cut_short(compression: str) -> bytes:
+    """A compressed TIFF whose directory comes first and whose only strip ends in its midst."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 70), np.uint8)
+    whole = saved(Image.fromarray(noise), 'TIFF', compression=compression)
+    with Image.open(io.BytesIO(whole)) as image:
+        code, offset, size = image.tag_v2[259], image.tag_v2[273][0], image.tag_v2[279][0]
+    plain = tiff(noise.astype(int), 8, t259=code, t279=size)
+    return plain[: -noise.size] + whole[offset : offset + size // 2]
+
+
+@pytest.mark.parametrize('compression', ['tiff_lzw', 'tiff_adobe_deflate', 'jpeg'])
+def test_of_a_tiff_cut_short_a_command_says_one_line(compression: str, tmp_path: Path) -> None:
+    folder = tmp_path / 'cut'
+    folder.mkdir()
+    (folder / 'whole.png').write_bytes(saved(Image.fromarray(GREY), 'PNG'))
+    (folder / 'cut.tif').write_bytes(cut_short(compression))
+    (folder / 'labels.csv').write_text('file,label\nwhole.png,0\ncut.tif,1\n')
+    child = subprocess.run(
+        [sys.executable, '-m', 'bhcnet_jax.audit', f'--dir={folder}', f'--out={tmp_path}/audit.json'],
+        env={**os.environ, 'TFDS_DATA_DIR': str(tmp_path / 'tfds')}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert child.returncode == 2
+    assert child.stderr.startswith('error: ') and 'cut.tif: ' in child.stderr
+    assert child.stderr.count('\n') == 1, child.stderr
 
 
 def test_what_a_file_says_beside_its_pixels_is_left_behind() -> None:

@@ -157,9 +157,9 @@ def test_the_window_can_be_chosen(crossed, dicom, stack, tmp_path):
 
 
 @pytest.mark.parametrize('window', ['', '40', '40/0.5', '40/80/3', 'a/b', '40/nan', 'inf/80', '40/inf'])
-def test_a_window_that_is_none_is_one_line(window, crossed, heads, tmp_path):
-    said = run(crossed, heads, f'--window={window}', '--out', tmp_path / 'out')
-    assert 'expected LEVEL/WIDTH in HU, as in 40/80' in said and '\n' not in said
+def test_a_window_that_is_none_is_one_line(window, crossed, heads, tmp_path, refusal):
+    said = refusal(predict.main, [str(crossed), str(heads), f'--window={window}', f'--out={tmp_path}/out'])
+    assert 'expected LEVEL/WIDTH in HU, as in 40/80' in said
 
 
 def test_what_is_no_ct_slice_is_skipped_and_the_exit_status_stays_0(ward, crossed, dicom, stack, tmp_path, capsys):

@@ -359,10 +359,24 @@ def test_a_hundred_thousand_points_take_little_memory():
     assert peak < 100e6
 
 
-@pytest.mark.parametrize('text', ['seed=0:1000000 split.seed=0:1000000', 'seed=0:1001 split.seed=0:1000'])
-def test_a_sweep_of_too_many_points_is_refused_before_it_is_expanded(text):
+@pytest.mark.parametrize(
+    'text',
+    [
+        'seed=0:1000000 split.seed=0:1000000',
+        'seed=0:1001 split.seed=0:1000',
+        'seed=0:1000000,1000000:2000000',
+        'optimizer.peak_lr=log(1e-4,1e-2,1000000) model.dropout=uniform(0,0.5,1000000,3)',
+        'zip(optimizer.peak_lr=lin(1e-4,1e-2,1000000) seed=0:1000000) split.seed=0,1',
+    ],
+)
+def test_a_sweep_of_too_many_points_is_refused_before_its_values_are_made(text):
+    parse('seed=0:2')  # what is made once
+    tracemalloc.start()
     with pytest.raises(UserError, match='points; expected at most 1,000,000'):
         parse(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6
 
 
 def test_a_sweep_of_as_many_points_as_can_be_is_not_refused():

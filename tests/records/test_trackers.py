@@ -59,14 +59,25 @@ def test_mlflow_has_every_trial_once_with_settings_scores_curves_and_files(run_d
 
 @needs('wandb')
 @pytest.mark.filterwarnings('default')
-def test_wandb_takes_the_trials_offline_under_their_ids(run_dir, tmp_path, capsys, monkeypatch):
+def test_wandb_takes_every_trial_offline_once_under_its_id(run_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('WANDB_MODE', 'offline')
     monkeypatch.setenv('WANDB_SILENT', 'true')
-    results.main([str(run_dir), '--where=fold=0', '--where=recipe_id=' + first_recipe(run_dir), '--log_to=wandb:x'])
-    assert 'wandb:x: 1 trials copied, 0 were there' in capsys.readouterr().out
+
+    def copied(project):
+        one = ['--where=fold=0', f'--where=recipe_id={first_recipe(run_dir)}']
+        results.main([str(run_dir), *one, f'--log_to=wandb:{project}'])
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert copied('x') == 'wandb:x: 1 trials copied, 0 were there'
     (written,) = tmp_path.glob('wandb/offline-run-*/*.wandb')
     assert merge.merge([run_dir]).trials.trial_id[0] in written.name
+    assert copied('x') == 'wandb:x: 0 trials copied, 1 were there'
+    assert list(tmp_path.glob('wandb/offline-run-*/*.wandb')) == [written]
+    assert copied('other') == 'wandb:other: 1 trials copied, 0 were there'
+    # Again nothing is copied, but for a run that was interrupted.
+    written.with_name('copied.txt').unlink()
+    assert copied('x') == 'wandb:x: 1 trials copied, 0 were there'
 
 
 def first_recipe(run_dir):

@@ -1,5 +1,7 @@
 """One published image: what is accepted, and how it becomes grey."""
 
+import contextlib
+import ctypes
 import hashlib
 import io
 import warnings
@@ -32,6 +34,12 @@ for _key, _modes in {
     (b'MM', 1, (1,), 1, (12,), ()): ('I;16', 'I;12'),
 }.items():
     TiffImagePlugin.OPEN_INFO.setdefault(_key, _modes)
+
+# Pillow raises what libtiff finds wrong, and libtiff writes it to standard error too, in up to a line for each row. A
+# Pillow that is linked with it in another way keeps these lines.
+for _name in ('TIFFSetErrorHandler', 'TIFFSetWarningHandler'):
+    with contextlib.suppress(AttributeError, OSError):
+        getattr(ctypes.CDLL(Image.core.__file__), _name)(None)
 
 
 def read(data: bytes, name: str, image_format: str | None = None) -> dict[str, Any]:
