@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import simple_heads
 from bhcnet_jax import results
+from bhcnet_jax.datasets.phantom import heads
 from bhcnet_jax.inference import trained
 from bhcnet_jax.plan import study
 from bhcnet_jax.records import merge
@@ -17,6 +19,13 @@ from lanes import small_config
 
 FOLDS = 'split.fold=0:3'
 TIMES = ['train_seconds', 'images_per_second', 'engine', 'digest']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _simple_heads():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, 'draw', simple_heads.draw)
+        yield
 
 
 class Killed(BaseException):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import simple_heads
 from bhcnet_jax import models
 from bhcnet_jax.datasets.phantom import heads
 from bhcnet_jax.models import layers
@@ -14,6 +15,12 @@ from bhcnet_jax.training import engine, steps
 from lanes import one, small_config, small_images, small_lanes
 
 SIZE, SAMPLES = 16, 20
+DRAW = heads.draw
+
+
+@pytest.fixture(autouse=True)
+def _simple_heads(monkeypatch):
+    monkeypatch.setattr(heads, 'draw', simple_heads.draw)
 
 
 def drawn_config(**overrides):
@@ -44,7 +51,8 @@ def test_a_head_depends_on_seed_phase_epoch_and_position_alone():
     assert not np.array_equal(first.inputs[0], first.inputs[1])
 
 
-def test_a_batch_has_the_images_labels_and_masks_of_the_drawing():
+def test_a_batch_has_the_images_labels_and_masks_of_the_drawing(monkeypatch):
+    monkeypatch.setattr(heads, 'draw', DRAW)
     config = drawn_config()
     lane = one(drawn_lanes(config))
     batch = draw(config, lane, [4])
