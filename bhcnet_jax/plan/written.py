@@ -36,9 +36,9 @@ def recipes(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> 
 
 
 def asked(written: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> int | None:
-    """How many trials a run directory was asked for, over all its starts; None where a key is of another version, or it is
-    more than one call plans.
+    """How many trials a run directory was asked for, over all its starts.
 
+    None where a key is of another version, or where they are more than one call can plan.
     written, starts: as of `recipes`.
     """
     tree = complete({**written, 'trials': ()})
