@@ -1,5 +1,6 @@
 import contextlib
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -212,6 +213,17 @@ def test_a_second_call_trains_what_is_missing_and_nothing_else(folder, tmp_path,
     assert baselines.run(config, FOLDS, str(tmp_path / 'run'))
     assert f' {COUNT} of {2 * COUNT} trials to train' in capsys.readouterr().out
     pd.testing.assert_frame_equal(rows(tmp_path / 'run')[:COUNT], first)
+
+
+def test_a_finished_trial_that_changed_is_trained_again(done, folder, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / 'run')
+    with contextlib.closing(sqlite3.connect(tmp_path / 'run/results.sqlite')) as database, database:
+        changed = database.execute('SELECT trial_id FROM trials').fetchone()
+        database.execute('UPDATE predictions SET probability = 1 - probability WHERE trial_id = ?', changed)
+    assert baselines.run(config_of(folder), f'seed=0:2 {FOLDS}', str(tmp_path / 'run'))
+    assert f' 1 of {4 * COUNT} trials to train' in capsys.readouterr().out
+    for found, expected in zip(numbers(tmp_path / 'run'), numbers(done), strict=True):
+        pd.testing.assert_frame_equal(found, expected)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_rows(done, folder, tmp_path):

@@ -444,3 +444,13 @@ def test_processes_at_once_and_a_killed_one_leave_a_whole_copy(tmp_path: Path, d
     assert [process.returncode for process in together] == [0, 0], outputs
     assert outputs[0] == outputs[1] == (load(folder).fingerprint + '\n', '')
     assert len(list(data_dir.glob('folder/*/2.0.0'))) == 1
+
+
+def test_the_banner_of_the_phantom_has_no_log_prefix(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.delenv('HEAD_CT_DIR', raising=False)
+    input_pipeline._choose(ConfigDict({'name': 'auto', 'dir': '', 'image_size': 8}))
+    banner = capfd.readouterr().err.strip().splitlines()
+    assert banner[0] == banner[5] == '*' * 70
+    assert banner[1].startswith('*  PHANTOM: no real images were found')
+    assert all(line.startswith('*') and line.endswith('*') for line in banner[:6])
+    assert banner[6].startswith('Looked in ') and len(banner) == 7

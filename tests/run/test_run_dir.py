@@ -2,6 +2,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 
 import numpy as np
 import pytest
@@ -63,6 +64,17 @@ def test_another_config_is_refused_and_nothing_is_overwritten(image_set, tmp_pat
         claim(tmp_path / 'run', image_set, **overrides)
     assert '\n' not in str(refusal.value)
     assert (tmp_path / 'run/config.json').read_bytes() == before
+
+
+def test_a_refusal_names_phases_model_and_data_first(image_set, tmp_path):
+    claim(tmp_path / 'run', image_set)
+    others = {'seed': 4, 'batch_size': 4, 'augment__policy': 'none', 'optimizer__peak_lr': 0.5}
+    first = {'dataset__image_size': 32, 'model__name': 'cnn_lstm', 'phases': ('balanced',)}
+    with pytest.raises(UserError) as refusal:
+        claim(tmp_path / 'run', image_set, **others, **first)
+    named = re.findall(r'[(;] ?([\w.]+) is ', str(refusal.value))
+    assert {*named[:2]} == {'phases', 'model.name'} and named[2:] == ['dataset.image_size']
+    assert re.search(r'; and \d+ more\)', str(refusal.value))
 
 
 def test_a_swept_key_may_differ_then_and_later(image_set, tmp_path):
