@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -41,12 +42,12 @@ class Gallery:
 
     def __init__(self, model: Model):
         self._model, self.count = model, 0
-        self._kept: list[tuple[Prediction, bytes]] = []  # and the image's PNG
+        self._kept: list[tuple[Prediction, bytes]] = []  # and the image's pixels, compressed
 
     def add(self, prediction: Prediction, image: np.ndarray) -> None:
         """image: what was predicted on, uint8 [S, S]."""
         self.count += 1
-        self._kept.append((prediction, _png(image)))
+        self._kept.append((prediction, zlib.compress(image.tobytes())))
         if len(self._kept) > 4 * END:
             self._kept = self._ends()
 
@@ -75,11 +76,12 @@ class Gallery:
     def _shown(self, kept: Sequence[tuple[Prediction, bytes]], how: str) -> Iterator[Shown]:
         for start in range(0, len(kept), BLOCK):
             part = kept[start : start + BLOCK]
-            images = np.stack([np.asarray(Image.open(io.BytesIO(png))) for _, png in part])
-            for (prediction, png), image, heat in zip(part, images, self._model.explain(images, how), strict=True):
+            pixels = b''.join(zlib.decompress(compressed) for _, compressed in part)
+            images = np.frombuffer(pixels, np.uint8).reshape(len(part), *2 * (self._model.image_size,))
+            for (prediction, _), image, heat in zip(part, images, self._model.explain(images, how), strict=True):
                 further = {name: value for name, value in prediction._asdict().items() if name not in IN_PLACE}
                 columns = {name.replace('_', ' '): text for name, value in further.items() if (text := _text(value))}
-                uris = _uri(png, 'png'), _uri(_jpeg(overlay(image, heat)), 'jpeg')
+                uris = _uri(_png(image), 'png'), _uri(_jpeg(overlay(image, heat)), 'jpeg')
                 yield Shown(prediction.file, _text(prediction.probability), columns, *uris)
 
 
