@@ -52,6 +52,13 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f'Tests marked slow were left out. All, as in CI: {everything}', yellow=True)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _drop_programs():
+    """A compiled program holds memory maps, and Linux gives a process 65 530: without this a worker crashes at last."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def labelled_folder(tmp_path_factory):
     """A folder with labels.csv and 40 images of noise, with a bright square on those labelled 1."""
