@@ -77,7 +77,7 @@ def kill_during(kind, server, arguments, workdir, generator):
     """Starts a run and kills it. Returns the kind of moment that it died in, None if it came to its end before."""
     since, before = time.time_ns() - 10**7, False  # clocks of files tick slowly
     # Which sighting it dies at. The first three commits of a start are of no epoch: opening, entering, claiming.
-    times = generator.integers(1, 9 if kind == 'commit' else 3)
+    times = generator.integers(*{'commit': (1, 9), 'epoch': (4, 6)}.get(kind, (1, 3)))
     child = server.start(arguments)
     if kind == 'start':
         time.sleep(generator.uniform(0, 1))
@@ -87,6 +87,8 @@ def kill_during(kind, server, arguments, workdir, generator):
         before = now
     if kind == 'epoch':
         time.sleep(generator.uniform(0, 0.15))
+        while child.is_alive() and any(traces(workdir, other, since) for other in TRACES):
+            pass
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid, signal.SIGKILL)
     status, output = child.wait()
