@@ -30,9 +30,7 @@ from bhcnet_jax.inference import scoring
 from bhcnet_jax.inference.gallery import Gallery
 from bhcnet_jax.inference.model import Model
 from bhcnet_jax.inference.scoring import Prediction, Series
-
-# A cell that begins so is a formula to a spreadsheet: https://owasp.org/www-community/attacks/CSV_Injection
-FORMULA = ('=', '+', '-', '@', '\t', '\r')
+from bhcnet_jax.records.spreadsheet import quoted
 
 Add = Callable[[Prediction], None]
 
@@ -111,7 +109,7 @@ def _csv(path: pathlib.Path, columns: Sequence[str], model: Model) -> Iterator[C
         text = io.TextIOWrapper(file, 'utf-8', errors='backslashreplace', newline='')
         rows = csv.writer(text, lineterminator='\n')
         rows.writerow((*columns, 'trained_on'))
-        yield lambda each: rows.writerow([_cell(value) for value in (*_known(each).values(), model.dataset)])
+        yield lambda each: rows.writerow([quoted(value) for value in (*_known(each).values(), model.dataset)])
         text.detach()
 
 
@@ -119,10 +117,6 @@ def _known(each: NamedTuple) -> dict[str, Any]:
     """Its fields, None for nan."""
     fields = each._asdict().items()
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields}
-
-
-def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 @contextlib.contextmanager

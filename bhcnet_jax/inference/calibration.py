@@ -133,7 +133,7 @@ def fit(data: OutOfFold, operating_point: str = 'youden', error_level: float = E
 
 
 def _fit(data: OutOfFold, operating_point: str, error_level: float) -> Calibration:
-    parts = list(_parts(data))
+    parts = list(parts_of(data.labels, data.groups))
     method = min(METHODS, key=lambda each: _cross_validated_loss(data, parts, each))
     slope, intercept = _fit_method(data, method)
     calibrated = special.expit(slope * data.logits + intercept)
@@ -164,11 +164,14 @@ def _fit_method(data: OutOfFold, method: str) -> tuple[float, float]:
     return float(found.x[0]), float(found.x[1])
 
 
-def _parts(data: OutOfFold) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Which images to fit on and which to report on, bool [N] each; FOLDS times, groups whole."""
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    for _, test in folds.split(data.labels, data.labels, data.groups):
-        held = np.zeros(len(data.labels), bool)
+def parts_of(labels: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Which images to fit on and which to report on, bool [N] each, groups whole.
+
+    FOLDS times, or as often as the groups of the smaller class allow. labels: 0 and 1 [N]. groups: int [N].
+    """
+    folds = min(FOLDS, *(len(set(groups[labels == label].tolist())) for label in (0, 1)))
+    for _, test in StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(labels, labels, groups):
+        held = np.zeros(len(labels), bool)
         held[test] = True
         yield ~held, held
 
@@ -216,7 +219,7 @@ def evidence(data: OutOfFold, operating_point: str, error_level: float) -> dict[
     share of images that were answered, and the share of right answers among those.
     """
     calibrated, decided, answered, contained = (np.zeros(len(data.labels)) for _ in range(4))
-    for fitted, held in _parts(data):
+    for fitted, held in parts_of(data.labels, data.groups):
         made = _fit(data.part(fitted), operating_point, error_level)
         calibrated[held] = probabilities = made.probabilities(data.logits[held])
         decided[held], answered[held] = made.decide(probabilities), made.answers(probabilities)

@@ -5,7 +5,6 @@ answer to a turned head as to an upright one. N images, S pixels a side, D = CEL
 """
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.covariance import LedoitWolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.model_selection import StratifiedGroupKFold
+
+from bhcnet_jax.inference.calibration import parts_of
 
 SIDE, CELLS, DIRECTIONS = 64, 6, 8
 KEPT = 0.99  # of held-out training images, by each of the two limits, so that 2 % at most are flagged
 MIN_IMAGES = 100  # with fewer there is no such limit
-FOLDS = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,26 +100,17 @@ def fit(images: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[Out
         return _fit(np.concatenate([right[part], mirrored[part]]), others)
 
     scores = np.zeros((1 + len(wrong), len(images), 2))
-    parts = list(_parts(labels, groups))
-    for held in parts:
-        partly = fit_to(~held)
+    parts = list(parts_of(labels, groups))
+    for fitted, held in parts:
+        partly = fit_to(fitted)
         scores[:, held] = [partly.score_edges(each[held]) for each in (right, *wrong.values())]
     flagged = np.zeros(scores.shape[:2], bool)
-    for held in parts:
-        flagged[:, held] = (scores[:, held] > _limits(scores[0, ~held])).any(axis=-1)
+    for fitted, held in parts:
+        flagged[:, held] = (scores[:, held] > _limits(scores[0, fitted])).any(axis=-1)
     counts = flagged.sum(axis=1).tolist()
     distance, side = _limits(scores[0])
     found = dataclasses.replace(fit_to(np.ones(len(images), bool)), distance=distance, side=side)
     return found, {'images': len(images), 'flagged': counts[0], 'ways': dict(zip(wrong, counts[1:], strict=True))}
-
-
-def _parts(labels: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
-    """Which images are held out, bool [N]; FOLDS times, or as often as the groups of the smaller class allow."""
-    folds = min(FOLDS, *(len(set(groups[labels == label].tolist())) for label in (0, 1)))
-    for _, test in StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(labels, labels, groups):
-        held = np.zeros(len(labels), bool)
-        held[test] = True
-        yield held
 
 
 def _fit(right: np.ndarray, wrong: np.ndarray) -> Outliers:

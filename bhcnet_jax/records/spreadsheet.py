@@ -8,9 +8,10 @@ FORMULA = ('=', '+', '-', '@', '\t', '\r')  # how one begins; OWASP, CSV Injecti
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """A copy in which a text that begins like a formula has an apostrophe before it; numbers stay as they are."""
     texts = frame.select_dtypes(['object', 'string'])
-    safe = {name: texts[name].map(_quoted, na_action='ignore') for name in texts}
+    safe = {name: texts[name].map(quoted, na_action='ignore') for name in texts}
     return frame.assign(**safe)
 
 
-def _quoted(value: object) -> object:
+def quoted(value: object) -> object:
+    """A cell's value; a text that begins like a formula has an apostrophe before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -206,7 +206,7 @@ def test_a_volume_is_one_patient_from_the_neck_to_the_vertex():
     assert near.mean() > other.mean() + 0.02  # the next slice of a patient, the same slice of the next patient
 
 
-def test_patients_are_written_as_a_folder_with_a_group_for_each(tmp_path):
+def test_patients_are_written_as_a_folder_with_a_group_for_each(tmp_path, refusal):
     patients.main([str(tmp_path / 'drawn'), '--patients=2', '--size=32', '--slices=6'])
     rows = list(csv.DictReader((tmp_path / 'drawn' / 'labels.csv').read_text().splitlines()))
     assert [row['group'] for row in rows] == ['000'] * 6 + ['001'] * 6
@@ -218,8 +218,13 @@ def test_patients_are_written_as_a_folder_with_a_group_for_each(tmp_path):
     with np.load(tmp_path / 'drawn' / 'volumes' / '001.npz') as volume:
         assert volume['hu'].shape == volume['mask'].shape == (6, 32, 32)
         np.testing.assert_array_equal(volume['mask'].any(axis=(1, 2)), [row['label'] == '1' for row in rows[6:]])
-    with pytest.raises(SystemExit, match='not empty'):
-        patients.main([str(tmp_path / 'drawn')])
+    assert 'not empty' in refusal(patients.main, [str(tmp_path / 'drawn')])
+
+
+@pytest.mark.parametrize('wrong', ['--patients=0', '--size=8', '--slices=1'])
+def test_what_is_no_patient_is_one_line(wrong, tmp_path, refusal):
+    assert wrong in refusal(patients.main, [str(tmp_path / 'drawn'), wrong])
+    assert not (tmp_path / 'drawn').exists()
 
 
 def test_grey_statistics_do_not_tell_the_label():

@@ -126,7 +126,7 @@ def test_it_answers_where_one_class_is_possible_and_is_the_one_decided_for():
 def test_images_of_a_group_are_fitted_or_reported_on_together():
     data = drawn(200, 1.0)
     grouped = data._replace(groups=np.arange(200) // 4)
-    for fitted, held in calibration._parts(grouped):
+    for fitted, held in calibration.parts_of(grouped.labels, grouped.groups):
         assert not set(grouped.groups[fitted]) & set(grouped.groups[held])
         assert (fitted ^ held).all()
 

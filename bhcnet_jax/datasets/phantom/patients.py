@@ -7,11 +7,9 @@ its label, its patient as `group`, and what is known of its bleeding. volumes/00
 [Z, S, S] in Hounsfield units, mask, bool [Z, S, S], and spacing, float32 [3], in mm (slices, rows, columns).
 """
 
-import argparse
 import csv
 import io
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import jax
@@ -20,13 +18,17 @@ from PIL import Image
 
 from bhcnet_jax import files
 from bhcnet_jax.datasets.phantom import bleedings, heads
-from bhcnet_jax.errors import UserError
+from bhcnet_jax.errors import Parser, UserError, fail
 
 COLUMNS = ('file', 'label', 'group', 'kind', 'contrast', 'volume_ml', 'height_mm')
 
 
 def write(folder: pathlib.Path, patients: int, size: int, slices: int, seed: int) -> None:
-    """Writes the folder. UserError if it is there and not empty."""
+    """Writes the folder. UserError: it is there and not empty, or one slice is no patient."""
+    if patients < 1 or size < 16 or slices < 2:
+        raise UserError(
+            f'--patients={patients} --size={size} --slices={slices}: expected at least 1, 16 and 2. Give others.'
+        )
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f'{folder} is not empty; expected a new folder. Give another one.')
     for part in ('images', 'masks', 'volumes'):
@@ -58,7 +60,7 @@ def _write_slice(folder: pathlib.Path, patient: int, place: int, volume: heads.V
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m bhcnet_jax.datasets.phantom.patients', description='Writes drawn patients as a folder.'
     )
     parser.add_argument('folder', type=pathlib.Path, metavar='FOLDER')
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         write(flags.folder, flags.patients, flags.size, flags.slices, flags.seed)
     except UserError as error:
-        sys.exit(f'error: {error}')
+        fail(error)
     print(f'{flags.patients} PHANTOM patients of {flags.slices} slices in {flags.folder}')
 
 
