@@ -25,7 +25,7 @@ def prepare() -> None:
         fail(ON_WINDOWS)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a background job of a script ignores it
         signal.signal(signal.SIGINT, _interrupt)
-        sys.excepthook = _show
+    sys.excepthook = _show
     if sys.stdout is None:  # closed by who started the process
         os.open(os.devnull, os.O_WRONLY)  # so that no file gets its number
     else:
