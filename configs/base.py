@@ -117,8 +117,8 @@ def model() -> ConfigDict:
 
 def augment() -> ConfigDict:
     c = ConfigDict()
-    # affine (paper IV.D), distort (paper VI), intensity, affine+intensity, distort+intensity, none. Drawn heads get its
-    # intensity only.
+    # affine (paper IV.D), distort (paper VI), intensity, none; affine+distort, affine+intensity, distort+intensity, one
+    # after the other. Drawn heads get its intensity only.
     c.policy = 'affine'
     # Augmented images per epoch, drawn from the training part; paper V. 0: so many that each epoch has every training
     # image. With fewer, those left out are never seen if `frozen`, else in turn.

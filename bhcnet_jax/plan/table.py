@@ -21,7 +21,7 @@ DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
 SCHEMES = ('holdout', 'kfold')
 LANES = "'auto' or a whole number from 1 to 99999, as text"
 PHASES = f'some of {", ".join((phases.DRAWN, *phases.NAMES))}, each once, {phases.DRAWN} only as the first'
-POLICIES = ('affine', 'distort', 'none', 'intensity', 'affine+intensity', 'distort+intensity')
+POLICIES = ('affine', 'distort', 'none', 'intensity', 'affine+distort', 'affine+intensity', 'distort+intensity')
 
 
 def _phases(value: Any) -> bool:

@@ -23,6 +23,7 @@ from bhcnet_jax.report.sections.localization import localization
 from bhcnet_jax.report.sections.misread import misread
 from bhcnet_jax.report.sections.model_card import model_card
 from bhcnet_jax.report.sections.paper_tables import paper_tables
+from bhcnet_jax.report.sections.readings import readings
 from bhcnet_jax.report.sections.reruns import reruns
 from bhcnet_jax.report.sections.single_trainings import single_trainings
 from bhcnet_jax.report.sections.sweep import sweep
@@ -58,6 +59,7 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
         misread(evidence, found),
         *localization(evidence),
         sweep(evidence),
+        *readings(evidence),
         reruns(evidence, flags),
         model_card(evidence),
     )

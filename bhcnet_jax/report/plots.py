@@ -264,6 +264,48 @@ def _on_two_lines(label: str, most: int = 30) -> str:
     return label if len(label) <= most else '\n'.join(textwrap.wrap(label, len(label) // 2 + 4))
 
 
+def specification(
+    name: str,
+    caption: str,
+    mark: str,
+    accuracies: Sequence[Number],
+    choices: Mapping[str, np.ndarray],
+    line: float | None,
+) -> Figure:
+    """Accuracies from the least to the largest with their intervals, and below each the choices behind it.
+
+    choices: in the order of accuracies, bool [R] for each. line: a share, where a dotted one is drawn.
+    """
+    order = np.argsort([each.value for each in accuracies], kind='stable')
+    names, rows = list(choices), np.arange(len(choices))[::-1]
+    height = 0.13 * len(rows)
+
+    def paint(whole: Axes) -> None:
+        whole.set_axis_off()
+        axes, below = whole.figure.subplots(2, sharex=True, height_ratios=(SIZE[1], height))
+        axes.patch.set_alpha(0)
+        value, low, high = (
+            100 * np.array([getattr(accuracies[place], end) for place in order]) for end in ('value', 'low', 'high')
+        )
+        places = np.arange(len(order))
+        axes.vlines(places, low, high, color=COLOURS[0], alpha=0.3, linewidth=1)
+        axes.plot(places, value, '.', color=COLOURS[0], markersize=3)
+        if line is not None:
+            axes.axhline(100 * line, color=SOFT, linewidth=0.9, linestyle=':')
+        axes.set(ylabel='accuracy, %', xticks=[], xlim=(-1, len(order)))
+        axes.grid(axis='y', linewidth=0.6)
+        for row, name in zip(rows, names, strict=True):
+            mine = places[choices[name][order]]
+            below.plot(mine, np.full(len(mine), row), '|', color=INK, markersize=5, markeredgewidth=0.8)
+        below.set_yticks(rows, [_short(name) for name in names], fontsize=7, color=INK)
+        below.set(ylim=(-0.6, len(rows) - 0.4), xticks=[])
+        below.patch.set_alpha(0)
+        below.spines[:].set_visible(False)
+        below.tick_params(length=0)
+
+    return draw(name, caption, mark, paint, (1.6 * SIZE[0], SIZE[1] + height))
+
+
 def parallel(name: str, caption: str, mark: str, values: pd.DataFrame, accuracy: np.ndarray) -> Figure:
     """A line per recipe across an axis per key, the last of them its accuracy. values: numbers, a column per key."""
 
