@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from bhcnet_jax import models
 from bhcnet_jax.configs import base
-from bhcnet_jax.models import cnn, convolution, layers, recurrent
+from bhcnet_jax.models import cnn, convolution, layers, recurrent, windows
 
 
 def having(*keys):
@@ -31,7 +31,7 @@ def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
     x = random(shape)
     reference = nn.Conv(6, (3, 3))
     variables = reference.init(jax.random.key(1), x)
-    ours = layers.Conv3x3(6)
+    ours = layers.Conv(6)
     assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x)) == jax.tree.map(jnp.shape, variables)
 
     def loss(module, variables, x):
@@ -115,9 +115,9 @@ def test_max_pool_equals_nn_max_pool_in_output_and_gradient(shape):
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
 def test_gathered_patches_equal_concatenated_ones_in_output_and_gradient(shape):
     x, weights = random(shape), random((*shape[:3], 9 * shape[3]), 1)
-    ways = convolution.gathered_patches, convolution.concatenated_patches
-    np.testing.assert_array_equal(*(way(x) for way in ways))
-    np.testing.assert_array_equal(*(jax.grad(lambda x, way=way: jnp.sum(weights * way(x)))(x) for way in ways))
+    ways, seen = (convolution.gathered_patches, convolution.concatenated_patches), windows.Window()
+    np.testing.assert_array_equal(*(way(x, seen) for way in ways))
+    np.testing.assert_array_equal(*(jax.grad(lambda x, way=way: jnp.sum(weights * way(x, seen)))(x) for way in ways))
 
 
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
