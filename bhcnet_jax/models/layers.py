@@ -105,7 +105,7 @@ class Conv(nn.Module):
     margin: int | str = 'centred'
     use_bias: bool = True
     depthwise: bool = False
-    init: nn.initializers.Initializer = kernel_init
+    kernel_init: nn.initializers.Initializer = kernel_init
     dtype: Any = jnp.float32
 
     def seen(self, shape: tuple[int, ...]) -> windows.Window:
@@ -115,7 +115,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = 1 if self.depthwise else x.shape[-1]
-        kernel = self.param('kernel', self.init, (self.size, self.size, channels, self.features))
+        kernel = self.param('kernel', self.kernel_init, (self.size, self.size, channels, self.features))
         convolve = convolution.depthwise if self.depthwise else convolution.convolve
         x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.seen(x.shape))
         if not self.use_bias:
