@@ -8,6 +8,9 @@ from bhcnet_jax.configs import base
 from bhcnet_jax.plan import table
 from bhcnet_jax.training import optim, steps
 
+LARGER = {'alexnet': 64, 'vgg11': 32, 'vgg16': 32, 'googlenet': 32}  # pixels a side that these need, more or less
+BLOCKS = ('cnn', 'cnn_lstm', 'cnn_gru')  # the paper's families, which compile in a second
+
 
 def small_config(**overrides):
     """A config of 16x16 images that trains an epoch in milliseconds. overrides: dotted keys, '.' as '__'."""
@@ -20,6 +23,13 @@ def small_config(**overrides):
     for key, value in overrides.items():
         config.update_from_flattened_dict({key.replace('__', '.'): value})
     return config
+
+
+def tiny_config(name, **overrides):
+    """A `small_config` of any family, with few channels and, where it must, larger images."""
+    return small_config(**{
+        'model__name': name, 'model__width': 0.05, 'dataset__image_size': LARGER.get(name, 16), **overrides,
+    })  # fmt: skip
 
 
 def small_images(count=12, size=16):

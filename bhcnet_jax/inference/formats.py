@@ -83,12 +83,20 @@ def _in_float32(model: Model) -> FrozenConfigDict:
 
 
 def _plain_convolution(call: Function, arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
-    """Has XLA's convolution take the place of `Conv3x3`'s, whose ways suit the processor that traces it."""
-    if not isinstance(context.module, layers.Conv3x3):
+    """Has XLA's convolution take the place of `Conv`'s, whose ways suit the processor that traces it."""
+    layer = context.module
+    if not isinstance(layer, layers.Conv) or context.method_name != '__call__':
         return call(*arguments, **keywords)
-    kernel, bias = (context.module.get_variable('params', name) for name in ('kernel', 'bias'))
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    return lax.conv_general_dilated(*arguments, kernel, (1, 1), 'SAME', dimension_numbers=layout) + bias
+    (x,), kernel, seen = arguments, layer.get_variable('params', 'kernel'), layer.seen(arguments[0].shape)
+    found = lax.conv_general_dilated(
+        x,
+        kernel,
+        (seen.stride, seen.stride),
+        seen.margin,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=layer.features if layer.depthwise else 1,
+    )
+    return found + layer.get_variable('params', 'bias') if layer.use_bias else found
 
 
 def largest_difference(model: Model, program: Function) -> float:

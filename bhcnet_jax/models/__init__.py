@@ -1,6 +1,7 @@
 """The registry of models: a name in `config.model.name` to its family, and what a model consists of."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +10,21 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models import cnn, layers, recurrent
+from bhcnet_jax.models import alexnet, cnn, efficientnet, googlenet, layers, lenet, recurrent, resnet, vgg, weights
 from bhcnet_jax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
     'cnn': cnn.FAMILY,
     'cnn_lstm': recurrent.LSTM,
     'cnn_gru': recurrent.GRU,
+    'lenet5': lenet.FAMILY,
+    'alexnet': alexnet.FAMILY,
+    'vgg11': vgg.VGG11,
+    'vgg16': vgg.VGG16,
+    'googlenet': googlenet.FAMILY,
+    'resnet18': resnet.RESNET18,
+    'resnet50': resnet.RESNET50,
+    'efficientnet_lite0': efficientnet.LITE0,
 }
 
 
@@ -32,6 +41,19 @@ def create(config: ConfigDict) -> nn.Module:
     if config.name not in FAMILIES:
         raise ValueError(f'model.name is {config.name!r}; expected one of {", ".join(FAMILIES)}.')
     return FAMILIES[config.name].create(config)
+
+
+def check_weights(config: Mapping[str, Any]) -> None:
+    """UserError if the file with the weights that `config.model` starts from is missing or another; see `weights`."""
+    weights.check(config, has_weights=any(key in weights.KEYS for key in FAMILIES[config['name']].keys))
+
+
+def initial(config: ConfigDict, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables that lanes start from: those of the file that `config.model` names, if any, and their random ones.
+
+    variables: as of `weights.read`, which says what it raises.
+    """
+    return weights.read(config, variables) if config.weights else variables
 
 
 def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from bhcnet_jax import machine
+from bhcnet_jax import machine, models
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
@@ -76,6 +76,7 @@ class Study:
                 point = {**listed, **axes_point}
                 settings = trial.set_point(self._settings, point)
                 trial.check(settings, changed=point)
+                models.check_weights(settings['model'])
                 split, labels = self._split(settings['split']), self.image_set.labels
                 yield trial.identify(settings, split, self.image_set.fingerprint, point, labels)
 

@@ -14,7 +14,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import saliency
 from bhcnet_jax.models.family import Family
 from bhcnet_jax.training import steps
-from lanes import small_config, small_images
+from lanes import BLOCKS, small_config, small_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16), np.uint8)
 
@@ -93,7 +93,7 @@ def test_integrated_gradients_of_a_linear_network_are_its_terms():
     np.testing.assert_allclose(found, normalised(IMAGES / 255 * times), atol=1e-6)
 
 
-@pytest.mark.parametrize('name', models.FAMILIES)
+@pytest.mark.parametrize('name', [*BLOCKS, 'lenet5'])
 def test_integrated_gradients_add_up_to_the_difference_of_the_logit_from_a_black_image(name):
     config = frozen(model__name=name)
     network = jax.tree.map(lambda leaf: leaf[0], random_networks(config))
@@ -179,7 +179,7 @@ def test_the_map_of_an_ensemble_is_that_of_its_mean_logit(how):
 
 @pytest.mark.parametrize('how', saliency.METHODS)
 @pytest.mark.parametrize('norm', ['none', 'batch', 'group'])
-@pytest.mark.parametrize('name', models.FAMILIES)
+@pytest.mark.parametrize('name', [*BLOCKS, 'lenet5'])
 def test_every_family_and_norm_has_maps_from_0_to_1(name, norm, how):
     config = frozen(model__name=name, model__norm=norm)
     maps = saliency.explain(config, random_networks(config, 2), IMAGES, how)
@@ -195,7 +195,7 @@ def test_every_pooling_and_bfloat16_have_maps(pooling):
         assert maps.dtype == np.float32 and np.isfinite(maps).all() and maps.max() <= 1
 
 
-@pytest.mark.parametrize('name', models.FAMILIES)
+@pytest.mark.parametrize('name', BLOCKS)
 def test_reaching_the_feature_maps_changes_no_logit(name):
     config = frozen(model__name=name).model
     network, x = jax.tree.map(lambda leaf: leaf[0], random_networks(frozen(model__name=name))), IMAGES[..., None] / 255
