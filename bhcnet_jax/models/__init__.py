@@ -1,5 +1,6 @@
 """The registry of models: a name in `config.model.name` to its family, and what a model consists of."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -74,6 +75,35 @@ def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
         layer = next((whole for whole in composite if path[: len(whole)] == whole), path[:-1])
         parameters[layer] += leaf.size
     return [LayerRow('/'.join(path), shape, parameters[path]) for path, shape in shapes.items() if path in parameters]
+
+
+def operations(config: ConfigDict, image_size: int) -> int:
+    """Floating-point operations of one image in evaluation, counted as published: two for each weight at each place.
+
+    Biases, normalisation, activations and pooling are left out, and however a convolution is really computed.
+    """
+    count = 0
+
+    def record(call, args, kwargs, context):
+        nonlocal count
+        output = call(*args, **kwargs)
+        if context.method_name == '__call__':
+            count += 2 * _products(context.module, args, output)
+        return output
+
+    with nn.intercept_methods(record):
+        _variables(create(config), image_size)
+    return count
+
+
+def _products(module: nn.Module, args: tuple[Any, ...], output: Any) -> int:
+    """Multiplications by a module's own kernels for one image."""
+    if isinstance(module, recurrent.Recurrent):  # its kernels are its gates', all used in each step
+        kernels = flatten_dict(module.variables['params'])
+        return args[0].shape[1] * sum(leaf.size for path, leaf in kernels.items() if path[-1] == 'kernel')
+    if isinstance(module, recurrent.Weights) or not module.has_variable('params', 'kernel'):
+        return 0
+    return math.prod(output.shape[1:-1]) * module.variables['params']['kernel'].size
 
 
 def apply_with_maps(

@@ -264,6 +264,22 @@ def _on_two_lines(label: str, most: int = 30) -> str:
     return label if len(label) <= most else '\n'.join(textwrap.wrap(label, len(label) // 2 + 4))
 
 
+def sizes(name: str, caption: str, mark: str, rows: Sequence[tuple[str, int, Number]]) -> Figure:
+    """The accuracy of each row, (label, parameters, accuracy), over its parameters on a logarithmic axis."""
+
+    def paint(axes: Axes) -> None:
+        for label, parameters, number in rows:
+            axes.plot([parameters] * 2, [100 * number.low, 100 * number.high], color=COLOURS[0], alpha=0.5)
+            axes.plot(parameters, 100 * number.value, MARKERS[0], color=COLOURS[0], markersize=4)
+            axes.annotate(_short(label, 24), (parameters, 100 * number.value), (4, 3), textcoords='offset points',
+                          fontsize=7, color=INK)  # fmt: skip
+        axes.set(xscale='log', xlabel='parameters', ylabel='accuracy, %')
+        axes.margins(x=0.15)
+        axes.grid(linewidth=0.6)
+
+    return draw(name, caption, mark, paint, (1.6 * SIZE[0], SIZE[1]))
+
+
 def specification(
     name: str,
     caption: str,

@@ -331,3 +331,18 @@ def test_the_head_sees_the_last_block_pooled_as_asked(pooling):
     expected = nn.Dense(1).apply({'params': params['head']['logit']}, pooled)[:, 0]
     np.testing.assert_allclose(model.apply({'params': params}, x), expected, rtol=1e-5, atol=1e-5)
     assert sum(name.startswith('conv') for name in params['trunk']) == 6
+
+
+def test_operations_are_two_for_each_weight_at_each_place():
+    config = base.get_config().model
+    by_hand = 9 * (32 * 128**2 + 32 * 64 * 64**2 + 64 * 128 * 32**2) + 128
+    assert models.operations(config, 128) == 2 * by_hand
+    config.name, features, units, steps = 'cnn_lstm', 32 * 128, 64, 32
+    assert models.operations(config, 128) == 2 * (by_hand - 128 + steps * 4 * (features + units) * units + units)
+
+
+def test_operations_of_resnet18_are_the_published_ones():
+    config = base.get_config().model
+    config.name, config.norm = 'resnet18', 'batch'
+    published = 1_814_073_344  # multiplications at 224 x 224 pixels, with three channels and 1000 classes
+    assert models.operations(config, 224) == 2 * (published - 2 * 7**2 * 64 * 112**2 - 512 * 999)

@@ -1,8 +1,7 @@
 """Readings of one description: recipes drawn at random from all combinations of what it leaves open."""
 
-import dataclasses
 import numbers
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 
 from bhcnet_jax.display.progress import counted
 from bhcnet_jax.plan import table
-from bhcnet_jax.report import paper, plots, settings
+from bhcnet_jax.report import choosing, paper, plots, settings
 from bhcnet_jax.report.evidence import Evidence, Recipe
 from bhcnet_jax.report.page import Block, Number, Section, Table
 from bhcnet_jax.statistics import choices
@@ -117,30 +116,15 @@ def _effects(found: list[Effect], keys: list[str], recipes: int, images: int) ->
 
 def _chosen_by_validation(recipes: list[Recipe]) -> Iterator[Block]:
     """What the reading reaches that validation images choose in each fold, on images which neither had a part in."""
-    losses = pd.DataFrame({each.recipe_id: each.trials.groupby('fold').val_loss.mean() for each in recipes}).dropna()
-    if losses.empty:
+    choice = choosing.by_validation(recipes)
+    if choice is None:
         yield 'Missing: validation images to choose a reading by; train with `--config.split.val_folds=10`.'
         return
-    best = losses.idxmin(axis=1)  # of each fold
-    first = recipes[0]
-    by_id = {each.recipe_id: each for each in recipes}
-    probabilities = np.full(len(first.folds), np.nan)
-    for fold, recipe_id in best.items():
-        mine = first.folds == fold
-        probabilities[mine] = by_id[recipe_id].mean_probability[mine]
-    scored = ~np.isnan(probabilities)
-    pooled = first.pooled._replace(
-        seeds=first.pooled.seeds[:1],
-        image_ids=first.pooled.image_ids[scored],
-        labels=first.pooled.labels[scored],
-        probabilities=probabilities[None, scored],
-    )
-    chosen = dataclasses.replace(first, pooled=pooled, groups=first.groups[scored], folds=first.folds[scored])
-    n_val = int(first.trials.n_val.min())
     yield (
-        f'In each fold the reading with the lowest loss on its {n_val} validation images: accuracy '
-        f'{chosen.number("accuracy")}, AUC {chosen.number("auc")} on the test images of {len(best)} folds. They chose '
-        f'{counted(len(set(best)), "reading")}.'
+        f'In each fold the reading with the lowest loss on its {choice.n_val} validation images: accuracy '
+        f'{choice.recipe.number("accuracy")}, AUC {choice.recipe.number("auc")} on the test images of '
+        f'{choice.times.total()} folds. They chose {counted(len(choice.times), "reading")}.'
     )
-    rows = [[by_id[each].label, Number(times, style='whole')] for each, times in Counter(best).most_common()]
+    labels = {each.recipe_id: each.label for each in recipes}
+    rows = [[labels[each], Number(times, style='whole')] for each, times in choice.times.most_common()]
     yield Table('chosen-readings', 'Which readings validation images choose', ('reading', 'folds'), rows, longest=0)
