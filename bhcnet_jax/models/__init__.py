@@ -127,6 +127,20 @@ def apply_with_maps(
         return create(config).apply(variables, x), maps[0]
 
 
+def features(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
+    """What the head of `config.model` sees in evaluation, [B, D]; x: float [B, H, W, 1] in [0, 1]."""
+    seen = []
+
+    def keep(call, args, kwargs, context):
+        if context.module.path == ('head',) and context.method_name == '__call__':
+            seen.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(keep):
+        create(config).apply(variables, x)
+    return seen[0]
+
+
 def normalises_batches(config: ConfigDict, image_size: int) -> bool:
     """Whether `config.model` normalises the images of a batch together, and so keeps running moments."""
     return 'batch_stats' in _variables(create(config), image_size)

@@ -23,7 +23,7 @@ from bhcnet_jax.report.page import Figure, Number
 INK, SOFT, LINE = '#010101', '#020202', '#030303'
 COLOURS = ('#010000', '#000100', '#000001', '#010100')
 LINES = ('-', '--', '-.', ':')
-MARKERS = 'os^D'
+MARKERS = 'os^vD'
 _VARIABLES = {INK: 'ink', SOFT: 'soft', LINE: 'line', **{each: f'c{place}' for place, each in enumerate(COLOURS)}}
 LABEL_HEIGHT = 0.05  # of a small label, as a share of the height of the axes
 SIZE = (4.6, 3.5)  # inches: on a phone its text is as large as the page's notes
@@ -226,8 +226,8 @@ def accuracies(
     kinds: Sequence[str],
     chance: float,
 ) -> Figure:
-    """The accuracy of each row, (label, accuracy, kind), with its interval. kinds: four, each with its own marker."""
-    styles = dict(zip(kinds, zip((*COLOURS[:3], INK), MARKERS, strict=True), strict=True))
+    """The accuracy of each row, (label, accuracy, kind), with its interval. kinds: five, each with its own marker."""
+    styles = dict(zip(kinds, zip((*COLOURS, INK), MARKERS, strict=True), strict=True))
 
     def paint(axes: Axes) -> None:
         _rows(axes, [row[:2] for row in rows], [styles[kind] for *_, kind in rows], chance)
