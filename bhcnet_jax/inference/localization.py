@@ -96,7 +96,7 @@ def judge(model: Model, how: str) -> Judged:
         how=how,
         recipe=model.name,
         trials=[each.trial_id for each in model.members],
-        trained_on=model.dataset,
+        trained_on=model.trained_on,
         slices=len(images),
         left_out=int((~seen).sum()),
         called=float((model.predict(images) >= 0.5).mean()),
