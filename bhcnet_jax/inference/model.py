@@ -240,14 +240,36 @@ class Model:
         """Heat maps of the evidence for the positive class, float32 [N, S, S] in [0, 1]; see `saliency.explain`.
 
         1 is where an image has most of it, however little that is; a map says nothing of how probable the class is.
-        images: as of `member_logits`. how: hires_cam, grad_cam, integrated_gradients, which takes 32 times as long, or
-        occlusion, which takes hundreds of predictions. UserError: other images, another way, or one that the model does
-        not have.
+        images: as of `member_logits`. how: hires_cam, grad_cam, integrated_gradients, which takes 32 times as long,
+        occlusion, which takes hundreds of predictions, or mask, which needs a mask head. UserError: other images,
+        another way, or one that the model does not have.
         """
         found = [
             saliency.explain(self.config, self._on_device, block, how)[:count] for block, count in self._blocks(images)
         ]
         return np.concatenate([np.zeros((0, self.image_size, self.image_size), np.float32), *found])
+
+
+    def segment(self, images: np.ndarray) -> np.ndarray:
+        """The probability of blood in each pixel as the mask head learnt it from drawn heads, float32 [N, S, S].
+
+        From the mean logit of the members. Their maps are coarser than the image and are interpolated. images: as of
+        `member_logits`. UserError: other images, or a network without a mask head.
+        """
+        if not self.has_mask_head:
+            raise UserError(
+                f'{self.name}: its networks have no mask head; expected model.mask_head=True and the phase phantom, as '
+                'in --config=pretrained.'
+            )
+        found = [
+            saliency.segment(self.config, self._on_device, block)[:count] for block, count in self._blocks(images)
+        ]
+        return np.concatenate([np.zeros((0, self.image_size, self.image_size), np.float32), *found])
+
+    @property
+    def has_mask_head(self) -> bool:
+        """Whether the networks tell where blood is."""
+        return bool(self.config.model.mask_head)
 
 
 def _one_grey(data: bytes, name: str) -> Image.Image:

@@ -75,6 +75,12 @@ def apply_with_maps(
         return create(config).apply(variables, x), maps[0]
 
 
+def mask_logits(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
+    """What the mask head of `config.model` says in evaluation, float32 [B, h, w]; the model needs `model.mask_head`."""
+    _, changed = create(config).apply(variables, x, mutable=[layers.MASKS])
+    return jax.tree.leaves(changed)[0]
+
+
 def normalises_batches(config: ConfigDict, image_size: int) -> bool:
     """Whether `config.model` normalises the images of a batch together, and so keeps running moments."""
     return 'batch_stats' in _variables(create(config), image_size)
