@@ -17,6 +17,7 @@ from bhcnet_jax.datasets.phantom import heads as drawn_heads
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import bundles
 from bhcnet_jax.inference import trained as of_run
+from bhcnet_jax.plan import phases
 from bhcnet_jax.records.database import Results
 
 PHANTOM = {
@@ -123,6 +124,12 @@ def test_the_digest_of_the_weights_is_that_of_the_run_and_of_no_other_seed(pretr
     assert of_run.read_pretrained(pretrained).weights_sha256 == bhcnet_jax.load(bare).weights_sha256
     seeds = {of_run.read_pretrained(pretrained, f'seed={seed}').weights_sha256 for seed in (0, 1)}
     assert len(seeds) == 2
+
+
+def test_a_bundle_names_the_drawing_that_its_networks_saw_unless_it_has_changed_since(pretrained, bare, monkeypatch):
+    assert bhcnet_jax.load(bare).fingerprint == phases.drawing_version()
+    monkeypatch.setattr(phases, 'drawing_version', lambda: 'other')
+    assert of_run.read_pretrained(pretrained).fingerprint == 'drawn by another version'
 
 
 def test_the_number_in_a_bundle_is_that_of_the_evaluation(measured):
