@@ -2,8 +2,9 @@
 
     python -m bhcnet_jax.explain MODEL [--how=occlusion] [--out=DIR] [--trials='seed=0 fold=3']
 
-MODEL is a run directory or a bundle. The maps are scored beside a centre prior and beside the same networks with random
-weights. A run directory gets localization_HOW.json, which the report shows. Heat maps of images: `predict`.
+MODEL is a run directory, a bundle, or `phantom`, the model of the package. The maps are scored beside a centre prior
+and beside the same networks with random weights. A run directory gets localization_HOW.json, which the report shows.
+Heat maps of images: `predict`.
 """
 
 import pathlib
@@ -43,13 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Measures whether a network's heat maps point at bleedings.",
         epilog='Example: python -m bhcnet_jax.explain runs/balanced-head_ct --how=grad_cam',
     )
-    parser.add_argument('model', type=pathlib.Path, metavar='MODEL', help='a run directory or a bundle')
+    parser.add_argument('model', metavar='MODEL', help='a run directory, a bundle or phantom')
     parser.add_argument('--how', default='hires_cam', choices=tuple(saliency.METHODS), help='default: hires_cam')
     parser.add_argument('--out', type=pathlib.Path, metavar='DIR',
                         help='an existing folder; default: the run directory, if MODEL is one')  # fmt: skip
     parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'; default: all")
     flags = parser.parse_args(arguments)
-    out = flags.out or (flags.model if flags.model.is_dir() else None)
+    path = pathlib.Path(flags.model)
+    out = flags.out or (path if flags.model != 'phantom' and path.is_dir() else None)
     try:
         judged = localization.judge(load(flags.model, flags.trials), flags.how)
         print('\n'.join(_lines(judged)))

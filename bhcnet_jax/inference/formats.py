@@ -136,7 +136,7 @@ def _describe(model: Model) -> dict[str, str]:
     return {
         'recipe': model.name,
         'trials': json.dumps([each.trial_id for each in model.members]),
-        'trained_on': model.dataset,
+        'trained_on': model.trained_on,
         'positive_class': model.class_names[1],
         'use': 'for research only',
     }

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from sklearn.isotonic import isotonic_regression
 
 from bhcnet_jax.report.bands import BINS, Curve
@@ -126,6 +126,28 @@ def reliability(name: str, caption: str, mark: str, curve: Curve, n: np.ndarray,
         axes.set(xlabel='predicted probability, mean of the bin', ylabel=f'share of {positive}')
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.12, 1.03))
         axes.grid(linewidth=0.6)
+
+    return draw(name, caption, mark, paint)
+
+
+def sensitivity(
+    name: str, caption: str, mark: str, rows: Mapping[str, Sequence[tuple[float, Number]]], label: str
+) -> Figure:
+    """Shares by what they depend on, on a logarithmic axis; rows: of each model, the middle of a bin and its share."""
+
+    def paint(axes: Axes) -> None:
+        for place, (model, points) in enumerate(rows.items()):
+            colour, line, marker = COLOURS[place % 4], LINES[place % 4], MARKERS[place % 4]
+            x = [at * 1.03 ** (place - (len(rows) - 1) / 2) for at, _ in points]
+            y = [number.value for _, number in points]
+            axes.vlines(x, *zip(*((each.low, each.high) for _, each in points), strict=True), color=colour, linewidth=1)
+            axes.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=4, label=_short(model))
+        axes.set(xlabel=label, ylabel='sensitivity', ylim=(-0.02, 1.03), xscale='log')
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter('{x:g}')
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(linewidth=0.6)
+        _legend(axes)
 
     return draw(name, caption, mark, paint)
 

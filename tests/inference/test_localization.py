@@ -77,7 +77,7 @@ def test_a_mask_is_cropped_as_its_equalised_image_is(equalised):
     box = localization.images_of_files.head_box(drawn.image)
     mask = np.zeros_like(drawn.mask)
     mask[box[1] : box[3], box[0] : box[2]] = 255  # all of the head's box, so all that the network sees
-    assert localization._as_seen(net, drawing.Slice('', drawn.image, mask, '')).all()
+    assert localization.as_seen(net, drawn.image, mask).all()
 
 
 def test_random_weights_are_other_weights_of_the_same_networks(crossed):
