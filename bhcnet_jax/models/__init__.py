@@ -127,7 +127,6 @@ def apply_with_maps(
         return create(config).apply(variables, x), maps[0]
 
 
-<<<<<<< HEAD
 def features(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
     """What the head of `config.model` sees in evaluation, [B, D]; x: float [B, H, W, 1] in [0, 1]."""
     seen = []
@@ -140,12 +139,12 @@ def features(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
     with nn.intercept_methods(keep):
         create(config).apply(variables, x)
     return seen[0]
-=======
+
+
 def mask_logits(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
     """What the mask head of `config.model` says in evaluation, float32 [B, h, w]; the model needs `model.mask_head`."""
     _, changed = create(config).apply(variables, x, mutable=[layers.MASKS])
     return jax.tree.leaves(changed)[0]
->>>>>>> teacher
 
 
 def normalises_batches(config: ConfigDict, image_size: int) -> bool:
