@@ -36,7 +36,7 @@ PLACES = [(number, place) for number, stage in enumerate(STAGES) for place in ra
 
 def relu6(x: jax.Array) -> jax.Array:
     """ReLU, at most 6."""
-    return jnp.minimum(nn.relu(x), 6)
+    return jnp.minimum(nn.relu(x), jnp.asarray(6, x.dtype))
 
 
 def _nothing(x: jax.Array) -> jax.Array:
