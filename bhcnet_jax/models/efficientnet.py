@@ -108,6 +108,5 @@ LITE0 = Family(
     keys=(*backbone.KEYS, *weights.KEYS),
     check=backbone.check(smallest=1),
     composite=tuple(('trunk', f'blocks_{number}_{place}') for number, place in PLACES),
-    first_convolution=('trunk', 'conv_stem'),
     maps=('trunk',),
 )
