@@ -127,6 +127,8 @@ def _to_onnx(model: Model, function: Function) -> bytes:
     logging.getLogger('onnx_ir').setLevel(logging.ERROR)  # it warns of shapes that it leaves to the reader
     names = {'model_name': 'bhcnet_jax', 'input_names': [INPUT], 'output_names': [OUTPUT]}
     program = jax2onnx.to_onnx(function, [_specification(model)], opset=OPSET, **names)
+    # Its notes on shapes are from before it moves transposes, and a network with short cuts then fails to open.
+    program.graph.ClearField('value_info')
     for name, value in _describe(model).items():
         program.metadata_props.add(key=name, value=value)
     return program.SerializeToString()

@@ -168,7 +168,7 @@ def freeze_mask_head(updates: Any) -> Any:
 
 
 def first_convolution(config: ConfigDict, params: Any) -> Any:
-    """Of the weights of `config.model` those of the first convolution, 'kernel' and 'bias'; None if it has none."""
+    """Of the weights of `config.model` those of the first convolution, 'kernel' and maybe 'bias'; None without one."""
     path = FAMILIES[config.name].first_convolution
     for name in path:
         params = params[name]

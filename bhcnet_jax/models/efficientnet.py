@@ -36,7 +36,7 @@ PLACES = [(number, place) for number, stage in enumerate(STAGES) for place in ra
 
 def relu6(x: jax.Array) -> jax.Array:
     """ReLU, at most 6."""
-    return jnp.minimum(nn.relu(x), 6)
+    return jnp.minimum(nn.relu(x), jnp.asarray(6, x.dtype))
 
 
 def _nothing(x: jax.Array) -> jax.Array:
@@ -108,6 +108,5 @@ LITE0 = Family(
     keys=(*backbone.KEYS, *weights.KEYS),
     check=backbone.check(smallest=1),
     composite=tuple(('trunk', f'blocks_{number}_{place}') for number, place in PLACES),
-    first_convolution=('trunk', 'conv_stem'),
     maps=('trunk',),
 )

@@ -101,7 +101,6 @@ def _family(name: str) -> Family:
         keys=(*backbone.KEYS, *weights.KEYS),
         check=backbone.check(smallest=1),
         composite=tuple(('trunk', f'layer{stage}_{place}') for stage, place, _ in _places(DEPTHS[name])),
-        first_convolution=('trunk', 'conv1'),
         maps=('trunk',),
     )
 

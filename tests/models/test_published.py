@@ -10,7 +10,7 @@ from bhcnet_jax.configs import base
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.models import alexnet, layers, lenet
 from bhcnet_jax.plan import trial
-from lanes import tiny_config
+from lanes import random_variables, shapes, tiny_config
 
 CLASSES = 1000
 
@@ -20,11 +20,6 @@ def config_of(name, **settings):
     config.model.name = name
     config.model.update(settings)
     return config
-
-
-def shapes(config, size):
-    images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-    return jax.eval_shape(lambda x: models.create(config.model).init(jax.random.key(0), x), images)
 
 
 def count(tree):
@@ -124,18 +119,6 @@ def test_a_mask_head_is_refused_where_there_is_none():
 
 
 ONE_OF_EACH = ('lenet5', 'alexnet', 'vgg11', 'googlenet', 'resnet18', 'efficientnet_lite0')
-
-
-def random_variables(config):
-    """Drawn without a program: to compile the drawing of many kernels takes longer than the network itself."""
-    generator = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        spread = {'kernel': np.sqrt(2 / np.prod(leaf.shape[:-1])), 'bias': 0.1, 'mean': 0.1}.get(name, 0.0)
-        return np.asarray(generator.normal(name in ('scale', 'var'), spread, leaf.shape), np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes(config, config.dataset.image_size))
 
 
 def images_of(config, count=2):
