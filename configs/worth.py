@@ -1,4 +1,4 @@
-"""What drawn heads are worth in patients: `pretrained` with fewer of both, on 64 pixels and twelve epochs for two cores.
+"""What drawn heads are worth in patients: `pretrained` with fewer of both, at 64 pixels, twelve epochs, for two cores.
 
     python -m bhcnet_jax.main --config=worth --sweep='split.fold=0:10'
 
@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
         *(start | {'split.train_folds': folds} for folds in TRAIN_FOLDS for start in (NONE, after(HEADS[-1]))),
     )
     c.dataset.image_size = 64
+    c.split.scheme = 'kfold'
     c.phantom.epochs = EPOCHS
     c.balanced.epochs = 12
     return c
