@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import functools
 import importlib.util
 import json
 import os
