@@ -2,6 +2,7 @@
 
     python launch/bench/benchmark.py --config=balanced --epochs=5  one training: images/s, compile seconds, memory
     python launch/bench/benchmark.py --suite=cpu                   one training against PyTorch and Keras
+    python launch/bench/benchmark.py --suite=networks              every network against PyTorch
     python launch/bench/benchmark.py --suite=gpu                   images/s by lanes and dtype, what bounds each part
     python launch/bench/benchmark.py --suite=sweep                 a sweep in one process, 8, 2 side by side, PyTorch
     python launch/bench/benchmark.py --suite=startup               imports, first step, preparation of the images
@@ -39,6 +40,7 @@ from contender import peak_memory
 from contest import TOLERANCES, ContestError, Entry, measure_cpu, prepare, require, torch_entries
 from growth import measure_growth
 from ml_collections import ConfigDict
+from networks import measure_networks
 from PIL import Image
 from startup import measure_startup
 
@@ -54,7 +56,7 @@ from bhcnet_jax.training import optim
 from bhcnet_jax.training.engine import Engine, choose_spread
 from bhcnet_jax.training.lanes import stack
 
-SUITES = ('training', 'cpu', 'gpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
+SUITES = ('training', 'cpu', 'networks', 'gpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
 
 
 def random_images(count: int, size: int) -> ImageSet:
@@ -339,10 +341,12 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=5, help='training: epochs after compilation')
     parser.add_argument('--rounds', type=int, default=5, help='turns of each, but in training and records')
     parser.add_argument('--images', type=int, default=1024, help='of a round, a multiple of 128')
+    parser.add_argument('--networks', default='', help='networks: some of them, such as cnn,vgg16; all without it')
     parser.add_argument('--float32_only', action='store_true', help='cpu: no bfloat16, which few CPUs are made for')
     parser.add_argument('--figure', default='', help='cpu, growth: an SVG file to draw')
     arguments = parser.parse_args()
     rounds, count = arguments.rounds, arguments.images
+    names = [name for name in arguments.networks.split(',') if name]
     dtypes = ('float32',) if arguments.float32_only else tuple(TOLERANCES)
     if arguments.figure and arguments.suite not in ('cpu', 'growth'):
         parser.error(f'--figure: the suite {arguments.suite} has none; expected cpu or growth.')
@@ -353,6 +357,7 @@ def main() -> None:
     suites: Mapping[str, Callable[[pathlib.Path], dict[str, Any]]] = {
         'training': lambda _: measure_training(arguments.config, arguments.epochs),
         'cpu': lambda folder: measure_cpu(folder, image_set.images, image_set.labels, rounds, count, dtypes),
+        'networks': lambda folder: measure_networks(folder, image_set, rounds, count, names),
         'gpu': lambda _: measure_accelerator(image_set, rounds, count),
         'sweep': lambda folder: measure_sweep(folder, rounds),
         'prune': lambda folder: measure_pruning(folder, rounds),

@@ -25,7 +25,7 @@ class Task(NamedTuple):
     config: of the project, as a dict. variant: how this contender does it, such as {'dtype': 'bfloat16'}.
     images: uint8 [N, H, W]; labels: int32 [N], 1 = hemorrhage. sources: int32 [M], the image that each augmented one is
     made from. test: int, the images to evaluate on. batches: int32 [S, B], images of the first steps that are compared.
-    weights: float32, as of Flax, by names such as 'trunk/conv1/kernel'.
+    weights: float32, as of Flax, by names such as 'trunk/conv1/kernel', in the order in which the network uses them.
     """
 
     config: dict[str, Any]

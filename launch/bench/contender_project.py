@@ -1,5 +1,6 @@
 """This project as a contender (see contender.py)."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -32,6 +33,7 @@ class Project:
         self._config = config = ConfigDict(json.loads(json.dumps(task.config)))
         config.model.dtype = task.variant['dtype']
         split = splits.split(task.labels, np.arange(len(task.labels)), 'holdout', 10, 0, 0)
+        split = dataclasses.replace(split, test=task.test)
         lanes = task.variant.get('lanes', 1)
         spread = choose_spread(config, alone='lanes' not in task.variant)
         trials = []
@@ -58,8 +60,8 @@ class Project:
         config.augment.policy, count, size = 'none', *task.batches.shape
         lane = jax.tree.map(lambda leaf: leaf[0], self._lanes)
         lane = lane.replace(sources=task.batches.reshape(-1), values={**lane.values, 'model.dropout': np.float32(0.0)})
-        params = unflatten_dict(task.weights, sep='/')
-        state = steps.start({'params': params})
+        state = jax.jit(functools.partial(steps.init, config))(lane)  # with the first moments, where it has any
+        state = state.replace(params=unflatten_dict(task.weights, sep='/'))
         draw, train_step = (jax.jit(functools.partial(each, config)) for each in (steps.draw, steps.train_step))
         losses = []
         for step, rate in enumerate(optim.learning_rates(config.optimizer, 1, count)[0]):

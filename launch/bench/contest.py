@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -144,21 +143,45 @@ def training_flops(filters: Sequence[int], image_size: int) -> int:
     return 2 * (3 * (forward + channels) - first)
 
 
-def prepare(folder: pathlib.Path, images: np.ndarray, labels: np.ndarray, **keys: Any) -> ConfigDict:
-    """Writes a task of the balanced config, with these keys. images: uint8 [N, H, W]; labels: int32 [N]."""
+def prepare(
+    folder: pathlib.Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    checked: int = CHECKED,
+    evaluates: bool = True,
+    **keys: Any,
+) -> ConfigDict:
+    """Writes a task of the balanced config, with these keys.
+
+    images: uint8 [N, H, W]; labels: int32 [N]. checked: steps whose losses are compared. evaluates: whether the project
+    evaluates its test images after each epoch.
+    """
     config = balanced.get_config()
     config.update_from_flattened_dict({'dataset.image_size': images.shape[1], **keys})
     split = splits.split(labels, np.arange(len(labels)), 'holdout', 10, 0, 0)
     planned = trial.make(config, labels, split, '')
     lane = jax.tree.map(lambda leaf: leaf[0], stack([planned], 0))
-    state = jax.jit(functools.partial(steps.init, config))(lane)
     generator = np.random.default_rng(0)
     write_task(
-        folder, config.to_dict(), images=images, labels=labels, sources=planned.phases[0].sources, test=split.test,
-        batches=generator.integers(0, len(labels), (CHECKED, config.batch_size), dtype=np.int32),
-        weights=flatten_dict(jax.device_get(state.params), sep='/'),
+        folder, config.to_dict(), images=images, labels=labels, sources=planned.phases[0].sources,
+        test=split.test if evaluates else split.test[:0],
+        batches=generator.integers(0, len(labels), (checked, config.batch_size), dtype=np.int32),
+        weights=_weights(config, lane),
     )  # fmt: skip
     return config
+
+
+def _weights(config: ConfigDict, lane: steps.Lane) -> dict[str, np.ndarray]:
+    """Those that a lane starts from, in the order in which the network uses them."""
+    order = []
+
+    def init(lane: steps.Lane) -> Any:
+        params = flatten_dict(steps.init(config, lane).params, sep='/')
+        order.extend(params)
+        return params
+
+    params = jax.device_get(jax.jit(init)(lane))  # sorted by name
+    return {name: params[name] for name in order}
 
 
 def project_entry(dtype: str = 'float32', **variant: Any) -> Entry:

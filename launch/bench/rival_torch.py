@@ -7,37 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from contender import PEAK_SIZE, Task, serve
-from torch import nn
-
-
-def network(filters: list[int], dropout: float) -> nn.Sequential:
-    """The paper's CNN: uint8 [B, 1, H, W] is scaled before it; float32 [B, 1, H, W] in [0, 1] -> logits [B]."""
-    layers, channels = [], 1
-    for number, features in enumerate(filters, 1):
-        layers += [nn.Conv2d(channels, features, 3, padding=1), nn.ReLU(inplace=True)]
-        layers += [nn.MaxPool2d(2)] if number < len(filters) else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        channels = features
-    model = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(channels, 1), nn.Flatten(0))
-    for layer in model:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return model
-
-
-def load_weights(model: nn.Sequential, weights: dict[str, np.ndarray]) -> None:
-    """weights: of Task; convolution kernels [3, 3, C, F], dense ones [C, F]."""
-    *convolutions, logit = [layer for layer in model if isinstance(layer, nn.Conv2d | nn.Linear)]
-    names = [f'trunk/conv{number}' for number in range(1, len(convolutions) + 1)] + ['head/logit']
-    with torch.no_grad():
-        for layer, name in zip([*convolutions, logit], names, strict=True):
-            kernel = torch.from_numpy(weights[f'{name}/kernel'])
-            layer.weight.copy_(kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T)
-            layer.bias.copy_(torch.from_numpy(weights[f'{name}/bias']))
+from torch_networks import create, load_weights
 
 
 def draw_affine(strengths: dict[str, float], count: int) -> dict[str, torch.Tensor]:
@@ -93,7 +66,8 @@ class Training:
         self.images = torch.from_numpy(task.images)[:, None]  # [N, 1, H, W]
         self.labels = torch.from_numpy(task.labels).float()
         self._strengths = None if plain else self.config['augment']['affine']
-        self.model = network(self.config['model']['filters'], 0.0 if plain else self.config['model']['dropout'])
+        model = self.config['model'] | ({'dropout': 0.0} if plain else {})
+        self.model = create(model, task.images.shape[1])
         self._layout = torch.channels_last if variant.get('channels_last') else torch.contiguous_format
         self.model.to(memory_format=self._layout)
         self._bfloat16 = variant['dtype'] == 'bfloat16'

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,13 @@ import optax
 import pytest
 from flax import linen as nn
 
-from bhcnet_jax.configs import base
+from bhcnet_jax import models
+from bhcnet_jax.configs import base, zoo
 from bhcnet_jax.training import augment
 
 TINY = {'model.filters': (2, 3, 4), 'batch_size': 8, 'augment.samples': 16}
 STRENGTHS = base.get_config().augment.affine.to_dict()
+NETWORKS = ('strong', *(keys['model.name'] for keys in zoo.NETWORKS))
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -79,6 +82,77 @@ def test_pytorch_takes_the_same_first_steps(contest, task):
     theirs = importlib.import_module('rival_torch').Torch(read).first_losses()
     assert len(set(mine)) == len(mine) == contest.CHECKED
     np.testing.assert_allclose(theirs, mine, rtol=1e-5)
+
+
+@pytest.fixture
+def networks():
+    with warnings.catch_warnings():  # of what torchvision and timm import
+        warnings.simplefilter('ignore')
+        yield importlib.import_module('networks')
+
+
+# Of strong one step: compiled with few optimisations, as here, the gradient of its two poolings can be nan.
+@needs('torch')
+@pytest.mark.parametrize(('name', 'checked'), [('strong', 1), ('cnn_lstm', 2), ('cnn_gru', 2), ('lenet5', 2)])
+def test_pytorch_takes_the_same_first_steps_in_networks_written_for_it(contest, networks, name, checked, tmp_path):
+    image_set = importlib.import_module('benchmark').random_images(40, 32)
+    keys = {**networks.NETWORKS[name], 'batch_size': 8, 'augment.samples': 16}
+    contest.prepare(tmp_path / 'task', image_set.images, image_set.labels, checked, **keys)
+    read = importlib.import_module('contender').read_task(str(tmp_path / 'task'), '{"dtype": "float32"}')
+    for each in read.weights.values():
+        if each.ndim == 1:  # biases are 0 and scales 1 before the first step
+            each += np.random.default_rng(0).normal(0, 0.1, each.shape)
+    mine = importlib.import_module('contender_project').Project(read).first_losses()
+    theirs = importlib.import_module('rival_torch').Torch(read).first_losses()
+    assert len(set(mine)) == len(mine) == checked
+    np.testing.assert_allclose(theirs, mine, rtol=1e-4)
+
+
+@needs('torch')
+@needs('torchvision')
+@needs('timm')
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_network_has_as_many_parameters_in_pytorch(networks, name):
+    config = networks.config_of(name, 64)
+    found = jax.eval_shape(lambda x: models.create(config.model).init(jax.random.key(0), x), jnp.zeros((1, 64, 64, 1)))
+    assert networks.check_parameters(name, 64) == sum(leaf.size for leaf in jax.tree.leaves(found['params']))
+
+
+@needs('torch')
+def test_another_number_of_parameters_is_refused_in_one_line(contest, networks, monkeypatch):
+    builders = importlib.import_module('torch_networks').BUILDERS
+    monkeypatch.setitem(builders, 'cnn', builders['lenet5'])
+    expected = r"^cnn: PyTorch's network has 60985 parameters, this project's 92801\.$"
+    with pytest.raises(contest.ContestError, match=expected):
+        networks.check_parameters('cnn', 64)
+
+
+def test_a_round_of_each_network_takes_as_many_operations_as_whole_batches_allow(networks):
+    model = networks.config_of('alexnet', 128).model
+    images, per_image = networks.images_of('alexnet', 128, 1024), models.operations(model, 128)
+    of_the_cnn = 1024 * models.operations(networks.config_of('cnn', 128).model, 128)
+    assert images % 32 == 0 and abs(images * per_image - of_the_cnn) <= 16 * per_image
+    assert networks.images_of('lenet5', 128, 1024) == 1024
+    assert networks.images_of('vgg16', 128, 512) == 32
+
+
+def test_a_network_that_is_none_is_answered_with_all_names(contest, networks, tmp_path):
+    with pytest.raises(contest.ContestError, match=r"^'vgg19' is no network; expected some of strong,cnn,.*lite0\.$"):
+        networks.measure_networks(tmp_path, None, 1, 128, ['cnn', 'vgg19'])
+
+
+@needs('torch')
+@needs('torchvision')
+@needs('timm')
+def test_a_race_of_a_network_compares_this_project_with_pytorch_at_its_best(networks, tmp_path, capsys):
+    image_set = importlib.import_module('benchmark').random_images(40, 32)
+    measured = networks.measure_networks(tmp_path, image_set, 1, 32, ['lenet5'])
+    (row,) = measured['networks']
+    assert row == json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (row['network'], row['parameters'], row['images_per_round']) == ('lenet5', 60_985, 32)
+    mine, *theirs = (rates['median'] for rates in row['images_per_second'].values())
+    assert len(theirs) == 2
+    assert row['times as fast as it, by round'] == pytest.approx([mine / max(theirs)])
 
 
 @needs('torch')
