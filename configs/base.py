@@ -44,6 +44,9 @@ def dataset() -> ConfigDict:
     # Whether to remove what tells the classes apart without any anatomy: every image is cropped to the head, reduced to
     # the resolution of the smallest head and given a flat histogram.
     c.equalise = False
+    # Slices of a volume, from the neck to the vertex, for cnn3d and mask_roi: an image is then a whole patient, who is
+    # drawn (name phantom) and has a hemorrhage if any slice has one; phases must be ('phantom',). 1: images are slices.
+    c.slices = 1
     return c
 
 
@@ -98,7 +101,8 @@ def imbalanced() -> ConfigDict:
 def model() -> ConfigDict:
     c = ConfigDict()
     # cnn, cnn_lstm, cnn_gru: the paper's, of blocks of filters. lenet5, alexnet, vgg11, vgg16, googlenet, resnet18,
-    # resnet50, efficientnet_lite0: as published, with these keys but no filters, convs, pooling and mask_head.
+    # resnet50, efficientnet_lite0: as published, with these keys but no filters, convs, pooling and mask_head. cnn3d,
+    # mask_roi: for volumes, see dataset.slices, with the keys of cnn; mask_roi needs mask_head and has no pooling.
     c.name = 'cnn'
     c.filters = (32, 64, 128)  # of the blocks' 3x3 convolutions; the paper is silent, doubling is customary
     c.convs = 1  # convolutions in each block; the paper has one
@@ -106,7 +110,7 @@ def model() -> ConfigDict:
     # After each convolution: none (paper), batch (over the images of a step), group (over channels of an image). ResNet
     # and EfficientNet are published with batch.
     c.norm = 'none'
-    c.pooling = 'mean'  # of the last block's pixels: mean (paper), max, mean_max (both); cnn only
+    c.pooling = 'mean'  # of the last block's pixels: mean (paper), max, mean_max (both); cnn and cnn3d only
     # Width of a dense ReLU layer before the logit, 0 for none. The paper lists one "dense layer" after the
     # pooling (II) and wants "the minimum number of layers" (V.C).
     c.hidden_units = 0

@@ -73,7 +73,7 @@ def describe(
         _print_folds(sizes, positive)
     for phase in first.phases:
         _print_phase(phase, study.image_set.class_names, len(first.split.train))
-    tables.print_model_table(models.describe(config.model, config.dataset.image_size))
+    tables.print_model_table(models.describe(config.model, config.dataset.image_size, config.dataset.slices))
 
 
 def _print_folds(sizes: np.ndarray, positive: str) -> None:
@@ -202,7 +202,7 @@ def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, direct
     figures.image_sizes(image_set.heights, image_set.widths, labels, classes, directory / 'image_sizes.png', mark)
     figures.grey_density(image_set.images, labels, classes, directory / 'grey_density.png', mark)
     figures.predictions(
-        image_set.images[test],
+        image_set.pictures[test],
         labels[test],
         predictions.probability.to_numpy(),
         list(predictions.image_id),

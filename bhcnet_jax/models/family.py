@@ -18,8 +18,8 @@ class Family(NamedTuple):
 
     Attributes:
       create: the module of `config.model`. It is called with x float [B, H, W, 1] in [0, 1] and gives logits, float32
-        [B]. In training three more arguments come: values, the traced keys in use by name, scalars; B random keys for
-        dropout; and a mask, float32 [B], 0 for padding.
+        [B]; see `sees_volumes`. In training three more arguments come: values, the traced keys in use by name, scalars;
+        B random keys for dropout; and a mask, float32 [B], 0 for padding.
       keys: its keys of the section `model`, beside model.name. Families that share a key share the `Key`.
       check: UserError if a config has values that do not fit together; each by itself is checked before.
       composite: paths of modules that are one layer in the table of layers, whatever is inside.
@@ -27,6 +27,7 @@ class Family(NamedTuple):
         itself, for the figure of features; () for none.
       maps: path of the module whose output, [B, h, w, F], are the feature maps after the last convolution, for
         `apply_with_maps`; () for none.
+      sees_volumes: whether x is float [B, D, H, W, 1] instead, with D = `dataset.slices`.
     """
 
     create: Callable[[ConfigDict], nn.Module]
@@ -35,3 +36,4 @@ class Family(NamedTuple):
     composite: tuple[tuple[str, ...], ...] = ()
     first_convolution: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()
+    sees_volumes: bool = False

@@ -175,8 +175,9 @@ class Norm(nn.Module):
 class ConvTrunk(nn.Module):
     """Blocks of 3x3 convolutions with ReLU, all but the last followed by 2x2 max-pooling (paper V.C).
 
-    float [B, H, W, 1] -> [B, H / 2^(blocks - 1), ..., F]. The paper has three blocks of one convolution and no
-    normalisation. mask: see `Norm`. mask_head: see `MASKS`.
+    float [B, H, W, C] -> [B, H / 2^(blocks - 1), ..., F]. The paper has three blocks of one convolution and no
+    normalisation. Of volumes, [B, D, H, W, C], convolutions are 3x3x3 and pooling is 2x2x2. mask: see `Norm`.
+    mask_head: see `MASKS`.
     """
 
     filters: tuple[int, ...]  # one block each
@@ -188,11 +189,12 @@ class ConvTrunk(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         features = [count for count in self.filters for _ in range(self.convs)]
+        conv, pool = (Conv3D, relu_max_pool2x2x2) if x.ndim == 5 else (Conv, relu_max_pool2x2)
         for number, count in enumerate(features, 1):
-            x = Conv(count, dtype=self.dtype, name=f'conv{number}')(x)
+            x = conv(count, dtype=self.dtype, name=f'conv{number}')(x)
             if self.norm != 'none':
                 x = Norm(self.norm, self.dtype, name=f'norm{number}')(x, mask)
-            x = relu_max_pool2x2(x) if number % self.convs == 0 and number < len(features) else nn.relu(x)
+            x = pool(x) if number % self.convs == 0 and number < len(features) else nn.relu(x)
         if self.mask_head:
             # Not an output: who does not ask for the collection has the network without it, also when compiled.
             blood = nn.Dense(1, dtype=jnp.float32, kernel_init=kernel_init, name=MASK_HEAD)(x)

@@ -7,12 +7,6 @@ Phase 'phantom' trains on heads that are drawn as they are needed, and on no ima
 the data nor the split: it is a training of its own, the pre-training, from which all trials go on that have the same.
 """
 
-import ast
-import functools
-import hashlib
-import importlib
-import inspect
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bhcnet_jax.datasets.phantom import heads
+from bhcnet_jax.datasets.phantom.version import drawing_version
 
 DRAWN = 'phantom'  # always the first
 NAMES = ('balanced', 'imbalanced')  # on images of the set
@@ -134,25 +128,6 @@ def pretraining(config: Config) -> dict[str, Any]:
         'augment.frozen': False,
         'optimizer.peak_lr': config[DRAWN]['peak_lr'],
     }
-
-
-@functools.cache
-def drawing_version() -> str:
-    """SHA-256, hex, over the source of heads.py and of what it imports from its folder: every edit counts.
-
-    Not over pixels: they round otherwise on another kind of device, and a trial has one id on all.
-    """
-    sources = _sources(heads.__name__)
-    return hashlib.sha256(''.join(sources[name] for name in sorted(sources)).encode()).hexdigest()
-
-
-def _sources(name: str) -> dict[str, str]:
-    """The source of a module and of all in its folder that it imports, directly or not, by name."""
-    folder, source = name.rpartition('.')[0], inspect.getsource(importlib.import_module(name))
-    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    found = {each.module for each in imports if each.module.startswith(f'{folder}.')}
-    found |= {f'{folder}.{alias.name}' for each in imports if each.module == folder for alias in each.names}
-    return dict(itertools.chain({name: source}.items(), *(_sources(each).items() for each in found)))
 
 
 def epoch_samples(config: Config, labels: np.ndarray, train: np.ndarray) -> int:

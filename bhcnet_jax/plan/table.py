@@ -78,6 +78,7 @@ COMMON = (
     Key('dataset.positive', text, Part.CALL),
     Key('dataset.image_size', between(8, 4096), Part.PROGRAM),
     Key('dataset.equalise', flag, Part.PROGRAM, neutral=False),
+    Key('dataset.slices', between(1, 512), Part.PROGRAM, neutral=1),
     Key('split.scheme', one_of(*SCHEMES), Part.PLAN),
     Key('split.folds', between(2, 2**16), Part.PLAN),
     Key('split.fold', between(0, 2**16), Part.TRIAL),

@@ -257,6 +257,7 @@ def _check_combinations(config: Config) -> None:
     if config['augment']['samples'] == 1:
         raise UserError('augment.samples is 1, but each phase needs both classes; expected 2 or more, or 0 for all.')
     names = tuple(config['phases'])
+    _check_volumes(config)
     if phases.DRAWN in names and config['phantom']['mask'] and not config['model']['mask_head']:
         raise UserError(
             f'phantom.mask is {config["phantom"]["mask"]}, but the model has no mask head; set model.mask_head to '
@@ -274,3 +275,22 @@ def _check_combinations(config: Config) -> None:
         raise UserError(f'split.fold is {fold}; split.scheme {scheme!r} of {folds} folds allows 0 to {allowed}{other}.')
     if config['split']['val_folds'] == 1:
         raise UserError('split.val_folds is 1, which leaves nothing to train on; expected 0 (none), or 2 or more.')
+
+
+def _check_volumes(config: Config) -> None:
+    dataset, name = config['dataset'], config['model']['name']
+    sees_volumes = models.FAMILIES[name].sees_volumes
+    if sees_volumes != (dataset['slices'] > 1):
+        expected = '2 or more, such as 24' if sees_volumes else '1'
+        what = 'volumes' if sees_volumes else 'single slices'
+        raise UserError(f'dataset.slices is {dataset["slices"]}, but {name} sees {what}; expected {expected}.')
+    needed = {'dataset.name': 'phantom', 'dataset.equalise': False, 'phases': (phases.DRAWN,)} if sees_volumes else {}
+    for key, value in needed.items():
+        found = table.value_of(config, table.keys()[key])
+        if (tuple(found) if key == 'phases' else found) != value:
+            raise UserError(f'{key} is {found!r}, but {name} sees volumes, which are drawn only; set it to {value!r}.')
+    if sees_volumes and 'intensity' in config['augment']['policy'].split('+'):
+        raise UserError(
+            f'augment.policy is {config["augment"]["policy"]!r}, but intensity changes single slices, and {name} sees '
+            "volumes; set it to 'none'."
+        )

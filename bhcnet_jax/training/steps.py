@@ -4,7 +4,7 @@ The engine maps them over lanes and devices. Each takes the config first, and wh
 there: bind it (`functools.partial`) before `jax.jit`. All else is traced.
 
 Shapes: B batch, S steps of an epoch, M augmented images of an epoch, N images in the set, T scored images,
-H W pixels.
+H W pixels. With `dataset.slices` D > 1 an image is a volume: where it says H, W, there are D, H, W.
 """
 
 import math
@@ -99,8 +99,8 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 def init(config: ConfigDict, lane: Lane) -> TrainState:
     """The weights that the lane's seed gives, with a fresh optimizer."""
-    size = config.dataset.image_size
-    return start(models.create(config.model).init(stream(lane.seed, 'init'), jnp.zeros((1, size, size, 1))))
+    shape = models.input_shape(config.dataset.image_size, config.dataset.slices)
+    return start(models.create(config.model).init(stream(lane.seed, 'init'), jnp.zeros((1, *shape))))
 
 
 def start(variables: Mapping[str, Any]) -> TrainState:
@@ -142,14 +142,17 @@ def draw(config: ConfigDict, lane: Lane, images: jax.Array, positions: jax.Array
 
 
 def draw_heads(config: ConfigDict, lane: Lane, batch: Batch) -> Batch:
-    """A batch with its heads, drawn for their positions and augmented."""
-    policy = config.augment.policy
+    """A batch with its heads, drawn for their positions and augmented; with its volumes, as they are drawn."""
+    policy, size, slices = config.augment.policy, config.dataset.image_size, config.dataset.slices
 
     def one(position: jax.Array) -> tuple[jax.Array, Truth]:
         draw_key, augment_key = (
             stream(lane.seed, name, lane.phase, lane.epoch, position) for name in ('phantom', 'augment')
         )
-        drawn = heads.draw(draw_key, config.dataset.image_size)
+        if slices > 1:
+            patient = heads.draw_volume(draw_key, size, slices)
+            return to_unit(patient.image), Truth(patient.label.max(), patient.mask)
+        drawn = heads.draw(draw_key, size)
         image = augment(augment_key, to_unit(drawn.image), strengths(lane, policy), policy)
         return image, Truth(drawn.label, drawn.mask)
 
@@ -163,11 +166,13 @@ def mask_loss(logits: jax.Array, blood: jax.Array) -> jax.Array:
     logits: float32 [B, h, w] of the mask head. blood: bool [B, H, W]; a pixel of the maps has blood if any pixel of the
     image under it has. The Dice loss says nothing of heads without blood, half of all, so it is not used.
     """
-    height, width = logits.shape[1:]
-    side = blood.shape[1] // height
-    covered = blood[:, : height * side, : width * side].reshape(-1, height, side, width, side).any((2, 4))
+    covered = blood
+    for axis, places in enumerate(logits.shape[1:], 1):
+        side = blood.shape[axis] // places
+        covered = lax.slice_in_dim(covered, 0, places * side, axis=axis)
+        covered = covered.reshape(*covered.shape[:axis], places, side, *covered.shape[axis + 1 :]).any(axis + 1)
     losses = optax.sigmoid_binary_cross_entropy(logits, covered.astype(jnp.float32))
-    return jnp.mean(jnp.where(covered, BLOOD_WEIGHT, 1.0) * losses, axis=(1, 2))
+    return jnp.mean(jnp.where(covered, BLOOD_WEIGHT, 1.0) * losses, axis=tuple(range(1, logits.ndim)))
 
 
 def loss(
@@ -307,4 +312,4 @@ def logits(config: ConfigDict, variables: Any, images: jax.Array) -> jax.Array:
     """
     model, inputs = models.create(config.model), to_unit(images)[..., None]
     found = model.apply(variables, inputs)
-    return (found + model.apply(variables, inputs[:, :, ::-1])) / 2 if config.augment.test_flip else found
+    return (found + model.apply(variables, inputs[..., ::-1, :])) / 2 if config.augment.test_flip else found
