@@ -35,7 +35,7 @@ def tiny_config(name, **overrides):
 
 def shapes(config, size):
     """Of the variables of a model; nothing is computed."""
-    images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *models.input_shape(size, config.dataset.slices)), jnp.float32)
     return jax.eval_shape(lambda x: models.create(config.model).init(jax.random.key(0), x), images)
 
 
