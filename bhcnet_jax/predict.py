@@ -40,7 +40,7 @@ Add = Callable[[Prediction], None]
 
 
 class Counts(NamedTuple):
-    """Images and slices (or whole series) that were predicted, files that could not be read, and those without slices."""
+    """Images and slices (or whole series) that were predicted, files that are unreadable, and those without slices."""
 
     predicted: int
     unread: int

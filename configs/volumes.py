@@ -1,7 +1,7 @@
 """A 3-D CNN and a hybrid 3D/2D network, as the paper's table 5 names them, on drawn patients: PHANTOM throughout.
 
     python -m bhcnet_jax.main --config=volumes
-    python -m bhcnet_jax.predict runs/volumes-PHANTOM FOLDER_OF_DICOM_OR_NIFTI --out=predictions --trials='recipe=cnn3d'
+    python -m bhcnet_jax.predict runs/volumes-PHANTOM FOLDER_OF_DICOM_OR_NIFTI --out=predictions --trials='RECIPE_ID fold=0'
 
 An image is a whole patient of 24 slices, drawn as it is needed. Two folds of one training score all 200 held-out drawn
 patients once.
@@ -19,20 +19,9 @@ def get_config() -> ConfigDict:
     c.trials = ({'model.name': 'cnn3d'}, {'model.name': 'mask_roi'})
     c.phases = ('phantom',)
     c.batch_size = 16
-    c.dataset.name = 'phantom'
-    c.dataset.image_size = 64
-    c.dataset.slices = 24
-    c.split.scheme = 'kfold'
-    c.split.folds = 2
-    c.phantom.epochs = 12
-    c.phantom.samples = 2000
-    c.phantom.mask = 1.0
-    c.model.name = 'cnn3d'
-    c.model.filters = (8, 16, 32)
-    c.model.convs = 1
-    c.model.norm = 'group'
-    c.model.pooling = 'max'
-    c.model.dropout = 0.0
-    c.model.mask_head = True
+    c.dataset.update(name='phantom', image_size=64, slices=24)
+    c.split.update(scheme='kfold', folds=2)
+    c.phantom.update(epochs=12, samples=2000, mask=1.0)
+    c.model.update(name='cnn3d', filters=(8, 16, 32), norm='group', pooling='max', dropout=0.0, mask_head=True)
     c.augment.policy = 'none'
     return c
