@@ -1,7 +1,7 @@
 """A 3-D CNN and a hybrid 3D/2D network, as the paper's table 5 names them, on drawn patients: PHANTOM throughout.
 
     python -m bhcnet_jax.main --config=volumes
-    python -m bhcnet_jax.predict runs/volumes-PHANTOM FOLDER_OF_DICOM_OR_NIFTI --out=predictions --trials='RECIPE_ID fold=0'
+    python -m bhcnet_jax.predict runs/volumes-PHANTOM FOLDER_WITH_SERIES --out=predictions --trials='RECIPE_ID fold=0'
 
 An image is a whole patient of 24 slices, drawn as it is needed. Two folds of one training score all 200 held-out drawn
 patients once.
