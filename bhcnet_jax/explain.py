@@ -7,6 +7,7 @@ and beside the same networks with random weights. A run directory gets localizat
 Heat maps of images: `predict`.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from bhcnet_jax import load
 from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.inference import localization, saliency
 from bhcnet_jax.inference.localization import Judged
+from bhcnet_jax.statistics.bootstrap import Estimate
 
 
 def _lines(judged: Judged) -> list[str]:
@@ -22,7 +24,7 @@ def _lines(judged: Judged) -> list[str]:
     left_out = f'; {judged.left_out} more have one smaller than a pixel' if judged.left_out else ''
     names = list(localization.MEASURES)
     rows = [
-        f'{whose:21}' + ''.join(f'{each.mean:9.3f} ({each.low:.3f} to {each.high:.3f})' for each in found.values())
+        f'{whose:21}' + ''.join(map(_cell, found.values())).rstrip()
         for whose, found in judged.scores.items()
     ]
     return [
@@ -35,6 +37,12 @@ def _lines(judged: Judged) -> list[str]:
         *localization.verdict(judged),
         'Intervals: 95 %, bootstrap over slices.',
     ]
+
+
+def _cell(found: Estimate) -> str:
+    """A measure with its interval, 26 characters; without one where all draws agree, as at 0."""
+    interval = '' if math.isnan(found.low) else f'({found.low:.3f} to {found.high:.3f})'
+    return f'{found.mean:9.3f} {interval:16}'
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -58,6 +58,8 @@ def split() -> ConfigDict:
     # 1/val_folds of the training part is held out as validation part, for pruning and other choices; 0: none, as in
     # the paper, which chooses on the test images.
     c.val_folds = 0
+    # 1/train_folds of what is left is trained on and the rest not used, to see what fewer images teach; 1: all.
+    c.train_folds = 1
     c.seed = 0  # which split; kept apart from config.seed so that seed noise and sampling noise stay apart
     return c
 

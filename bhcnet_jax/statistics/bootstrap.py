@@ -175,7 +175,7 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, n
 
 
 def drawn_weights(count: int, groups: Sequence[Hashable] | None, draws: int, seed: int) -> np.ndarray:
-    """How often each image is in each draw: [B, N]."""
+    """How often each of `count` images or recipes is in each draw, those of a group together: [B, count]."""
     if groups is None:
         return _resample(count, draws, seed)
     group_of, ids = pd.factorize(np.asarray(groups))
