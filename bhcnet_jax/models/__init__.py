@@ -11,7 +11,19 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models import alexnet, cnn, efficientnet, googlenet, layers, lenet, recurrent, resnet, vgg, weights
+from bhcnet_jax.models import (
+    alexnet,
+    autoencoder,
+    cnn,
+    efficientnet,
+    googlenet,
+    layers,
+    lenet,
+    recurrent,
+    resnet,
+    vgg,
+    weights,
+)
 from bhcnet_jax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -26,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     'resnet18': resnet.RESNET18,
     'resnet50': resnet.RESNET50,
     'efficientnet_lite0': efficientnet.LITE0,
+    'autoencoder': autoencoder.FAMILY,
 }
 
 
@@ -163,6 +176,25 @@ def freeze_mask_head(updates: Any) -> Any:
 
     def freeze(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         return jnp.zeros_like(leaf) if layers.MASK_HEAD in (entry.key for entry in path) else leaf
+
+    return jax.tree_util.tree_map_with_path(freeze, updates)
+
+
+def greedy(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`Family.greedy` of a section `model`."""
+    return FAMILIES[config['name']].greedy
+
+
+def freeze_others(config: ConfigDict, updates: Mapping[str, Any], layer: jax.Array) -> dict[str, Any]:
+    """Updates of a model's weights, with zeros for all but a layer.
+
+    layer: int32, 1 for the first of `greedy`; 0: all learn.
+    """
+    names = ('', *greedy(config))  # the head has no number but that of all
+
+    def freeze(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        number = names.index(path[0].key) if path[0].key in names else 0
+        return jnp.where((layer == 0) | (layer == number), leaf, jnp.zeros_like(leaf))
 
     return jax.tree_util.tree_map_with_path(freeze, updates)
 

@@ -8,6 +8,10 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax.keys import Key
 
+# What a call of a model whose layers learn one by one returns beside its output with mutable=[RECONSTRUCTIONS]: for
+# each layer how badly it reconstructs what it sees, float32 [B], nats.
+RECONSTRUCTIONS = 'reconstructions'
+
 
 def _nothing(config: Mapping[str, Any]) -> None:
     """Any values fit together."""
@@ -27,6 +31,8 @@ class Family(NamedTuple):
         itself, for the figure of features; () for none.
       maps: path of the module whose output, [B, h, w, F], are the feature maps after the last convolution, for
         `apply_with_maps`; () for none.
+      greedy: names of the modules that the phase `autoencoder` trains one after the other, from below, each on its loss
+        in RECONSTRUCTIONS; names sort as they follow. () for none.
     """
 
     create: Callable[[ConfigDict], nn.Module]
@@ -35,3 +41,4 @@ class Family(NamedTuple):
     composite: tuple[tuple[str, ...], ...] = ()
     first_convolution: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()
+    greedy: tuple[str, ...] = ()
