@@ -15,6 +15,7 @@ from bhcnet_jax.plan.sweep import Axis
 
 LEAVES = traverse_util.flatten_dict(base.get_config().to_dict(), sep='.')
 FIXED = {'recipe', 'sweep', 'trials', *(f'dataset.{key}' for key in ('name', 'dir', 'label', 'columns', 'positive'))}
+FIXED |= {'model.weights'}
 FIXED &= set(LEAVES)
 FIXED |= {key for key in LEAVES if key.startswith('engine.')}
 
@@ -175,7 +176,9 @@ def changes_the_recipe(key):
     """Whether another value of the key makes another recipe, with any policy and order of phases."""
     turned = {'augment.policy': 'distort', 'phases': ('imbalanced', 'balanced')}
     drawn = {'augment.policy': 'affine+intensity', 'phases': ('phantom', 'balanced')}
-    for setting in ({'model.name': 'cnn_gru'}, turned, drawn):
+    unlabelled = {'model.name': 'autoencoder', 'phases': ('autoencoder', 'balanced')}
+    published = ({'model.name': name} for name in ('alexnet', 'resnet18'))
+    for setting in ({'model.name': 'cnn_gru'}, turned, drawn, unlabelled, *published):
         config, changed = base.get_config(), base.get_config()
         config.update_from_flattened_dict(setting)
         changed.update_from_flattened_dict({**setting, key: other({**LEAVES, **setting}[key])})
@@ -192,7 +195,7 @@ def test_what_cannot_be_swept_is_what_changes_no_recipe():
     ('text', 'message'),
     [
         ('optimizer.peaklr=1', r"part 'optimizer.peaklr=1': no key .*; did you mean optimizer.peak_lr\?"),
-        ('epochs=4', r'did you mean balanced.epochs or imbalanced.epochs or phantom.epochs\?'),
+        ('epochs=4', r'did you mean autoencoder.epochs or balanced.epochs or imbalanced.epochs or phantom.epochs\?'),
         ('qqqq=4', r'every key is in configs/base.py'),
         ('seed.x=1', r"no key 'seed.x'"),
         ('balanced=4', r'balanced is a section; sweep one of its keys: .*balanced.epochs'),
