@@ -15,12 +15,14 @@ def get_config() -> ConfigDict:
     # Points of a sweep one by one, each a dict like {'seed': 1, 'balanced.epochs': 4}; axes multiply them.
     c.trials = ()
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
-    # In this order; each has a section of its own below. phantom, which is none of the paper's, only as the first.
+    # In this order; each has a section of its own below. phantom, which is none of the paper's, only as the first, and
+    # so autoencoder, which only a model of this name has.
     c.phases = ('balanced', 'imbalanced')
     c.batch_size = 32  # images per step; the paper is silent, 32 is the default of Keras
     c.dataset = dataset()
     c.split = split()
     c.phantom = phantom()
+    c.autoencoder = autoencoder()
     c.balanced = balanced()
     c.imbalanced = imbalanced()
     c.model = model()
@@ -74,6 +76,13 @@ def phantom() -> ConfigDict:
     return c
 
 
+def autoencoder() -> ConfigDict:
+    """Pre-training of a stacked autoencoder (paper III) on the training images without labels, layer by layer."""
+    c = ConfigDict()
+    c.epochs = 30  # of all layers together; each has an equal share, with a warm-up and a decay of its own
+    return c
+
+
 def balanced() -> ConfigDict:
     c = ConfigDict()
     c.epochs = 24  # the best of table 1; an epoch is augment.samples images
@@ -103,8 +112,9 @@ def imbalanced() -> ConfigDict:
 def model() -> ConfigDict:
     c = ConfigDict()
     # cnn, cnn_lstm, cnn_gru: the paper's, of blocks of filters. lenet5, alexnet, vgg11, vgg16, googlenet, resnet18,
-    # resnet50, efficientnet_lite0: as published, with these keys but no filters, convs, pooling and mask_head. cnn3d,
-    # mask_roi: for volumes, see dataset.slices, with the keys of cnn; mask_roi needs mask_head and has no pooling.
+    # resnet50, efficientnet_lite0: as published, with these keys but no filters, convs, pooling and mask_head.
+    # autoencoder: three dense layers, without norm as well. cnn3d, mask_roi: for volumes, see dataset.slices, with the
+    # keys of cnn; mask_roi needs mask_head and has no pooling.
     c.name = 'cnn'
     c.filters = (32, 64, 128)  # of the blocks' 3x3 convolutions; the paper is silent, doubling is customary
     c.convs = 1  # convolutions in each block; the paper has one

@@ -67,6 +67,8 @@ def small_lanes(config, seeds=(0,), epoch=0):
         seed=np.array(seeds, np.int32),
         phase=np.zeros(count, np.int32),
         epoch=np.full(count, epoch, np.int32),
+        layer=np.zeros(count, np.int32),
+        begins=np.zeros(count, bool),
         sources=np.tile(np.resize(np.arange(8, dtype=np.int32), config.augment.samples), (count, 1)),
         class_weights=np.ones((count, 2), np.float32),
         learning_rates=np.tile(rates, (count, 1)),

@@ -15,7 +15,7 @@ from bhcnet_jax.display import tables
 from bhcnet_jax.display.progress import counted
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.plan import splits, table, trial
-from bhcnet_jax.plan.phases import DRAWN, Phase
+from bhcnet_jax.plan.phases import DRAWN, UNLABELLED, Phase
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
 from bhcnet_jax.records.database import Results
@@ -94,11 +94,12 @@ def _print_phase(phase: Phase, class_names: tuple[str, str], images: int) -> Non
     if phase.name == DRAWN:
         print(f'Phase {phase.name}: {phase.samples} drawn heads, {counted(phase.epochs, "epoch")}, new ones in each')
         return
-    negative, positive = class_names
-    print(
-        f'Phase {phase.name}: {phase.counts[0]} {negative} + {phase.counts[1]} {positive} '
-        f'made into {phase.samples} images, {counted(phase.epochs, "epoch")}'
-    )
+    of_each = ' + '.join(f'{count} {name}' for count, name in zip(phase.counts, class_names, strict=True))
+    sources, layers = of_each, ''
+    if phase.name == UNLABELLED:
+        sources = f'{images} images without their labels'
+        layers = f', {" + ".join(map(str, phase.parts))} of them for one layer after the other'
+    print(f'Phase {phase.name}: {sources} made into {phase.samples} images, {counted(phase.epochs, "epoch")}{layers}')
     if phase.used < images:
         other = 'more epochs' if phase.is_fresh else 'augment.frozen=False'
         print(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax.models import (
     alexnet,
+    autoencoder,
     cnn,
     cnn3d,
     efficientnet,
@@ -41,6 +42,7 @@ FAMILIES: dict[str, Family] = {
     'efficientnet_lite0': efficientnet.LITE0,
     'cnn3d': cnn3d.FAMILY,
     'mask_roi': mask_roi.FAMILY,
+    'autoencoder': autoencoder.FAMILY,
 }
 
 
@@ -183,6 +185,25 @@ def freeze_mask_head(updates: Any) -> Any:
 
     def freeze(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         return jnp.zeros_like(leaf) if layers.MASK_HEAD in (entry.key for entry in path) else leaf
+
+    return jax.tree_util.tree_map_with_path(freeze, updates)
+
+
+def greedy(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`Family.greedy` of a section `model`."""
+    return FAMILIES[config['name']].greedy
+
+
+def freeze_others(config: ConfigDict, updates: Mapping[str, Any], layer: jax.Array) -> dict[str, Any]:
+    """Updates of a model's weights, with zeros for all but a layer.
+
+    layer: int32, 1 for the first of `greedy`; 0: all learn.
+    """
+    names = ('', *greedy(config))  # the head has no number but that of all
+
+    def freeze(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        number = names.index(path[0].key) if path[0].key in names else 0
+        return jnp.where((layer == 0) | (layer == number), leaf, jnp.zeros_like(leaf))
 
     return jax.tree_util.tree_map_with_path(freeze, updates)
 

@@ -8,6 +8,10 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax.keys import Key
 
+# What a call of a model whose layers learn one by one returns beside its output with mutable=[RECONSTRUCTIONS]: for
+# each layer how badly it reconstructs what it sees, float32 [B], nats.
+RECONSTRUCTIONS = 'reconstructions'
+
 
 def _nothing(config: Mapping[str, Any]) -> None:
     """Any values fit together."""
@@ -28,6 +32,8 @@ class Family(NamedTuple):
       maps: path of the module whose output, [B, h, w, F], are the feature maps after the last convolution, for
         `apply_with_maps`; () for none.
       sees_volumes: whether x is float [B, D, H, W, 1] instead, with D = `dataset.slices`.
+      greedy: names of the modules that the phase `autoencoder` trains one after the other, from below, each on its loss
+        in RECONSTRUCTIONS; names sort as they follow. () for none.
     """
 
     create: Callable[[ConfigDict], nn.Module]
@@ -37,3 +43,4 @@ class Family(NamedTuple):
     first_convolution: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()
     sees_volumes: bool = False
+    greedy: tuple[str, ...] = ()

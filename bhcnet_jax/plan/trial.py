@@ -263,7 +263,9 @@ def _check_combinations(config: Config) -> None:
             f'phantom.mask is {config["phantom"]["mask"]}, but the model has no mask head; set model.mask_head to '
             'True, or phantom.mask to 0.'
         )
-    if names[0] != phases.DRAWN and config[names[0]]['class_weights'] == 'carried':
+    if phases.UNLABELLED in names:
+        _check_layers(config['model'], config[phases.UNLABELLED]['epochs'])
+    if names[0] in phases.NAMES and config[names[0]]['class_weights'] == 'carried':
         raise UserError(
             f"{names[0]}.class_weights is 'carried', but no phase comes before {names[0]} in phases={names}; "
             "set it to 'computed'."
@@ -293,4 +295,19 @@ def _check_volumes(config: Config) -> None:
         raise UserError(
             f'augment.policy is {config["augment"]["policy"]!r}, but intensity changes single slices, and {name} sees '
             "volumes; set it to 'none'."
+        )
+
+
+def _check_layers(model: Mapping[str, Any], epochs: int) -> None:
+    """UserError if the layers of a model cannot learn one by one in so many epochs."""
+    layers = len(models.greedy(model))
+    if not layers:
+        raise UserError(
+            f'phases has {phases.UNLABELLED}, but {model["name"]} has no layers that learn by themselves; leave the '
+            "phase out, or set model.name to 'autoencoder'."
+        )
+    if epochs < layers:
+        raise UserError(
+            f'{phases.UNLABELLED}.epochs is {epochs}, but {layers} layers of {model["name"]} learn one after the '
+            f'other; expected {layers} or more.'
         )
