@@ -280,18 +280,26 @@ def _check_combinations(config: Config) -> None:
 
 
 def _check_volumes(config: Config) -> None:
+    """UserError if the images are not what the model sees, or volumes are asked for that nobody draws."""
     dataset, name = config['dataset'], config['model']['name']
     sees_volumes = models.FAMILIES[name].sees_volumes
     if sees_volumes != (dataset['slices'] > 1):
         expected = '2 or more, such as 24' if sees_volumes else '1'
         what = 'volumes' if sees_volumes else 'single slices'
         raise UserError(f'dataset.slices is {dataset["slices"]}, but {name} sees {what}; expected {expected}.')
-    needed = {'dataset.name': 'phantom', 'dataset.equalise': False, 'phases': (phases.DRAWN,)} if sees_volumes else {}
-    for key, value in needed.items():
-        found = table.value_of(config, table.keys()[key])
-        if (tuple(found) if key == 'phases' else found) != value:
-            raise UserError(f'{key} is {found!r}, but {name} sees volumes, which are drawn only; set it to {value!r}.')
-    if sees_volumes and 'intensity' in config['augment']['policy'].split('+'):
+    if not sees_volumes:
+        return
+    needed = (
+        ('dataset.name', dataset['name'], 'phantom'),
+        ('dataset.equalise', dataset['equalise'], False),
+        ('phases', tuple(config['phases']), (phases.DRAWN,)),
+    )
+    for key, found, expected in needed:
+        if found != expected:
+            raise UserError(
+                f'{key} is {found!r}, but {name} sees volumes, which are drawn only; set it to {expected!r}.'
+            )
+    if 'intensity' in config['augment']['policy'].split('+'):
         raise UserError(
             f'augment.policy is {config["augment"]["policy"]!r}, but intensity changes single slices, and {name} sees '
             "volumes; set it to 'none'."
