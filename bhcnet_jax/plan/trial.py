@@ -289,15 +289,15 @@ def _check_volumes(config: Config) -> None:
         raise UserError(f'dataset.slices is {dataset["slices"]}, but {name} sees {what}; expected {expected}.')
     if not sees_volumes:
         return
-    needed = (
-        ('dataset.name', dataset['name'], 'phantom'),
-        ('dataset.equalise', dataset['equalise'], False),
-        ('phases', tuple(config['phases']), (phases.DRAWN,)),
+    allowed = (
+        ('dataset.name', dataset['name'], ('phantom', 'auto')),  # auto: a bundle holds no name
+        ('dataset.equalise', dataset['equalise'], (False,)),
+        ('phases', tuple(config['phases']), ((phases.DRAWN,),)),
     )
-    for key, found, expected in needed:
-        if found != expected:
+    for key, found, expected in allowed:
+        if found not in expected:
             raise UserError(
-                f'{key} is {found!r}, but {name} sees volumes, which are drawn only; set it to {expected!r}.'
+                f'{key} is {found!r}, but {name} sees volumes, which are drawn only; set it to {expected[0]!r}.'
             )
     if 'intensity' in config['augment']['policy'].split('+'):
         raise UserError(
