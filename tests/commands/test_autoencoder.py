@@ -33,8 +33,9 @@ def test_the_report_tells_its_phases_and_draws_curves_with_and_without_accuracy(
 
 def test_predict_is_the_same_from_the_run_and_from_its_bundle(run, labelled_folder, tmp_path):
     bundle.main([str(run), f'--out={tmp_path}/model.bhc'])
-    for name, model in (('run', run), ('bundle', tmp_path / 'model.bhc')):
-        predict.main([str(model), str(labelled_folder), f'--out={tmp_path / name}'])
+    for name, path in (('run', run), ('bundle', tmp_path / 'model.bhc')):
+        counts = predict.predict(bhcnet_jax.load(str(path)), [labelled_folder], tmp_path / name)
+        assert counts.predicted == 40
     of_run, of_bundle = (pd.read_csv(tmp_path / name / 'predictions.csv') for name in ('run', 'bundle'))
     np.testing.assert_array_equal(of_run.probability, of_bundle.probability)
     model, images = bhcnet_jax.load(str(run)), sorted(labelled_folder.glob('*.png'))
@@ -43,9 +44,10 @@ def test_predict_is_the_same_from_the_run_and_from_its_bundle(run, labelled_fold
     assert (tmp_path / 'run/predictions.html').stat().st_size
 
 
-def test_it_has_no_maps_so_a_way_to_explain_it_is_named_and_works(run, tmp_path, refusal, capsys):
+def test_it_has_no_maps_so_the_ways_to_explain_it_are_named_and_work(run, tmp_path, refusal):
     line = refusal(explain.main, [str(run), f'--out={tmp_path}'])
     assert "how='hires_cam': autoencoder can be explained by integrated_gradients, occlusion" in line
-    explain.main([str(run), '--how=integrated_gradients', f'--out={tmp_path}'])
-    assert 'drawn slices with a bleeding' in capsys.readouterr().out
-    assert (tmp_path / 'localization_integrated_gradients.json').stat().st_size
+    images = np.random.default_rng(0).integers(0, 255, (2, 16, 16), np.uint8)
+    for how in ('integrated_gradients', 'occlusion'):
+        maps = bhcnet_jax.load(str(run)).explain(images, how)
+        assert maps.shape == images.shape and (maps.max(axis=(1, 2)) == 1).all()
