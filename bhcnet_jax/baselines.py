@@ -118,6 +118,8 @@ def run(
     """
     machine.set_up_jax()
     config = config.copy_and_resolve_references()
+    if config.dataset.slices > 1:
+        raise UserError(f'dataset.slices is {config.dataset.slices}, but baselines see single images; expected 1.')
     config.dataset.image_size = SIDE  # whatever size the networks train at
     study = Study(config, axes)
     wanted = trials(study, networks)

@@ -27,6 +27,9 @@ from bhcnet_jax.records.merge import Merged
 
 def _with_outliers(model: Model, chosen: Merged) -> tuple[Model, dict[str, Any], str]:
     """The model with outliers, how they do, and a line for the user; or without, and why."""
+    if model.slices > 1:
+        missing = 'its networks see volumes'
+        return model, {'missing': missing}, f'Series unlike the training volumes will not be marked: {missing}.'
     try:
         image_set = trained.images(chosen)
     except UserError as error:

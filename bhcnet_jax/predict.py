@@ -4,9 +4,10 @@
 
 MODEL is a run directory, a bundle, or `phantom`, the model of the package, whose networks have seen drawn heads alone.
 If the first argument is none of these, it is taken for images, and that model answers, which a line says. DIR gets
-predictions.csv, series.csv, predictions.json, and predictions.html, a page with heat maps. A broken file is told in one
-line on standard error, and the others go on; the exit status is then 1. A file that holds no CT slice is told in the
-same way and does not count as broken.
+predictions.csv, series.csv, predictions.json, and predictions.html, a page with heat maps. Networks that see volumes
+take series of DICOM or NIfTI, each a row of predictions.csv and of series.csv, and make no page. A broken file is told
+in one line on standard error, and the others go on; the exit status is then 1. A file that holds no CT slice is told
+in the same way and does not count as broken.
 """
 
 import collections
@@ -39,7 +40,7 @@ Add = Callable[[Prediction], None]
 
 
 class Counts(NamedTuple):
-    """Images and slices that were predicted, and files that could not be read and that hold no CT slice."""
+    """Images and slices (or whole series) that were predicted, files that are unreadable, and those without slices."""
 
     predicted: int
     unread: int
@@ -67,21 +68,24 @@ def predict(model: Model, paths: Sequence[pathlib.Path], out: pathlib.Path, wind
         _write_json(out / 'predictions.json', model, series) as add_to_json,
         _progress() as progress,
     ):
-        gallery, total = Gallery(model), sum(each.slices for each in inputs)
+        gallery = Gallery(model) if model.slices == 1 else None
+        predicted, total = 0, sum(each.slices for each in inputs) if gallery else len({each.series for each in inputs})
         scored = scoring.score(model, inputs, window)
         for each in progress.track(scored, total=total, description='predictions'):
             if isinstance(each, UserError):
                 counts[type(each)] += 1
                 progress.console.print(str(each), markup=False, highlight=False, soft_wrap=True)
                 continue
-            prediction, image = each
-            series.add(prediction)
-            add_to_csv(prediction)
-            add_to_json(prediction)
-            gallery.add(prediction, image)
-        gallery.write(out / 'predictions.html', progress.track)
+            predicted += 1
+            series.add(each.prediction, each.slices)
+            add_to_csv(each.prediction)
+            add_to_json(each.prediction)
+            if gallery:
+                gallery.add(each.prediction, each.pixels)
+        if gallery:
+            gallery.write(out / 'predictions.html', progress.track)
     _write_series(out / 'series.csv', model, series.all())
-    return Counts(gallery.count, counts[UserError], counts[Skipped])
+    return Counts(predicted, counts[UserError], counts[Skipped])
 
 
 def _progress() -> Progress:
@@ -194,8 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print('\nInterrupted; nothing was written.', file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     networks = f'{len(model.members)} networks' if len(model.members) > 1 else 'one network'
+    what = 'images' if model.slices == 1 else 'series'
     print(
-        f'{counts.predicted} images by {networks} of {model.name}, trained on {model.trained_on}'
+        f'{counts.predicted} {what} by {networks} of {model.name}, trained on {model.trained_on}'
         f'{f"; {counts.unread} could not be read" if counts.unread else ""}'
         f'{f"; {counts.skipped} skipped" if counts.skipped else ""}. Written to {flags.out}. For research only.'
     )

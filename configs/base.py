@@ -15,12 +15,14 @@ def get_config() -> ConfigDict:
     # Points of a sweep one by one, each a dict like {'seed': 1, 'balanced.epochs': 4}; axes multiply them.
     c.trials = ()
     c.seed = 0  # initial weights, augmentation, dropout, shuffling and drawing of images: a stream each
-    # In this order; each has a section of its own below. phantom, which is none of the paper's, only as the first.
+    # In this order; each has a section of its own below. phantom, which is none of the paper's, only as the first, and
+    # so autoencoder, which only a model of this name has.
     c.phases = ('balanced', 'imbalanced')
     c.batch_size = 32  # images per step; the paper is silent, 32 is the default of Keras
     c.dataset = dataset()
     c.split = split()
     c.phantom = phantom()
+    c.autoencoder = autoencoder()
     c.balanced = balanced()
     c.imbalanced = imbalanced()
     c.model = model()
@@ -44,6 +46,9 @@ def dataset() -> ConfigDict:
     # Whether to remove what tells the classes apart without any anatomy: every image is cropped to the head, reduced to
     # the resolution of the smallest head and given a flat histogram.
     c.equalise = False
+    # Slices of a volume, from the neck to the vertex, for cnn3d and mask_roi: an image is then a whole patient, who is
+    # drawn (name phantom) and has a hemorrhage if any slice has one; phases must be ('phantom',). 1: images are slices.
+    c.slices = 1
     return c
 
 
@@ -68,6 +73,13 @@ def phantom() -> ConfigDict:
     c.samples = 8000  # heads per epoch
     c.peak_lr = 1e-3  # of this phase, in place of optimizer.peak_lr
     c.mask = 0.0  # weight of the loss on the drawn blood's mask beside the loss on the label; needs model.mask_head
+    return c
+
+
+def autoencoder() -> ConfigDict:
+    """Pre-training of a stacked autoencoder (paper III) on the training images without labels, layer by layer."""
+    c = ConfigDict()
+    c.epochs = 30  # of all layers together; each has an equal share, with a warm-up and a decay of its own
     return c
 
 
@@ -101,6 +113,8 @@ def model() -> ConfigDict:
     c = ConfigDict()
     # cnn, cnn_lstm, cnn_gru: the paper's, of blocks of filters. lenet5, alexnet, vgg11, vgg16, googlenet, resnet18,
     # resnet50, efficientnet_lite0: as published, with these keys but no filters, convs, pooling and mask_head.
+    # autoencoder: three dense layers, without norm as well. cnn3d, mask_roi: for volumes, see dataset.slices, with the
+    # keys of cnn; mask_roi needs mask_head and has no pooling.
     c.name = 'cnn'
     c.filters = (32, 64, 128)  # of the blocks' 3x3 convolutions; the paper is silent, doubling is customary
     c.convs = 1  # convolutions in each block; the paper has one
@@ -108,7 +122,7 @@ def model() -> ConfigDict:
     # After each convolution: none (paper), batch (over the images of a step), group (over channels of an image). ResNet
     # and EfficientNet are published with batch.
     c.norm = 'none'
-    c.pooling = 'mean'  # of the last block's pixels: mean (paper), max, mean_max (both); cnn only
+    c.pooling = 'mean'  # of the last block's pixels: mean (paper), max, mean_max (both); cnn and cnn3d only
     # Width of a dense ReLU layer before the logit, 0 for none. The paper lists one "dense layer" after the
     # pooling (II) and wants "the minimum number of layers" (V.C).
     c.hidden_units = 0

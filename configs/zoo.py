@@ -1,9 +1,10 @@
-"""The networks that the paper speaks of (V.C), each at three learning rates, in the paper's protocol of two phases.
+"""The networks that the paper speaks of (III, V.C), each at three learning rates, in the paper's protocol.
 
     python -m bhcnet_jax.main --config=zoo --sweep='split.fold=0:10'
 
 Validation images from inside the training folds choose the rate. `--config.model.width=0.25` makes the published
-networks a sixteenth as large, as two cores need it.
+networks a sixteenth as large, as two cores need it. The protocol has two phases; before them, the autoencoder learns
+without labels.
 """
 
 import itertools
@@ -16,6 +17,7 @@ NETWORKS = (
     *({'model.name': name} for name in ('cnn', 'cnn_lstm', 'cnn_gru')),
     *({'model.name': name} for name in ('lenet5', 'alexnet', 'vgg11', 'vgg16', 'googlenet')),
     *({'model.name': name, 'model.norm': 'batch'} for name in ('resnet18', 'resnet50', 'efficientnet_lite0')),
+    {'model.name': 'autoencoder', 'phases': ('autoencoder', 'balanced', 'imbalanced')},
 )
 RATES = (1e-4, 3e-4, 1e-3)
 

@@ -35,7 +35,7 @@ def tiny_config(name, **overrides):
 
 def shapes(config, size):
     """Of the variables of a model; nothing is computed."""
-    images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *models.input_shape(size, config.dataset.slices)), jnp.float32)
     return jax.eval_shape(lambda x: models.create(config.model).init(jax.random.key(0), x), images)
 
 
@@ -67,6 +67,8 @@ def small_lanes(config, seeds=(0,), epoch=0):
         seed=np.array(seeds, np.int32),
         phase=np.zeros(count, np.int32),
         epoch=np.full(count, epoch, np.int32),
+        layer=np.zeros(count, np.int32),
+        begins=np.zeros(count, bool),
         sources=np.tile(np.resize(np.arange(8, dtype=np.int32), config.augment.samples), (count, 1)),
         class_weights=np.ones((count, 2), np.float32),
         learning_rates=np.tile(rates, (count, 1)),

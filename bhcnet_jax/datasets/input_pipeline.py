@@ -53,7 +53,7 @@ class ImageSet:
       synthetic: True where the images are drawn, not taken; everything made from them is marked PHANTOM.
       fingerprint: SHA-256 over the published files, hex.
       ids: unique name of every image, N strings.
-      images: uint8 [N, H, W], grey.
+      images: uint8 [N, H, W], grey; of volumes [N, D, H, W], from the neck to the vertex.
       thumbnails: uint8 [N, 128, 128], grey; what images are compared by, whatever H is.
       labels: int32 [N], 1 = positive.
       groups: N strings from the publisher's own grouping (a patient, say); '' where there is none.
@@ -92,11 +92,17 @@ class ImageSet:
         """The set's name in everything that a run writes; PHANTOM where the images are synthetic."""
         return 'PHANTOM' if self.synthetic else self.name
 
+    @property
+    def pictures(self) -> np.ndarray:
+        """The images to show, uint8 [N, H, W]: of a volume its middle slice."""
+        return self.images if self.images.ndim == 3 else self.images[:, self.images.shape[1] // 2]
+
 
 def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
     """Finds, checks, prepares (once) and decodes the set that config.dataset names.
 
-    dataset: name, dir, image_size and, where they are not as in configs/base.py, equalise, label, columns and positive.
+    dataset: name, dir, image_size and, where they are not as in configs/base.py, equalise, slices, label, columns and
+    positive. With several slices it is the set of drawn patients, whatever the name.
     Images keep the order of the labels.csv or of the class folders; their thumbnails are never equalised. The prepared
     copy holds pixels, no metadata, and only its owner can read it. It lies in $TFDS_DATA_DIR (default
     ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. An
@@ -106,6 +112,8 @@ def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
     """
     if dataset.image_size < 1:
         raise UserError(f'config.dataset.image_size is {dataset.image_size}, expected 1 or more pixels.')
+    if dataset.get('slices', 1) > 1:
+        return _volumes(dataset)
     builder_cls, config = _choose(dataset)
     with _quiet_tfds():
         builder = _prepare(builder_cls, config)
@@ -139,6 +147,24 @@ def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
         turned_sha256=columns['turned_sha256'],
         resolution=resolution,
     )
+
+
+def _volumes(dataset: ConfigDict) -> ImageSet:
+    """Drawn patients, with nothing prepared: their pixels are those of this size and number of slices."""
+    from bhcnet_jax.datasets.phantom import held_out  # heavy, and needless for images
+
+    volumes, labels = held_out.draw(dataset.image_size, dataset.slices)
+    count, slices, size, _ = volumes.shape
+    ids = tuple(f'patient_{place:03d}' for place in range(count))
+    sides = np.full(count, size, np.int32)
+    return ImageSet(
+        name='phantom', synthetic=True, fingerprint=held_out.fingerprint(), ids=ids, images=volumes,
+        thumbnails=np.stack([_resize(Image.fromarray(volume[slices // 2]), THUMBNAIL_SIZE) for volume in volumes]),
+        labels=labels, groups=ids,
+        pixel_sha256=tuple(map(volume_sha256, volumes)),
+        heights=sides, widths=sides, modes=('L',) * count, coloured=np.zeros(count, bool),
+        file_bytes=np.full(count, volumes[0].nbytes, np.int32), class_names=('normal', 'hemorrhage'),
+    )  # fmt: skip
 
 
 def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict[str, Any]:
@@ -178,6 +204,11 @@ def preprocess(grey: Image.Image, image_size: int, resolution: int = 0) -> np.nd
 def pixel_sha256(grey: Image.Image) -> str:
     """See ImageSet; grey: mode L."""
     return hashlib.sha256(f'{grey.width}x{grey.height} '.encode() + grey.tobytes()).hexdigest()
+
+
+def volume_sha256(volume: np.ndarray) -> str:
+    """The same for a volume, uint8 [D, H, W]."""
+    return hashlib.sha256(f'{volume.shape} '.encode() + volume.tobytes()).hexdigest()
 
 
 def _grey(record: dict[str, Any]) -> Image.Image:

@@ -91,16 +91,16 @@ class Progress:
         phase: str,
         epoch: int,
         loss: float,
-        accuracy: float,
+        accuracy: float | None,
         images_per_second: float,
         lanes: int = 1,
         images: int | None = None,
     ) -> None:
         """A batch has done one more epoch.
 
-        epoch: 1-based, inside the phase. loss: nats; accuracy: in [0, 1]; both are means over lanes. images_per_second:
-        of training, all lanes together, without compilation. lanes: trials that go on in it, without those that just
-        ended. images: training images of each; None: `images_per_epoch`.
+        epoch: 1-based, inside the phase. loss: nats; accuracy: in [0, 1], None without labels; both are means over
+        lanes. images_per_second: of training, all lanes together, without compilation. lanes: trials that go on in it,
+        without those that just ended. images: training images of each; None: `images_per_epoch`.
         """
         now = time.monotonic()
         usual = lanes * (images or self.images_per_epoch) / self.images_per_epoch
@@ -109,7 +109,8 @@ class Progress:
         self._last = now
         self.done += lanes
         self._now = f'{phase} epoch {epoch}'
-        self._how = [f'loss {loss:.4f}', f'accuracy {accuracy:.3f}', f'{images_per_second:.0f} images/s']
+        told = [] if accuracy is None else [f'accuracy {accuracy:.3f}']
+        self._how = [f'loss {loss:.4f}', *told, f'{images_per_second:.0f} images/s']
         due = now - self._last_line >= self._seconds_between_lines
         if due or (self.done == self.total and self.total_trials == 1):
             self._print_line()

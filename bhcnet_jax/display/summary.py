@@ -15,7 +15,7 @@ from bhcnet_jax.display import tables
 from bhcnet_jax.display.progress import counted
 from bhcnet_jax.paper import bhcnet
 from bhcnet_jax.plan import splits, table, trial
-from bhcnet_jax.plan.phases import DRAWN, Phase
+from bhcnet_jax.plan.phases import DRAWN, UNLABELLED, Phase
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
 from bhcnet_jax.records.database import Results
@@ -73,7 +73,7 @@ def describe(
         _print_folds(sizes, positive)
     for phase in first.phases:
         _print_phase(phase, study.image_set.class_names, len(first.split.train))
-    tables.print_model_table(models.describe(config.model, config.dataset.image_size))
+    tables.print_model_table(models.describe(config.model, config.dataset.image_size, config.dataset.slices))
 
 
 def _print_folds(sizes: np.ndarray, positive: str) -> None:
@@ -94,11 +94,12 @@ def _print_phase(phase: Phase, class_names: tuple[str, str], images: int) -> Non
     if phase.name == DRAWN:
         print(f'Phase {phase.name}: {phase.samples} drawn heads, {counted(phase.epochs, "epoch")}, new ones in each')
         return
-    negative, positive = class_names
-    print(
-        f'Phase {phase.name}: {phase.counts[0]} {negative} + {phase.counts[1]} {positive} '
-        f'made into {phase.samples} images, {counted(phase.epochs, "epoch")}'
-    )
+    of_each = ' + '.join(f'{count} {name}' for count, name in zip(phase.counts, class_names, strict=True))
+    sources, layers = of_each, ''
+    if phase.name == UNLABELLED:
+        sources = f'{images} images without their labels'
+        layers = f', {" + ".join(map(str, phase.parts))} of them for one layer after the other'
+    print(f'Phase {phase.name}: {sources} made into {phase.samples} images, {counted(phase.epochs, "epoch")}{layers}')
     if phase.used < images:
         other = 'more epochs' if phase.is_fresh else 'augment.frozen=False'
         print(
@@ -202,7 +203,7 @@ def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, direct
     figures.image_sizes(image_set.heights, image_set.widths, labels, classes, directory / 'image_sizes.png', mark)
     figures.grey_density(image_set.images, labels, classes, directory / 'grey_density.png', mark)
     figures.predictions(
-        image_set.images[test],
+        image_set.pictures[test],
         labels[test],
         predictions.probability.to_numpy(),
         list(predictions.image_id),

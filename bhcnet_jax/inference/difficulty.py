@@ -165,7 +165,8 @@ def _one(key: jax.Array, size: int) -> tuple[heads.Drawn, jax.Array, dict[str, j
 
 
 def judge(model: Model, count: int) -> Found:
-    """Draws `count` heads and has the model read them."""
+    """Draws `count` heads and has the model read them. UserError: the networks see volumes."""
+    model.refuse_volumes('A test on drawn heads')
     drawn = draw(model, count)
     called, bleeds = model.answer(drawn.images).positive, drawn.kinds > 0
     made, quiet = model.calibration, ~called[~bleeds]

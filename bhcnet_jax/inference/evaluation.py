@@ -31,7 +31,11 @@ Row = dict[str, Any]
 
 
 def read_images(model: Model, directory: pathlib.Path, columns: str = '', positive: str = '') -> ImageSet:
-    """A labelled set as the model sees it. columns, positive: as of config.dataset. UserError: no set, a broken one."""
+    """A labelled set as the model sees it. columns, positive: as of config.dataset.
+
+    UserError: no set, a broken one, or the networks see volumes.
+    """
+    model.refuse_volumes('An evaluation')
     dataset = {
         'name': 'auto', 'dir': str(directory), 'image_size': model.image_size, 'columns': columns,
         'positive': positive, 'label': '', 'equalise': bool(model.resolution),

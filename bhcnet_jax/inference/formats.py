@@ -45,6 +45,7 @@ def write(model: Model, path: pathlib.Path) -> float:
     The file is kept if its logits are the model's own, computed in float32, within TOLERANCE on CHECKED drawn heads.
     UserError: another ending, a library is missing, the logits differ, or the file cannot be written.
     """
+    model.refuse_volumes('An export')
     if path.suffix not in FORMATS:
         raise UserError(f'--out={path}: its ending is {path.suffix!r}, expected {" or ".join(FORMATS)}.')
     serialize, open_program = FORMATS[path.suffix]

@@ -81,6 +81,7 @@ MEASURES = {'pointing game': pointing_game, 'IoU': overlap}
 
 def judge(model: Model, how: str) -> Judged:
     """Scores a model's maps on drawn slices. UserError: as of `Model.explain`."""
+    model.refuse_volumes('A heat map')
     images, masks = draw(model)
     seen = masks.any(axis=(1, 2))
     images, masks = images[seen], masks[seen]

@@ -21,6 +21,7 @@ from ml_collections import FrozenConfigDict
 from PIL import Image
 from scipy.special import expit, logit
 
+from bhcnet_jax import models
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.ct import reader
 from bhcnet_jax.datasets.ct.hounsfield import BRAIN
@@ -132,6 +133,19 @@ class Model:
         return self.config.dataset.image_size
 
     @property
+    def slices(self) -> int:
+        """D of the volumes that the networks see; 1 if they see single images."""
+        return self.config.dataset.slices
+
+    def refuse_volumes(self, what: str) -> None:
+        """UserError if the networks see volumes, for `what`, the start of a sentence, that takes single images."""
+        if self.slices > 1:
+            raise UserError(
+                f'{what} takes networks that see single images; {self.name} sees volumes of {self.slices} slices. '
+                'python -m bhcnet_jax.predict applies it to series of DICOM or NIfTI.'
+            )
+
+    @property
     def trained_on(self) -> str:
         """The training set's name; PHANTOM_TRAINED if all images that the networks ever saw were drawn for them."""
         return PHANTOM_TRAINED if phases.is_pretraining(self.recipe) else self.dataset
@@ -175,7 +189,10 @@ class Model:
         return input_pipeline.preprocess(grey, self.image_size, self.resolution)
 
     def member_logits(self, images: np.ndarray) -> np.ndarray:
-        """Each network's logits, float64 [M, N], of images uint8 [N, S, S]. UserError: other images."""
+        """Each network's logits, float64 [M, N], of images uint8 [N, S, S], or of volumes [N, D, S, S] with D `slices`.
+
+        UserError: other images.
+        """
         found = [
             np.asarray(self._apply(self._on_device, block), np.float64)[:, :count]
             for block, count in self._blocks(images)
@@ -184,16 +201,16 @@ class Model:
 
     def _blocks(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Checked images in parts of few sizes, and how many of each part are not filling. UserError: others."""
-        images, size = np.asarray(images), self.image_size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size):
+        images, shape = np.asarray(images), models.input_shape(self.image_size, self.slices)[:-1]
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise UserError(
-                f'the images are {images.dtype} {list(images.shape)}, expected uint8 [N, {size}, {size}]. '
-                'model.preprocess makes each of them.'
+                f'the images are {images.dtype} {list(images.shape)}, expected uint8 [N, {str(shape)[1:-1]}]. '
+                f'model.preprocess makes each {"slice" if self.slices > 1 else "of them"}.'
             )
         for start in range(0, len(images), BLOCK):
             block = images[start : start + BLOCK]
             filling = (1 << (len(block) - 1).bit_length()) - len(block)
-            yield np.pad(block, ((0, filling), (0, 0), (0, 0))), len(block)
+            yield np.pad(block, ((0, filling), *len(shape) * ((0, 0),))), len(block)
 
     @functools.cached_property
     def _on_device(self) -> Any:
@@ -244,6 +261,7 @@ class Model:
         occlusion, which takes hundreds of predictions, or mask, which needs a mask head. UserError: other images,
         another way, or one that the model does not have.
         """
+        self.refuse_volumes('A heat map')
         found = [
             saliency.explain(self.config, self._on_device, block, how)[:count] for block, count in self._blocks(images)
         ]
@@ -256,6 +274,7 @@ class Model:
         From the mean logit of the members. Their maps are coarser than the image and are interpolated. images: as of
         `member_logits`. UserError: other images, or a network without a mask head.
         """
+        self.refuse_volumes('A segmentation')
         if not self.has_mask_head:
             raise UserError(
                 f'{self.name}: its networks have no mask head; expected model.mask_head=True and the phase phantom, as '

@@ -2,11 +2,12 @@
 
 import concurrent.futures
 import functools
+import itertools
 import math
 import pathlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from bhcnet_jax.datasets.ct.hounsfield import Header, Window
 from bhcnet_jax.datasets.folder import images, source
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference.model import BLOCK, Model
+
+MIN_SLICES = 4  # of a series that is seen as a whole; fewer show no head
 
 
 class Input(NamedTuple):
@@ -52,7 +55,7 @@ class Prediction(NamedTuple):
       spread: the standard deviation over members, nan for a single one.
       in_training_set: whether an image of the training set has the same pixels; None if that is not recorded.
       series, series_number, instance_number: as of Input.
-      slice: its place in the series, from 1 at the feet; None for an image.
+      slice: its place in the series, from 1 at the feet; None for an image, and for a series that is seen as a whole.
     """
 
     file: str
@@ -68,7 +71,12 @@ class Prediction(NamedTuple):
     instance_number: int | None
 
 
-Scored = tuple[Prediction, np.ndarray]  # and the image that it is of, uint8 [S, S]
+class Scored(NamedTuple):
+    """A prediction, the image as the model saw it, uint8 [S, S] or [D, S, S], and how many slices it is of."""
+
+    prediction: Prediction
+    pixels: np.ndarray
+    slices: int = 1
 
 
 class Series(NamedTuple):
@@ -78,7 +86,7 @@ class Series(NamedTuple):
       series, series_number: as of Input.
       first_file: the file of its lowest slice that was read.
       slices: how many were read.
-      largest: probability among them.
+      largest: probability among them; of networks that see volumes, that of the whole.
       mean_of_three_largest: probabilities; of fewer where there are fewer.
     """
 
@@ -204,10 +212,13 @@ def _bytes(each: Input) -> bytes:
 
 
 def score(model: Model, inputs: Sequence[Input], window: Window = hounsfield.BRAIN) -> Iterator[Scored | UserError]:
-    """The model's predictions and the images, uint8 [S, S], in the order of the files; of a broken file its error.
+    """The model's predictions in the order of the files; of a broken file its error.
 
-    window: of CT slices.
+    window: of CT slices. Of networks that see volumes, a prediction for each series, in which broken files are missing.
     """
+    if model.slices > 1:
+        yield from _score_series(model, inputs, window)
+        return
     with concurrent.futures.ThreadPoolExecutor(input_pipeline.threads()) as pool:
         for batch in _batches(inputs):
             with warnings.catch_warnings():  # around all threads: within one it would end for the others
@@ -257,13 +268,65 @@ def _score(
             yield seen
             continue
         for place, (pixels, in_training_set) in enumerate(seen, each.first_slice):
-            probability, spread, calibrated, positive, abstained = next(answers)
-            prediction = Prediction(
-                each.name, float(probability), None if np.isnan(calibrated) else float(calibrated),
-                model.class_names[int(positive)], abstained, float(spread), in_training_set,
-                each.series, place if each.series else None, each.series_number, each.instance_number,
-            )  # fmt: skip
-            yield prediction, pixels
+            prediction = _prediction(model, each, next(answers), in_training_set, place if each.series else None)
+            yield Scored(prediction, pixels)
+
+
+def _prediction(
+    model: Model, each: Input, answer: tuple[Any, ...], in_training_set: bool | None, place: int | None
+) -> Prediction:
+    """answer: one of `Answers`. place: of the slice in its series."""
+    probability, spread, calibrated, positive, abstained = answer
+    return Prediction(
+        each.name, float(probability), None if np.isnan(calibrated) else float(calibrated),
+        model.class_names[int(positive)], abstained, float(spread), in_training_set,
+        each.series, place, each.series_number, each.instance_number,
+    )  # fmt: skip
+
+
+def _score_series(model: Model, inputs: Sequence[Input], window: Window) -> Iterator[Scored | UserError]:
+    """One series in memory at a time."""
+    for series, members in itertools.groupby(inputs, key=lambda each: each.series):
+        intact = []
+        for each in members:
+            read = _alone(model, each) if series is None else _read(model, window, each)
+            if isinstance(read, UserError):
+                yield read
+            else:
+                intact += [(each, pixels) for pixels, _ in read]
+        if series is None or not intact:
+            continue
+        first, slices = intact[0][0], np.stack([pixels for _, pixels in intact])
+        if len(slices) < MIN_SLICES:
+            yield UserError(
+                f'{first.name}: a series of {len(slices)}, expected {MIN_SLICES} or more slices from the neck to '
+                'the vertex. Give all of its files.'
+            )
+            continue
+        volume, known = resample(slices, model.slices), model.training_images
+        in_training_set = None if known is None else input_pipeline.volume_sha256(volume) in known
+        answer = next(zip(*model.answer(volume[None]), strict=True))
+        prediction = _prediction(model, first, answer, in_training_set, None)
+        yield Scored(prediction, volume, len(slices))
+
+
+def _alone(model: Model, each: Input) -> UserError:
+    return UserError(
+        f'{each.name}: a single image, but {model.name} sees volumes; expected series of DICOM or NIfTI. Leave it out.'
+    )
+
+
+def resample(slices: np.ndarray, count: int) -> np.ndarray:
+    """Slices uint8 [K, S, S] -> [count, S, S] over the same length, the first and the last where they were.
+
+    Between slices greys are linear; of more slices than `count`, each is a mean of its neighbours with the weights of a
+    triangle, as Pillow's bilinear filter.
+    """
+    apart = (len(slices) - 1) / (count - 1)  # slices between two of the new ones
+    places = apart * np.arange(count)
+    weights = np.maximum(1 - np.abs(np.arange(len(slices)) - places[:, None]) / max(apart, 1.0), 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.round(np.tensordot(weights, slices, axes=1)).astype(np.uint8)
 
 
 class SeriesResults:
@@ -273,15 +336,15 @@ class SeriesResults:
         self._series: dict[int, Series] = {}
         self._largest: dict[int, list[float]] = {}
 
-    def add(self, each: Prediction) -> None:
-        """Leaves out what belongs to no series."""
+    def add(self, each: Prediction, slices: int = 1) -> None:
+        """Leaves out what belongs to no series. slices: that the prediction is of."""
         if each.series is None:
             return
         largest = self._largest[each.series] = sorted((*self._largest.get(each.series, ()), each.probability))[-3:]
         before = self._series.get(each.series)
         self._series[each.series] = Series(
             each.series, each.series_number, before.first_file if before else each.file,
-            before.slices + 1 if before else 1, largest[-1], sum(largest) / len(largest),
+            before.slices + slices if before else slices, largest[-1], sum(largest) / len(largest),
         )  # fmt: skip
 
     def all(self) -> list[Series]:

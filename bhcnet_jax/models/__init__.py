@@ -11,7 +11,21 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models import alexnet, cnn, efficientnet, googlenet, layers, lenet, recurrent, resnet, vgg, weights
+from bhcnet_jax.models import (
+    alexnet,
+    autoencoder,
+    cnn,
+    cnn3d,
+    efficientnet,
+    googlenet,
+    layers,
+    lenet,
+    mask_roi,
+    recurrent,
+    resnet,
+    vgg,
+    weights,
+)
 from bhcnet_jax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -26,6 +40,9 @@ FAMILIES: dict[str, Family] = {
     'resnet18': resnet.RESNET18,
     'resnet50': resnet.RESNET50,
     'efficientnet_lite0': efficientnet.LITE0,
+    'cnn3d': cnn3d.FAMILY,
+    'mask_roi': mask_roi.FAMILY,
+    'autoencoder': autoencoder.FAMILY,
 }
 
 
@@ -44,6 +61,11 @@ def create(config: ConfigDict) -> nn.Module:
     return FAMILIES[config.name].create(config)
 
 
+def input_shape(image_size: int, slices: int) -> tuple[int, ...]:
+    """Of what a model sees of an image, or of a volume of several slices, without the batch axis."""
+    return (*((slices,) if slices > 1 else ()), image_size, image_size, 1)
+
+
 def check_weights(config: Mapping[str, Any]) -> None:
     """UserError if the file with the weights that `config.model` starts from is missing or another; see `weights`."""
     weights.check(config, has_weights=any(key in weights.KEYS for key in FAMILIES[config['name']].keys))
@@ -57,7 +79,7 @@ def initial(config: ConfigDict, variables: Mapping[str, Any]) -> Mapping[str, An
     return weights.read(config, variables) if config.weights else variables
 
 
-def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
+def describe(config: ConfigDict, image_size: int, slices: int = 1) -> list[LayerRow]:
     """The layers of `config.model` that hold parameters, in order of computation; nothing is computed but shapes."""
     model, composite = create(config), FAMILIES[config.name].composite
     shapes = {}
@@ -69,7 +91,7 @@ def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
         return output
 
     with nn.intercept_methods(record):
-        variables = _variables(model, image_size)
+        variables = _variables(model, image_size, slices)
     parameters = Counter()
     for path, leaf in flatten_dict(variables['params']).items():
         layer = next((whole for whole in composite if path[: len(whole)] == whole), path[:-1])
@@ -77,7 +99,7 @@ def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
     return [LayerRow('/'.join(path), shape, parameters[path]) for path, shape in shapes.items() if path in parameters]
 
 
-def operations(config: ConfigDict, image_size: int) -> int:
+def operations(config: ConfigDict, image_size: int, slices: int = 1) -> int:
     """Floating-point operations of one image in evaluation, counted as published: two for each weight at each place.
 
     Biases, normalisation, activations and pooling are left out, and however a convolution is really computed.
@@ -92,7 +114,7 @@ def operations(config: ConfigDict, image_size: int) -> int:
         return output
 
     with nn.intercept_methods(record):
-        _variables(create(config), image_size)
+        _variables(create(config), image_size, slices)
     return count
 
 
@@ -103,7 +125,7 @@ def _products(module: nn.Module, args: tuple[Any, ...], output: Any) -> int:
         return args[0].shape[1] * sum(leaf.size for path, leaf in kernels.items() if path[-1] == 'kernel')
     if isinstance(module, recurrent.Weights) or not module.has_variable('params', 'kernel'):
         return 0
-    return math.prod(output.shape[1:-1]) * module.variables['params']['kernel'].size
+    return math.prod(output.shape[:-1]) * module.variables['params']['kernel'].size
 
 
 def apply_with_maps(
@@ -147,14 +169,14 @@ def mask_logits(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
     return jax.tree.leaves(changed)[0]
 
 
-def normalises_batches(config: ConfigDict, image_size: int) -> bool:
+def normalises_batches(config: ConfigDict, image_size: int, slices: int = 1) -> bool:
     """Whether `config.model` normalises the images of a batch together, and so keeps running moments."""
-    return 'batch_stats' in _variables(create(config), image_size)
+    return 'batch_stats' in _variables(create(config), image_size, slices)
 
 
-def _variables(model: nn.Module, image_size: int) -> Any:
+def _variables(model: nn.Module, image_size: int, slices: int) -> Any:
     """Shapes and dtypes of what a model holds."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 1), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *input_shape(image_size, slices)), jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
 
 
@@ -163,6 +185,25 @@ def freeze_mask_head(updates: Any) -> Any:
 
     def freeze(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         return jnp.zeros_like(leaf) if layers.MASK_HEAD in (entry.key for entry in path) else leaf
+
+    return jax.tree_util.tree_map_with_path(freeze, updates)
+
+
+def greedy(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`Family.greedy` of a section `model`."""
+    return FAMILIES[config['name']].greedy
+
+
+def freeze_others(config: ConfigDict, updates: Mapping[str, Any], layer: jax.Array) -> dict[str, Any]:
+    """Updates of a model's weights, with zeros for all but a layer.
+
+    layer: int32, 1 for the first of `greedy`; 0: all learn.
+    """
+    names = ('', *greedy(config))  # the head has no number but that of all
+
+    def freeze(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        number = names.index(path[0].key) if path[0].key in names else 0
+        return jnp.where((layer == 0) | (layer == number), leaf, jnp.zeros_like(leaf))
 
     return jax.tree_util.tree_map_with_path(freeze, updates)
 

@@ -96,9 +96,10 @@ def _numbered(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
+# The smallest leaves VGG four channels in its first layer.
+WIDTH = Key('model.width', between(0.01, 8.0), Part.PROGRAM, neutral=1.0)
 KEYS = (
-    # The smallest leaves VGG four channels in its first layer.
-    Key('model.width', between(0.01, 8.0), Part.PROGRAM, neutral=1.0),
+    WIDTH,
     layers.NORM,
     layers.HIDDEN_UNITS,
     layers.DROPOUT,

@@ -16,7 +16,7 @@ POOLINGS = ('mean', 'max', 'mean_max')
 
 
 class CNN(nn.Module):
-    """float [B, H, W, 1] in [0, 1] -> logits float32 [B].
+    """float [B, H, W, 1] or [B, D, H, W, 1] in [0, 1] -> logits float32 [B].
 
     `values`, `dropout_keys` and `mask` are as in `Family.create`, and None in evaluation.
     """
@@ -38,18 +38,21 @@ class CNN(nn.Module):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.mask_head, self.dtype, name='trunk')(x, mask)
-        pooled = {'mean': x.mean(axis=(1, 2)), 'max': x.max(axis=(1, 2))}
+        places = tuple(range(1, x.ndim - 1))
+        pooled = {'mean': x.mean(axis=places), 'max': x.max(axis=places)}
         x = jnp.concatenate([pooled[name] for name in self.pooling.split('_')], axis=-1)  # [B, F] or [B, 2 F]
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, dropout_keys)
 
 
-def _create(config: ConfigDict) -> CNN:
+def create(config: ConfigDict) -> CNN:
+    """As of `Family`."""
     return CNN(pooling=config.pooling, **layers.settings(config))
 
 
+KEYS = (*layers.KEYS, Key('model.pooling', one_of(*POOLINGS), Part.PROGRAM, neutral='mean'))
 FAMILY = Family(
-    create=_create,
-    keys=(*layers.KEYS, Key('model.pooling', one_of(*POOLINGS), Part.PROGRAM, neutral='mean')),
+    create=create,
+    keys=KEYS,
     check=layers.check,
     first_convolution=layers.FIRST_CONVOLUTION,
     maps=layers.MAPS,

@@ -1,7 +1,7 @@
 """Convolutions that stay fast inside `lax.scan` and `vmap`, on CPUs and GPUs.
 
-Shapes: B batch, H W pixels, C input channels, F output channels (filters), K pixels along each side of a kernel;
-h w outputs along the sides.
+Shapes: B batch, D slices, H W pixels, C input channels, F output channels (filters), K pixels along each side of a
+kernel; h w outputs along the sides.
 """
 
 import functools
@@ -54,6 +54,18 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     # On a small map a weight may see nothing, and Adam takes long steps along a gradient that is 0 but for rounding.
     tiled = x.dtype == jnp.float32 and channels > 1 and min(height, width) >= LEAST
     return winograd(x, kernel) if tiled else im2col(x, kernel)
+
+
+def conv3x3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3x3 convolution of volumes, stride 1, zero padding: `conv3x3` of slices with the channels of three neighbours.
+
+    x: float [B, D, H, W, C]. kernel: same dtype [3, 3, 3, C, F], slices first, as in `nn.Conv`. -> [B, D, H, W, F].
+    """
+    batch, depth, *sides, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    neighbours = jnp.concatenate([padded[:, place : place + depth] for place in range(3)], axis=-1)
+    flat = jnp.moveaxis(kernel, 0, 2).reshape(3, 3, 3 * channels, -1)
+    return conv3x3(neighbours.reshape(batch * depth, *sides, -1), flat).reshape(batch, depth, *sides, -1)
 
 
 @jax.custom_vjp

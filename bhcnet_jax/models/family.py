@@ -8,6 +8,10 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax.keys import Key
 
+# What a call of a model whose layers learn one by one returns beside its output with mutable=[RECONSTRUCTIONS]: for
+# each layer how badly it reconstructs what it sees, float32 [B], nats.
+RECONSTRUCTIONS = 'reconstructions'
+
 
 def _nothing(config: Mapping[str, Any]) -> None:
     """Any values fit together."""
@@ -18,8 +22,8 @@ class Family(NamedTuple):
 
     Attributes:
       create: the module of `config.model`. It is called with x float [B, H, W, 1] in [0, 1] and gives logits, float32
-        [B]. In training three more arguments come: values, the traced keys in use by name, scalars; B random keys for
-        dropout; and a mask, float32 [B], 0 for padding.
+        [B]; see `sees_volumes`. In training three more arguments come: values, the traced keys in use by name, scalars;
+        B random keys for dropout; and a mask, float32 [B], 0 for padding.
       keys: its keys of the section `model`, beside model.name. Families that share a key share the `Key`.
       check: UserError if a config has values that do not fit together; each by itself is checked before.
       composite: paths of modules that are one layer in the table of layers, whatever is inside.
@@ -27,6 +31,9 @@ class Family(NamedTuple):
         itself, for the figure of features; () for none.
       maps: path of the module whose output, [B, h, w, F], are the feature maps after the last convolution, for
         `apply_with_maps`; () for none.
+      sees_volumes: whether x is float [B, D, H, W, 1] instead, with D = `dataset.slices`.
+      greedy: names of the modules that the phase `autoencoder` trains one after the other, from below, each on its loss
+        in RECONSTRUCTIONS; names sort as they follow. () for none.
     """
 
     create: Callable[[ConfigDict], nn.Module]
@@ -35,3 +42,5 @@ class Family(NamedTuple):
     composite: tuple[tuple[str, ...], ...] = ()
     first_convolution: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()
+    sees_volumes: bool = False
+    greedy: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """What the families share. Layers that stay fast inside `lax.scan` and `vmap`, the modules of them, and their keys.
 
-Shapes: B batch, H W pixels, C input channels, F output channels (filters), D features.
+Shapes: B batch, H W pixels, C input channels, F output channels (filters), D features; of volumes D slices.
 """
 
 import math
@@ -77,6 +77,17 @@ def max_pool2x2(x: jax.Array) -> jax.Array:
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
 
 
+def relu_max_pool2x2x2(x: jax.Array) -> jax.Array:
+    """`relu_max_pool2x2`, then the maximum over two slices: [B, D, H, W, C] -> [B, D//2, H//2, W//2, C].
+
+    Odd last ones are dropped. Equal maxima of two slices share the gradient.
+    """
+    batch, depth, *sides, channels = x.shape
+    x = x[:, : depth // 2 * 2].reshape(-1, *sides, channels)
+    pooled = relu_max_pool2x2(x)
+    return pooled.reshape(batch, depth // 2, 2, *pooled.shape[1:]).max(axis=2)
+
+
 def dropout(x: jax.Array, rate: jax.Array, keys: jax.Array) -> jax.Array:
     """Inverted dropout with a key per image, so that the mask does not depend on how a batch is spread.
 
@@ -123,8 +134,21 @@ class Conv(nn.Module):
         return x + self.param('bias', nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
 
 
+class Conv3D(nn.Module):
+    """`nn.Conv` of volumes with a kernel of 3x3x3 and the same parameters, [B, D, H, W, C] -> [B, D, H, W, F]."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param('kernel', kernel_init, (3, 3, 3, x.shape[-1], self.features))
+        bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+        return convolution.conv3x3x3(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
 class Norm(nn.Module):
-    """Normalisation of maps over pixels and images or channels, float [B, H, W, C] -> the same.
+    """Normalisation of maps over pixels and images or channels, float [B, H, W, C] or [B, D, H, W, C] -> the same.
 
     'batch': over the images of a batch, with a running mean of both moments for evaluation; mask: float32 [B], 0 for an
     image that does not count, or None in evaluation. A device has the statistics of its own part of a batch. 'group':
@@ -140,7 +164,7 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         if self.kind == 'group':
             return nn.GroupNorm(num_groups=None, group_size=math.gcd(GROUP, x.shape[-1]), dtype=self.dtype)(x)
-        counts = None if mask is None else mask[:, None, None, None] > 0
+        counts = None if mask is None else mask.reshape(-1, *(1,) * (x.ndim - 1)) > 0
         if counts is not None:
             counts |= ~counts.any()  # a device's part may be all padding: its moments weigh nothing, but must be finite
         # The default momentum, 0.99, remembers the weights of a tenth of a whole training of the paper.
@@ -151,8 +175,9 @@ class Norm(nn.Module):
 class ConvTrunk(nn.Module):
     """Blocks of 3x3 convolutions with ReLU, all but the last followed by 2x2 max-pooling (paper V.C).
 
-    float [B, H, W, 1] -> [B, H / 2^(blocks - 1), ..., F]. The paper has three blocks of one convolution and no
-    normalisation. mask: see `Norm`. mask_head: see `MASKS`.
+    float [B, H, W, C] -> [B, H / 2^(blocks - 1), ..., F]. The paper has three blocks of one convolution and no
+    normalisation. Of volumes, [B, D, H, W, C], convolutions are 3x3x3 and pooling is 2x2x2. mask: see `Norm`.
+    mask_head: see `MASKS`.
     """
 
     filters: tuple[int, ...]  # one block each
@@ -164,11 +189,12 @@ class ConvTrunk(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         features = [count for count in self.filters for _ in range(self.convs)]
+        conv, pool = (Conv3D, relu_max_pool2x2x2) if x.ndim == 5 else (Conv, relu_max_pool2x2)
         for number, count in enumerate(features, 1):
-            x = Conv(count, dtype=self.dtype, name=f'conv{number}')(x)
+            x = conv(count, dtype=self.dtype, name=f'conv{number}')(x)
             if self.norm != 'none':
                 x = Norm(self.norm, self.dtype, name=f'norm{number}')(x, mask)
-            x = relu_max_pool2x2(x) if number % self.convs == 0 and number < len(features) else nn.relu(x)
+            x = pool(x) if number % self.convs == 0 and number < len(features) else nn.relu(x)
         if self.mask_head:
             # Not an output: who does not ask for the collection has the network without it, also when compiled.
             blood = nn.Dense(1, dtype=jnp.float32, kernel_init=kernel_init, name=MASK_HEAD)(x)

@@ -5,14 +5,10 @@ and on `positives` positives, some of them twice (90 + 153). Both enlarge their 
 
 Phase 'phantom' trains on heads that are drawn as they are needed, and on no image of the set. So it depends on neither
 the data nor the split: it is a training of its own, the pre-training, from which all trials go on that have the same.
+
+Phase 'autoencoder' trains on the training images without their labels, one layer of the network after the other.
 """
 
-import ast
-import functools
-import hashlib
-import importlib
-import inspect
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,10 +16,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bhcnet_jax.datasets.phantom import heads
+from bhcnet_jax import models
+from bhcnet_jax.datasets.phantom.version import drawing_version
 
 DRAWN = 'phantom'  # always the first
-NAMES = ('balanced', 'imbalanced')  # on images of the set
+UNLABELLED = 'autoencoder'  # always the first of several
+NAMES = ('balanced', 'imbalanced')  # on images of the set and their labels
 PAPER_SET = [100, 100]  # negatives, positives
 PAPER_POSITIVES = 153  # as in configs/base.py
 POSITIVE_SHARE = 1.7  # of the positives in the training part, the paper's 153 of 90
@@ -35,13 +33,15 @@ class Phase(NamedTuple):
     """One phase of one trial.
 
     Attributes:
-      name: DRAWN or one of NAMES.
+      name: DRAWN, UNLABELLED or one of NAMES.
       index: its place in the trial.
       epochs: how many it has.
-      counts: images per class before augmentation, negatives and positives.
-      pools: int32, indices of the images of each class in random order, `counts` of them; empty if drawn.
+      counts: images per class before augmentation, negatives and positives; (1, 1) where no class is told apart.
+      pools: int32, indices of the images of each class in random order, `counts` of them; empty if drawn. Without
+        labels all are in the first.
       shares: how many images of each class an epoch has; their sum is M.
       is_fresh: whether each epoch goes on in the pools where the one before ended; else all have the same images.
+      layers: how many learn one after the other, each by itself; 0: all together.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Phase(NamedTuple):
     pools: tuple[np.ndarray, np.ndarray]
     shares: tuple[int, int]
     is_fresh: bool
+    layers: int = 0
 
     @property
     def samples(self) -> int:
@@ -67,6 +68,21 @@ class Phase(NamedTuple):
             for pool, share in zip(self.pools, self.shares, strict=True)
         ]
         return np.concatenate(parts)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The epochs of each layer that learns by itself, as equal as can be; of all together if none does."""
+        count = max(1, self.layers)
+        return tuple((self.epochs + place) // count for place in reversed(range(count)))
+
+    def layer_of(self, epoch: int) -> int:
+        """Which layer learns by itself in an epoch (0-based), 1 for the first; 0: all learn together."""
+        ends = np.cumsum(self.parts)
+        return 1 + int(np.searchsorted(ends, epoch, 'right')) if self.layers else 0
+
+    def begins_layer(self, epoch: int) -> bool:
+        """Whether an epoch (0-based) is the first of a layer that learns by itself."""
+        return self.layers > 0 and (epoch == 0 or self.layer_of(epoch) > self.layer_of(epoch - 1))
 
     @property
     def sources(self) -> np.ndarray:
@@ -94,6 +110,9 @@ def plan(config: Config, labels: np.ndarray, train: np.ndarray) -> tuple[Phase, 
         if name == DRAWN:
             planned.append(drawn(config))
             continue
+        if name == UNLABELLED:
+            planned.append(_unlabelled(config, train, samples))
+            continue
         counts = _counts(config, name, labels, present)
         if counts[1] < present[1]:
             raise ValueError(
@@ -116,6 +135,15 @@ def drawn(config: Config) -> Phase:
     return Phase(DRAWN, 0, config[DRAWN]['epochs'], (1, 1), (nothing, nothing), shares, is_fresh=True)
 
 
+def _unlabelled(config: Config, train: np.ndarray, samples: int) -> Phase:
+    """The phase without labels: every training image as often as any other. samples: M."""
+    bits, shares = np.random.PCG64([config['seed'], 0]), (samples, 0)
+    pools = (_draw(train.astype(np.int32), len(train), bits), np.zeros(0, np.int32))
+    is_fresh = _is_fresh(config, shares, (len(train), 0))
+    epochs, layers = config[UNLABELLED]['epochs'], len(models.greedy(config['model']))
+    return Phase(UNLABELLED, 0, epochs, (1, 1), pools, shares, is_fresh, layers)
+
+
 def is_pretraining(config: Config) -> bool:
     """Whether all that a config trains on is drawn."""
     return tuple(config['phases']) == (DRAWN,)
@@ -134,25 +162,6 @@ def pretraining(config: Config) -> dict[str, Any]:
         'augment.frozen': False,
         'optimizer.peak_lr': config[DRAWN]['peak_lr'],
     }
-
-
-@functools.cache
-def drawing_version() -> str:
-    """SHA-256, hex, over the source of heads.py and of what it imports from its folder: every edit counts.
-
-    Not over pixels: they round otherwise on another kind of device, and a trial has one id on all.
-    """
-    sources = _sources(heads.__name__)
-    return hashlib.sha256(''.join(sources[name] for name in sorted(sources)).encode()).hexdigest()
-
-
-def _sources(name: str) -> dict[str, str]:
-    """The source of a module and of all in its folder that it imports, directly or not, by name."""
-    folder, source = name.rpartition('.')[0], inspect.getsource(importlib.import_module(name))
-    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    found = {each.module for each in imports if each.module.startswith(f'{folder}.')}
-    found |= {f'{folder}.{alias.name}' for each in imports if each.module == folder for alias in each.names}
-    return dict(itertools.chain({name: source}.items(), *(_sources(each).items() for each in found)))
 
 
 def epoch_samples(config: Config, labels: np.ndarray, train: np.ndarray) -> int:
@@ -176,6 +185,8 @@ def changes(config: Config, labels: np.ndarray, train: np.ndarray) -> dict[str, 
     for name in config['phases']:
         if name == DRAWN:
             changed['drawing'] = drawing_version()
+            continue
+        if name == UNLABELLED:
             continue
         counts = _counts(config, name, labels, present)
         if name == 'imbalanced' and counts[1] != config['imbalanced']['positives']:

@@ -39,7 +39,7 @@ class Study:
         self.swept = sorted({key for axis in self._axes for key in axis.keys} | set().union(*self._listed))
         sweep.refuse_overlap(self._axes, self._listed)
         sweep.refuse_too_many(len(self._listed) * sweep.count(self._axes))
-        self._kinds: dict[tuple[int, bool], ImageSet] = {}
+        self._kinds: dict[tuple[int, bool, int], ImageSet] = {}
         self._splits: dict[tuple[Any, ...], Split] = {}
         self._pretrainings: dict[str, Identity] = {}
         self._planned: dict[str, Trial] = {}
@@ -48,7 +48,7 @@ class Study:
 
     def images(self, dataset: ConfigDict) -> ImageSet:
         """The images at the size, and equalised or not, that the `dataset` section of a trial's config says."""
-        kind = (dataset.image_size, dataset.equalise)
+        kind = (dataset.image_size, dataset.equalise, dataset.slices)
         if kind not in self._kinds:
             self._kinds[kind] = input_pipeline.load(dataset)
         return self._kinds[kind]

@@ -20,13 +20,18 @@ MAX_SEED = 2**31 - 1
 DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
 SCHEMES = ('holdout', 'kfold')
 LANES = "'auto' or a whole number from 1 to 99999, as text"
-PHASES = f'some of {", ".join((phases.DRAWN, *phases.NAMES))}, each once, {phases.DRAWN} only as the first'
+PHASE_NAMES = (phases.DRAWN, *phases.NAMES, phases.UNLABELLED)
+PHASES = (
+    f'some of {", ".join(PHASE_NAMES)}, each once, {phases.DRAWN} only as the first, {phases.UNLABELLED} only as the '
+    'first of several'
+)
 POLICIES = ('affine', 'distort', 'none', 'intensity', 'affine+distort', 'affine+intensity', 'distort+intensity')
 
 
 def _phases(value: Any) -> bool:
-    known = isinstance(value, tuple | list) and all(name in (phases.DRAWN, *phases.NAMES) for name in value)
-    return known and 0 < len(value) == len(set(value)) and phases.DRAWN not in value[1:]
+    known = isinstance(value, tuple | list) and all(name in PHASE_NAMES for name in value)
+    are_placed = known and not {phases.DRAWN, phases.UNLABELLED}.intersection(value[1:])
+    return are_placed and 0 < len(value) == len(set(value)) and tuple(value) != (phases.UNLABELLED,)
 
 
 def _has_drawn(switches: Switches) -> bool:
@@ -38,7 +43,7 @@ def _has_real(switches: Switches) -> bool:
 
 
 def _of_phase(name: str) -> tuple[Key, ...]:
-    """What the sections of all phases on real images have."""
+    """What the sections of all phases on real images with labels have."""
 
     def is_there(switches: Switches) -> bool:
         return name in switches.phases
@@ -78,6 +83,7 @@ COMMON = (
     Key('dataset.positive', text, Part.CALL),
     Key('dataset.image_size', between(8, 4096), Part.PROGRAM),
     Key('dataset.equalise', flag, Part.PROGRAM, neutral=False),
+    Key('dataset.slices', between(1, 512), Part.PROGRAM, neutral=1),
     Key('split.scheme', one_of(*SCHEMES), Part.PLAN),
     Key('split.folds', between(2, 2**16), Part.PLAN),
     Key('split.fold', between(0, 2**16), Part.TRIAL),
@@ -88,6 +94,7 @@ COMMON = (
     Key('phantom.samples', between(2, 10**8), Part.PLAN, when=_has_drawn),
     Key('phantom.peak_lr', between(0.0, 10.0), Part.PLAN, when=_has_drawn),
     Key('phantom.mask', between(0.0, 10**3), Part.TRACED, when=_has_drawn),
+    Key('autoencoder.epochs', between(1, 10**6), Part.PLAN, when=lambda switches: phases.UNLABELLED in switches.phases),
     *(key for name in phases.NAMES for key in _of_phase(name)),
     Key('imbalanced.positives', between(1, 10**6), Part.PLAN, when=lambda switches: 'imbalanced' in switches.phases),
     Key('augment.policy', one_of(*POLICIES), Part.PROGRAM),

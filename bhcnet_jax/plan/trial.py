@@ -257,12 +257,15 @@ def _check_combinations(config: Config) -> None:
     if config['augment']['samples'] == 1:
         raise UserError('augment.samples is 1, but each phase needs both classes; expected 2 or more, or 0 for all.')
     names = tuple(config['phases'])
+    _check_volumes(config)
     if phases.DRAWN in names and config['phantom']['mask'] and not config['model']['mask_head']:
         raise UserError(
             f'phantom.mask is {config["phantom"]["mask"]}, but the model has no mask head; set model.mask_head to '
             'True, or phantom.mask to 0.'
         )
-    if names[0] != phases.DRAWN and config[names[0]]['class_weights'] == 'carried':
+    if phases.UNLABELLED in names:
+        _check_layers(config['model'], config[phases.UNLABELLED]['epochs'])
+    if names[0] in phases.NAMES and config[names[0]]['class_weights'] == 'carried':
         raise UserError(
             f"{names[0]}.class_weights is 'carried', but no phase comes before {names[0]} in phases={names}; "
             "set it to 'computed'."
@@ -274,3 +277,45 @@ def _check_combinations(config: Config) -> None:
         raise UserError(f'split.fold is {fold}; split.scheme {scheme!r} of {folds} folds allows 0 to {allowed}{other}.')
     if config['split']['val_folds'] == 1:
         raise UserError('split.val_folds is 1, which leaves nothing to train on; expected 0 (none), or 2 or more.')
+
+
+def _check_volumes(config: Config) -> None:
+    """UserError if the images are not what the model sees, or volumes are asked for that nobody draws."""
+    dataset, name = config['dataset'], config['model']['name']
+    sees_volumes = models.FAMILIES[name].sees_volumes
+    if sees_volumes != (dataset['slices'] > 1):
+        expected = '2 or more, such as 24' if sees_volumes else '1'
+        what = 'volumes' if sees_volumes else 'single slices'
+        raise UserError(f'dataset.slices is {dataset["slices"]}, but {name} sees {what}; expected {expected}.')
+    if not sees_volumes:
+        return
+    allowed = (
+        ('dataset.name', dataset['name'], ('phantom', 'auto')),  # auto: a bundle holds no name
+        ('dataset.equalise', dataset['equalise'], (False,)),
+        ('phases', tuple(config['phases']), ((phases.DRAWN,),)),
+    )
+    for key, found, expected in allowed:
+        if found not in expected:
+            raise UserError(
+                f'{key} is {found!r}, but {name} sees volumes, which are drawn only; set it to {expected[0]!r}.'
+            )
+    if 'intensity' in config['augment']['policy'].split('+'):
+        raise UserError(
+            f'augment.policy is {config["augment"]["policy"]!r}, but intensity changes single slices, and {name} sees '
+            "volumes; set it to 'none'."
+        )
+
+
+def _check_layers(model: Mapping[str, Any], epochs: int) -> None:
+    """UserError if the layers of a model cannot learn one by one in so many epochs."""
+    layers = len(models.greedy(model))
+    if not layers:
+        raise UserError(
+            f'phases has {phases.UNLABELLED}, but {model["name"]} has no layers that learn by themselves; leave the '
+            "phase out, or set model.name to 'autoencoder'."
+        )
+    if epochs < layers:
+        raise UserError(
+            f'{phases.UNLABELLED}.epochs is {epochs}, but {layers} layers of {model["name"]} learn one after the '
+            f'other; expected {layers} or more.'
+        )

@@ -87,9 +87,9 @@ EPOCH_COLUMNS = {
     'dataset': 'TEXT',
     'phase': 'TEXT',
     'epoch': 'INTEGER',  # 1-based inside the phase
-    'train_loss': 'REAL',  # with class weights and dropout, over the epoch
-    'train_accuracy': 'REAL',
-    'test_loss': 'REAL',  # this and what follows is NULL while heads are drawn, which no image of a test part sees
+    'train_loss': 'REAL',  # with class weights and dropout, over the epoch; in phase autoencoder of reconstructions
+    'train_accuracy': 'REAL',  # NULL in phase autoencoder
+    'test_loss': 'REAL',  # this and what follows is NULL there and while heads are drawn, which no test image sees
     'test_accuracy': 'REAL',
     **dict.fromkeys(COUNTS, 'INTEGER'),
     'val_loss': 'REAL',  # NULL without a validation part

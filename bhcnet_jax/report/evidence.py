@@ -168,8 +168,9 @@ class Evidence:
 
     @property
     def is_of_paper(self) -> bool:
-        """Whether the images are those of the paper, or stand in for them."""
-        return self.fingerprint == bhcnet.FINGERPRINT or self.dataset == STAND_IN
+        """Whether the images are those of the paper, or stand in for them; volumes do not."""
+        has_volumes = any(each.settings.get('dataset.slices', 1) > 1 for each in self.recipes)
+        return self.fingerprint == bhcnet.FINGERPRINT or (self.dataset == STAND_IN and not has_volumes)
 
     def command(self, command: str) -> str:
         """A command of `main` or `baselines` with the flags of these images, as a shell takes it."""

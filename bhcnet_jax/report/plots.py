@@ -245,6 +245,7 @@ def apart(heights: np.ndarray, gap: float) -> np.ndarray:
 
 
 def _phases(axes: Axes, epochs: pd.DataFrame) -> None:
+    axes.set_xlim(epochs.step.min() - 0.5, epochs.step.max() + 0.5)  # also those without a score
     starts = epochs[epochs.epoch == 1].groupby('phase', sort=False).step.min()
     for phase, step in starts.items():
         if step > 1:

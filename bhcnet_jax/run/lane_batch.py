@@ -171,8 +171,9 @@ class LaneBatch:
         """Trains the epochs from `done` to `end` of a phase. Returns the tree that is then on disk."""
         count = len(self._trials)
         lanes = stack(self._trials, phase.index).replace(class_weights=tree['class_weights'])
+        steps = lanes.learning_rates.shape[1]
         rates = [
-            optim.learning_rates(each.config.optimizer, phase.epochs, lanes.learning_rates.shape[1])
+            np.concatenate([optim.learning_rates(each.config.optimizer, epochs, steps) for epochs in phase.parts])
             for each in self._trials
         ]
         self._compile(lanes)
@@ -181,6 +182,8 @@ class LaneBatch:
             for epoch in range(done, end):
                 lanes = lanes.replace(
                     epoch=np.full(count, epoch, np.int32),
+                    layer=np.full(count, phase.layer_of(epoch), np.int32),
+                    begins=np.full(count, phase.begins_layer(epoch)),
                     sources=np.stack([each.phases[phase.index].sources_of(epoch) for each in self._trials]),
                     learning_rates=np.stack([rate[epoch] for rate in rates]),
                 )
@@ -209,7 +212,10 @@ class LaneBatch:
             print(f'Compiled in {seconds:.1f} s', flush=True)
 
     def _record(self, phase: phases.Phase, epoch: int, result: EpochResult, seconds: float) -> None:
-        """Commits an epoch of all lanes that have not diverged, then shows it. epoch: 1-based."""
+        """Commits an epoch of all lanes that have not diverged, then shows it. epoch: 1-based.
+
+        Where layers learn by themselves nothing classifies yet, so there are no scores.
+        """
         rows, predictions = [], []
         for lane, this in enumerate(self._trials):
             sums, logits = [float(part[lane]) for part in result.sums], result.logits[lane]
@@ -231,12 +237,12 @@ class LaneBatch:
                 'phase': phase.name,
                 'epoch': epoch,
                 'train_loss': sums[0] / sums[2],
-                'train_accuracy': sums[1] / sums[2],
+                'train_accuracy': None if phase.layers else sums[1] / sums[2],
                 'seconds': seconds / len(self._trials),
                 'images': int(sums[2]),
-                **self._scores(this, logits),
+                **({} if phase.layers else self._scores(this, logits)),
             })  # fmt: skip
-            predictions += self._predictions(this, logits[: len(this.split.test)])
+            predictions += [] if phase.layers else self._predictions(this, logits[: len(this.split.test)])
         self._results.record_epoch(rows, predictions)
         if not rows:
             raise _AllDiverged
@@ -278,7 +284,8 @@ class LaneBatch:
             curves = {name: row[name] for name in CURVES if row.get(name) is not None}
             self._writers[row['trial_id']].add_scalars(curves, epochs_before + epoch)
             self._writers[row['trial_id']].flush()
-        loss, accuracy = (float(np.mean([row[name] for row in rows])) for name in ('train_loss', 'train_accuracy'))
+        loss = float(np.mean([row['train_loss'] for row in rows]))
+        accuracy = None if phase.layers else float(np.mean([row['train_accuracy'] for row in rows]))
         images = self._config.augment.samples
         rate = len(self._trials) * images / seconds
         self._progress.update(phase.name, epoch, loss, accuracy, rate, len(rows), images)

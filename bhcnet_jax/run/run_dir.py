@@ -24,7 +24,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.files import PARTIAL, write_json
 from bhcnet_jax.machine import code_version, hardware, variables
 from bhcnet_jax.plan.groups import Grouping
-from bhcnet_jax.plan.phases import DRAWN
+from bhcnet_jax.plan.phases import DRAWN, UNLABELLED, Phase
 from bhcnet_jax.plan.trial import NEUTRAL, Trial, resolve
 from bhcnet_jax.records import merge, run_files
 
@@ -271,14 +271,18 @@ def record_data(
             'split_digest': trial.split.digest,
             'train': ids[trial.split.train].tolist(),
             'test': ids[trial.split.test].tolist(),
-            'phases': {
-                phase.name: {'drawn': phase.samples}
-                if phase.name == DRAWN
-                else {**dict(zip(classes, phase.counts, strict=True)), 'augmented': phase.samples}
-                for phase in trial.phases
-            },
+            'phases': {phase.name: _made_of(phase, classes) for phase in trial.phases},
         }
     write_json(path / 'data.json', tree)
+
+
+def _made_of(phase: Phase, classes: Sequence[str]) -> dict[str, int]:
+    """How many images a phase has, and of which kind they are."""
+    if phase.name == DRAWN:
+        return {'drawn': phase.samples}
+    if phase.name == UNLABELLED:
+        return {'unlabelled': len(phase.pools[0]), 'augmented': phase.samples}
+    return {**dict(zip(classes, phase.counts, strict=True)), 'augmented': phase.samples}
 
 
 def _recorded_resolution(path: pathlib.Path) -> int:

@@ -246,7 +246,8 @@ def choose_spread(config: ConfigDict, alone: bool) -> str:
         return config.engine.spread
     if not alone or jax.default_backend() != 'cpu' or config.batch_size % jax.device_count():
         return 'lanes'
-    return 'lanes' if models.normalises_batches(config.model, config.dataset.image_size) else 'batch'
+    seen = config.dataset.image_size, config.dataset.slices
+    return 'lanes' if models.normalises_batches(config.model, *seen) else 'batch'
 
 
 def spread_of(config: ConfigDict, usual: str) -> str:

@@ -39,6 +39,8 @@ def stack(trials: Sequence[Trial], phase_index: int) -> steps.Lane:
         seed=np.array([each.seed for each in configs], np.int32),
         phase=np.full(count, phase_index, np.int32),
         epoch=np.zeros(count, np.int32),
+        layer=np.full(count, planned[0].layer_of(0), np.int32),
+        begins=np.full(count, planned[0].begins_layer(0)),
         sources=np.stack([phase.sources_of(0) for phase in planned]),
         class_weights=np.stack([phases.class_weights(phase.counts) for phase in planned]),
         learning_rates=np.zeros((count, steps.steps_per_epoch(configs[0])), np.float32),

@@ -4,7 +4,7 @@ The engine maps them over lanes and devices. Each takes the config first, and wh
 there: bind it (`functools.partial`) before `jax.jit`. All else is traced.
 
 Shapes: B batch, S steps of an epoch, M augmented images of an epoch, N images in the set, T scored images,
-H W pixels.
+H W pixels. With `dataset.slices` D > 1 an image is a volume: where it says H, W, there are D, H, W.
 """
 
 import math
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax import models
 from bhcnet_jax.datasets.phantom import heads
+from bhcnet_jax.models.family import RECONSTRUCTIONS
 from bhcnet_jax.models.layers import MASKS
 from bhcnet_jax.plan import phases
 from bhcnet_jax.training import optim
@@ -53,6 +54,8 @@ class Lane:
     seed: jax.Array  # int32
     phase: jax.Array  # int32, place of the phase in the trial
     epoch: jax.Array  # int32, 0-based inside the phase
+    layer: jax.Array  # int32, which one learns to reconstruct what it sees, from 1; 0: all learn to classify
+    begins: jax.Array  # bool, whether this is the first epoch of `layer`
     sources: jax.Array  # int32 [M], the image that each augmented image is made from; [0] of drawn heads
     class_weights: jax.Array  # float32 [2], of negatives and positives
     learning_rates: jax.Array  # float32 [S]
@@ -79,8 +82,8 @@ class Batch(NamedTuple):
 class Sums(NamedTuple):
     """Sums over images, float32: divide once, at the end."""
 
-    loss: jax.Array  # weighted binary cross-entropy, nats
-    hits: jax.Array
+    loss: jax.Array  # weighted binary cross-entropy, nats; of a layer that learns by itself its reconstruction's
+    hits: jax.Array  # 0 if a layer learns by itself
     images: jax.Array
 
 
@@ -99,8 +102,8 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 def init(config: ConfigDict, lane: Lane) -> TrainState:
     """The weights that the lane's seed gives, with a fresh optimizer."""
-    size = config.dataset.image_size
-    return start(models.create(config.model).init(stream(lane.seed, 'init'), jnp.zeros((1, size, size, 1))))
+    shape = models.input_shape(config.dataset.image_size, config.dataset.slices)
+    return start(models.create(config.model).init(stream(lane.seed, 'init'), jnp.zeros((1, *shape))))
 
 
 def start(variables: Mapping[str, Any]) -> TrainState:
@@ -142,14 +145,17 @@ def draw(config: ConfigDict, lane: Lane, images: jax.Array, positions: jax.Array
 
 
 def draw_heads(config: ConfigDict, lane: Lane, batch: Batch) -> Batch:
-    """A batch with its heads, drawn for their positions and augmented."""
-    policy = config.augment.policy
+    """A batch with its heads, drawn for their positions and augmented; with its volumes, as they are drawn."""
+    policy, size, slices = config.augment.policy, config.dataset.image_size, config.dataset.slices
 
     def one(position: jax.Array) -> tuple[jax.Array, Truth]:
         draw_key, augment_key = (
             stream(lane.seed, name, lane.phase, lane.epoch, position) for name in ('phantom', 'augment')
         )
-        drawn = heads.draw(draw_key, config.dataset.image_size)
+        if slices > 1:
+            patient = heads.draw_volume(draw_key, size, slices)
+            return to_unit(patient.image), Truth(patient.label.max(), patient.mask)
+        drawn = heads.draw(draw_key, size)
         image = augment(augment_key, to_unit(drawn.image), strengths(lane, policy), policy)
         return image, Truth(drawn.label, drawn.mask)
 
@@ -163,11 +169,13 @@ def mask_loss(logits: jax.Array, blood: jax.Array) -> jax.Array:
     logits: float32 [B, h, w] of the mask head. blood: bool [B, H, W]; a pixel of the maps has blood if any pixel of the
     image under it has. The Dice loss says nothing of heads without blood, half of all, so it is not used.
     """
-    height, width = logits.shape[1:]
-    side = blood.shape[1] // height
-    covered = blood[:, : height * side, : width * side].reshape(-1, height, side, width, side).any((2, 4))
+    covered = blood
+    for axis, places in enumerate(logits.shape[1:], 1):
+        side = blood.shape[axis] // places
+        covered = lax.slice_in_dim(covered, 0, places * side, axis=axis)
+        covered = covered.reshape(*covered.shape[:axis], places, side, *covered.shape[axis + 1 :]).any(axis + 1)
     losses = optax.sigmoid_binary_cross_entropy(logits, covered.astype(jnp.float32))
-    return jnp.mean(jnp.where(covered, BLOOD_WEIGHT, 1.0) * losses, axis=(1, 2))
+    return jnp.mean(jnp.where(covered, BLOOD_WEIGHT, 1.0) * losses, axis=tuple(range(1, logits.ndim)))
 
 
 def loss(
@@ -175,7 +183,8 @@ def loss(
 ) -> tuple[jax.Array, tuple[Sums, Any]]:
     """The weighted binary cross-entropy, summed over the images that count. -> loss, (Sums, new batch_stats).
 
-    labels: int32 [N]. The loss on masks is added to the loss, but not in Sums.
+    labels: int32 [N]. The loss on masks is added to the loss, but not in Sums. If a layer learns by itself, the loss is
+    that of its reconstructions, and no label has a part in it.
     """
     target = labels[lane.sources[batch.positions]] if batch.truth is None else batch.truth.labels
     dropout_key = stream(lane.seed, 'dropout', lane.phase, lane.epoch)
@@ -186,13 +195,18 @@ def loss(
         lane.values,
         dropout_keys,
         batch.mask,
-        mutable=['batch_stats', MASKS],
+        mutable=['batch_stats', MASKS, RECONSTRUCTIONS],
     )
     smoothing = lane.values['optimizer.label_smoothing']
     smooth = target.astype(jnp.float32) * (1 - smoothing) + smoothing / 2
     losses = optax.sigmoid_binary_cross_entropy(logits, smooth)
     total = jnp.sum(batch.mask * lane.class_weights[target] * losses)
     hits = jnp.sum(jnp.where((logits >= 0) == (target == 1), batch.mask, 0.0))
+    if models.greedy(config.model):
+        losses = jnp.stack(jax.tree.leaves(changed[RECONSTRUCTIONS]))  # [layers, B]
+        mine = lane.layer == 1 + jnp.arange(len(losses))
+        alone = jnp.sum(jnp.where(mine[:, None], batch.mask * losses, 0.0))
+        total, hits = jnp.where(lane.layer > 0, alone, total), jnp.where(lane.layer > 0, 0.0, hits)
     sums = Sums(total, hits, jnp.sum(batch.mask))
     if config.model.mask_head and batch.truth is not None:
         losses = mask_loss(jax.tree.leaves(changed[MASKS])[0], batch.truth.blood)
@@ -243,6 +257,8 @@ def train_step(
         updates, opt_state = adam.update(grads, state.opt_state, state.params)
     if config.model.mask_head and not phases.is_pretraining(config):
         updates = models.freeze_mask_head(updates)  # weight decay would change it
+    if models.greedy(config.model):
+        updates = models.freeze_others(config.model, updates, lane.layer)  # so would it the layers below
     params = optax.apply_updates(state.params, updates)
     kept = optim.kept_share(lane.values['optimizer.ema'], opt_state)
     average = jax.tree.map(
@@ -271,6 +287,9 @@ def train_epoch(
     images: uint8 [N, H, W]. labels: int32 [N]. axis: each batch is cut into `shards` parts, one for each device of this
     axis.
     """
+    if models.greedy(config.model):  # each layer has an Adam of its own
+        fresh = jax.tree.map(lambda leaf: jnp.where(lane.begins, jnp.zeros_like(leaf), leaf), state.opt_state)
+        state = state.replace(opt_state=fresh)
     samples, steps = config.augment.samples, steps_per_epoch(config)
     padding = steps * config.batch_size - samples
     shuffle_key = stream(lane.seed, 'shuffle', lane.phase, lane.epoch)
@@ -307,4 +326,4 @@ def logits(config: ConfigDict, variables: Any, images: jax.Array) -> jax.Array:
     """
     model, inputs = models.create(config.model), to_unit(images)[..., None]
     found = model.apply(variables, inputs)
-    return (found + model.apply(variables, inputs[:, :, ::-1])) / 2 if config.augment.test_flip else found
+    return (found + model.apply(variables, inputs[..., ::-1, :])) / 2 if config.augment.test_flip else found

@@ -3,7 +3,7 @@ import inspect
 import numpy as np
 import pytest
 
-from bhcnet_jax.datasets.phantom import heads
+from bhcnet_jax.datasets.phantom import heads, version
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases, splits, trial
 from bhcnet_jax.training.lanes import stack
@@ -97,7 +97,7 @@ def test_the_drawings_version_covers_what_it_imports_from_its_folder(monkeypatch
         'drawing': '',
     }
     monkeypatch.setattr(inspect, 'getsource', lambda module: sources[module.__name__.rpartition('.')[2]])
-    assert phases._sources(heads.__name__) == {f'{folder}.{name}': source for name, source in sources.items()}
+    assert version._sources(heads.__name__) == {f'{folder}.{name}': source for name, source in sources.items()}
 
 
 def test_a_pretraining_shares_no_program_with_trials():

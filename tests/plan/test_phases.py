@@ -115,6 +115,44 @@ def test_the_papers_153_is_that_number_on_every_split_of_its_set():
         assert phases.plan(base.get_config(), labels, np.arange(size))[1].counts == (size // 2, 153)
 
 
+def unlabelled_plan(labels, **overrides):
+    config = small_config(model__name='autoencoder', phases=('autoencoder', 'balanced', 'imbalanced'), **overrides)
+    return phases.plan(config, labels, np.arange(180))[0]
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+@pytest.mark.parametrize('samples', [100, 1000])
+def test_the_phase_without_labels_has_the_same_images_whatever_they_are(samples, frozen):
+    labels = (np.arange(200) % 2).astype(np.int32)
+    settings = {'augment__samples': samples, 'augment__frozen': frozen, 'autoencoder__epochs': 9}
+    phase = unlabelled_plan(labels, **settings)
+    for others in (1 - labels, np.random.default_rng(0).permutation(labels)):
+        np.testing.assert_array_equal(phase.sources, unlabelled_plan(others, **settings).sources)
+    epochs = [phase.sources_of(epoch) for epoch in range(9)]
+    assert {len(sources) for sources in epochs} == {samples}
+    times = np.bincount(np.concatenate(epochs), minlength=200)
+    assert not times[180:].any()  # no test image
+    is_fresh = samples < 180 and not frozen
+    assert phase.used == np.count_nonzero(times) == (min(180, samples) if not is_fresh else 180)
+    assert np.ptp(times[times > 0]) <= (1 if is_fresh else 9)
+
+
+@pytest.mark.parametrize(('epochs', 'parts'), [(9, (3, 3, 3)), (10, (4, 3, 3)), (11, (4, 4, 3)), (3, (1, 1, 1))])
+def test_layers_learn_one_after_the_other_in_equal_shares_of_the_epochs(epochs, parts):
+    phase = unlabelled_plan((np.arange(200) % 2).astype(np.int32), autoencoder__epochs=epochs)
+    assert phase.parts == parts
+    layers = [phase.layer_of(epoch) for epoch in range(epochs)]
+    assert layers == [1] * parts[0] + [2] * parts[1] + [3] * parts[2]
+    first = [epoch for epoch in range(epochs) if phase.begins_layer(epoch)]
+    assert first == [0, parts[0], parts[0] + parts[1]]
+
+
+def test_all_layers_learn_together_in_the_other_phases():
+    (phase, _), _ = paper_plan()
+    assert phase.parts == (24,)
+    assert not any(phase.layer_of(epoch) or phase.begins_layer(epoch) for epoch in range(24))
+
+
 def test_class_weights_make_both_classes_weigh_the_same():
     np.testing.assert_allclose(phases.class_weights((90, 90)), [1, 1])
     weights = phases.class_weights((90, 153))

@@ -176,8 +176,9 @@ def changes_the_recipe(key):
     """Whether another value of the key makes another recipe, with any policy and order of phases."""
     turned = {'augment.policy': 'distort', 'phases': ('imbalanced', 'balanced')}
     drawn = {'augment.policy': 'affine+intensity', 'phases': ('phantom', 'balanced')}
+    unlabelled = {'model.name': 'autoencoder', 'phases': ('autoencoder', 'balanced')}
     published = ({'model.name': name} for name in ('alexnet', 'resnet18'))
-    for setting in ({'model.name': 'cnn_gru'}, turned, drawn, *published):
+    for setting in ({'model.name': 'cnn_gru'}, turned, drawn, unlabelled, *published):
         config, changed = base.get_config(), base.get_config()
         config.update_from_flattened_dict(setting)
         changed.update_from_flattened_dict({**setting, key: other({**LEAVES, **setting}[key])})
@@ -194,7 +195,7 @@ def test_what_cannot_be_swept_is_what_changes_no_recipe():
     ('text', 'message'),
     [
         ('optimizer.peaklr=1', r"part 'optimizer.peaklr=1': no key .*; did you mean optimizer.peak_lr\?"),
-        ('epochs=4', r'did you mean balanced.epochs or imbalanced.epochs or phantom.epochs\?'),
+        ('epochs=4', r'did you mean autoencoder.epochs or balanced.epochs or imbalanced.epochs or phantom.epochs\?'),
         ('qqqq=4', r'every key is in configs/base.py'),
         ('seed.x=1', r"no key 'seed.x'"),
         ('balanced=4', r'balanced is a section; sweep one of its keys: .*balanced.epochs'),

@@ -67,7 +67,7 @@ def with_value(name, value):
         ('augment.policy', ('affine',), r"^augment.policy is \('affine',\); expected one of affine, distort, none, "),
         ('recipe', None, r'^recipe is None; expected a text.$'),
         ('engine.lanes', 4, r"^engine.lanes is 4; expected 'auto' or a whole number from 1 to 99999, as text.$"),
-        ('phases', 'balanced', r"^phases is 'balanced'; expected some of phantom, balanced, imbalanced, each once"),
+        ('phases', 'balanced', r"^phases is 'balanced'; expected some of phantom, balanced, imbalanced, autoencoder, "),
         ('phases', ([1],), r'^phases is \(\[1\],\); expected some of phantom'),
         ('model.filters', (32, 6.5), r'^model.filters is \(32, 6.5\); expected a tuple, each of it 1 to 65536'),
         ('model.filters', np.array([4, 6]), r'^model.filters is array\(\[4, 6\]\); expected a tuple'),

@@ -8,6 +8,7 @@ from bhcnet_jax.training.lanes import stack
 from lanes import small_config
 
 LABELS = (np.arange(40) % 2).astype(np.int32)
+UNLABELLED = {'model__name': 'autoencoder', 'phases': ('autoencoder', 'balanced')}
 
 
 def make(fingerprint='data', **overrides):
@@ -79,6 +80,8 @@ def test_what_changes_no_result_changes_no_id(overrides):
 def test_a_section_that_is_not_in_use_does_not_count():
     balanced = {'phases': ('balanced',)}
     assert make(**balanced, imbalanced__epochs=3).trial_id == make(**balanced).trial_id
+    assert make(**balanced, autoencoder__epochs=3).trial_id == make(**balanced).trial_id
+    assert make(**UNLABELLED, autoencoder__epochs=3).trial_id != make(**UNLABELLED).trial_id
 
 
 @pytest.mark.parametrize(
@@ -100,10 +103,15 @@ def test_a_section_that_is_not_in_use_does_not_count():
         ({'model__filters': (32, 0)}, r'model.filters is \(32, 0\)'),
         ({'model__filters': ()}, r'model.filters is \(\)'),
         ({'model__filters': (1,) * 5, 'dataset__image_size': 8}, r'image_size is 8; 5 blocks halve it 4 times'),
-        ({'phases': ()}, r'phases is \(\); expected some of phantom, balanced, imbalanced, each once'),
+        ({'phases': ()}, r'phases is \(\); expected some of phantom, balanced, imbalanced, autoencoder, each once'),
         ({'phases': ('balanced', 'balanced')}, r'each once'),
-        ({'phases': ('warmup',)}, r'expected some of phantom, balanced, imbalanced, each once'),
+        ({'phases': ('warmup',)}, r'expected some of phantom, balanced, imbalanced, autoencoder, each once'),
         ({'phases': ('imbalanced',)}, r'no phase comes before imbalanced'),
+        ({'phases': ('autoencoder',)}, r'autoencoder only as the first of several'),
+        ({'phases': ('balanced', 'autoencoder')}, r'autoencoder only as the first of several'),
+        ({'phases': ('phantom', 'autoencoder', 'balanced')}, r'autoencoder only as the first of several'),
+        ({'phases': ('autoencoder', 'balanced')}, r'^phases has autoencoder, but cnn has no layers that learn by'),
+        ({**UNLABELLED, 'autoencoder__epochs': 2}, r'^autoencoder.epochs is 2, but 3 layers .* expected 3 or more\.$'),
         ({'split__val_folds': 1}, r'split.val_folds is 1, which leaves nothing to train on; expected 0'),
         ({'seed': -1}, r'seed is -1; expected 0 to 2147483647'),
         ({'engine__spread': 'rows'}, r'expected one of auto, lanes, batch'),

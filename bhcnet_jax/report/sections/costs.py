@@ -43,14 +43,15 @@ def costs(evidence: Evidence) -> list[Block]:
 def _sizes(recipe: Recipe) -> tuple[int, int]:
     """Parameters, operations."""
     model = {key: value for key, value in recipe.settings.items() if key.startswith('model.')}
-    return _counted(tuple(model.items()), int(recipe.settings['dataset.image_size']))
+    seen = (int(recipe.settings['dataset.image_size']), int(recipe.settings['dataset.slices']))
+    return _counted(tuple(model.items()), *seen)
 
 
 @functools.cache
-def _counted(model: tuple[tuple[str, Any], ...], size: int) -> tuple[int, int]:
+def _counted(model: tuple[tuple[str, Any], ...], *seen: int) -> tuple[int, int]:
     config = base.get_config()
     config.update_from_flattened_dict(dict(model))
-    return sum(row.parameters for row in models.describe(config.model, size)), models.operations(config.model, size)
+    return sum(row.parameters for row in models.describe(config.model, *seen)), models.operations(config.model, *seen)
 
 
 def _whole(count: int) -> Number:

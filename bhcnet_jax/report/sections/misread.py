@@ -69,7 +69,7 @@ def _listed(recipe: Recipe, places: np.ndarray, label: int, name: str) -> str:
 def _picture(recipe: Recipe, place: int, images: ImageSet) -> tuple[str, str]:
     image_id = str(recipe.pooled.image_ids[place])
     written = io.BytesIO()
-    Image.fromarray(images.images[images.ids.index(image_id)]).save(written, 'PNG', optimize=True)
+    Image.fromarray(images.pictures[images.ids.index(image_id)]).save(written, 'PNG', optimize=True)
     mark = 'PHANTOM ' if images.synthetic else ''
     address = f'data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}'
     return address, f'{mark}{image_id}, P = {recipe.mean_probability[place]:.2f}'

@@ -98,7 +98,8 @@ def _of_model(evidence: Evidence, best: Recipe) -> dict[str, str]:
     trained = ', '.join(f'{key} {value}' for key, value in told.items() if key.startswith(('optimizer.', 'augment.')))
     size = told.get('dataset.image_size')
     resized = f'resized to {size} x {size} pixels (bilinear, aspect ratio not kept), ' if size else ''
-    several = len(best.pooled.seeds) > 1
+    several, slices = len(best.pooled.seeds) > 1, told.get('dataset.slices', 1)
+    volumes = f'volumes of {slices} slices, ' if slices > 1 else ''
     equalised = 'cropped to the head, of one resolution, flat histogram, ' if told.get('dataset.equalise') else ''
     home = pathlib.Path(best.trials.file.iloc[0]).parent
     start = next((start for run in evidence.run_dirs if run.path == home for start in run.starts[-1:]), {})
@@ -107,7 +108,7 @@ def _of_model(evidence: Evidence, best: Recipe) -> dict[str, str]:
     phases = first.phases.replace('+', ' then ') if not pd.isna(first.phases) else 'one fit'
     return {
         'model': f'{best.label}: {first.model}' + (f' ({shown})' if shown else ''),
-        'preprocessing': f'grey, {equalised}{resized}scaled to [0, 1]',
+        'preprocessing': f'grey, {volumes}{equalised}{resized}scaled to [0, 1]',
         'software': ', '.join(software) or 'not recorded in env.json',
         'initial': 'random, from the seed of the trial; no pretrained weights' + (
             '; phase phantom is on drawn heads, before any image of the set' if phases.startswith('phantom') else ''
