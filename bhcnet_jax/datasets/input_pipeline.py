@@ -1,4 +1,8 @@
-"""From a prepared data set to arrays: tfds data source -> grain -> decode, grey, resize -> uint8."""
+"""From a published data set to arrays: a copy prepared once by tfds -> decode, grey, resize -> uint8.
+
+tfds takes longer to import than the images of a small set take to read, so it is imported only where a set has no
+prepared copy yet.
+"""
 
 import contextlib
 import dataclasses
@@ -7,27 +11,25 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
 from bhcnet_jax import machine
-from bhcnet_jax.datasets.folder import folder_dataset_builder, images, source, table
-from bhcnet_jax.datasets.head_ct import head_ct_dataset_builder
+from bhcnet_jax.datasets import prepared
+from bhcnet_jax.datasets.folder import images, source, table
+from bhcnet_jax.datasets.head_ct.layout import LAYOUT as HEAD_CT
 from bhcnet_jax.errors import UserError
 
-BUILDERS = {
-    'auto': head_ct_dataset_builder.Builder,
-    'head_ct': head_ct_dataset_builder.Builder,
-    'folder': folder_dataset_builder.Builder,
-}
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+LAYOUTS = {'auto': HEAD_CT, 'head_ct': HEAD_CT, 'folder': source.Layout()}
 RESERVED = ('head_ct', 'phantom')  # names of published sets, which a folder does not get
 MIN_RESOLUTION = 16  # pixels, of an equalised head
 DARK_LEVELS = 128  # of 256; a 16-bit image that keeps no more uses 15 bits or fewer
@@ -42,6 +44,18 @@ PHANTOM_NOTICE = """
 *  then --config.dataset.dir=FOLDER_OR_ZIP, or HEAD_CT_DIR.          *
 **********************************************************************
 Looked in %s."""
+
+
+class _Chosen(NamedTuple):
+    """The set that a config names.
+
+    name: of its tfds builder. fingerprint: of its source, and the folder of its prepared copy. labelled: the source;
+    None: drawn.
+    """
+
+    name: str
+    fingerprint: str
+    labelled: source.LabelledSet | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,22 +120,21 @@ def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
     """
     if dataset.image_size < 1:
         raise UserError(f'config.dataset.image_size is {dataset.image_size}, expected 1 or more pixels.')
-    builder_cls, config = _choose(dataset)
-    with _quiet_tfds():
-        builder = _prepare(builder_cls, config)
-        columns, resolution, said = _read(builder, dataset, resolution)
+    chosen = _choose(dataset)
+    path = _prepare(chosen)
+    columns, resolution, said = _read(path, dataset, resolution)
     fingerprint = source.fingerprint(
         zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
     )
-    if builder_cls.name != 'phantom' and fingerprint != config.name:
-        raise _damaged(builder.data_dir, 'its images are not those of its source')
+    labelled = chosen.labelled
+    if labelled and fingerprint != chosen.fingerprint:
+        raise _damaged(path, 'its images are not those of its source')
     if said:
         logging.warning('dataset.equalise reduces all images to %s.', said)
     _warn_of_dark(columns)
-    labelled = getattr(config, 'labelled', None)
     return ImageSet(
-        name=_name(dataset, builder_cls.name, labelled),
-        synthetic=builder_cls.name == 'phantom',
+        name=_name(dataset, chosen.name, labelled),
+        synthetic=labelled is None,
         fingerprint=fingerprint,
         ids=columns['id'],
         images=np.stack(columns['image']),
@@ -134,7 +147,7 @@ def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
         modes=columns['mode'],
         coloured=np.array(columns['coloured'], bool),
         file_bytes=np.array(columns['file_bytes'], np.int32),
-        class_names=labelled.class_names if labelled else builder_cls.CLASSES,
+        class_names=labelled.class_names if labelled else HEAD_CT.class_names,
         columns=labelled.columns if labelled else {},
         turned_sha256=columns['turned_sha256'],
         resolution=resolution,
@@ -222,39 +235,36 @@ def _resize(grey: Image.Image, size: int) -> np.ndarray:
     return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _choose(dataset: ConfigDict) -> tuple[type[tfds.core.DatasetBuilder], tfds.core.BuilderConfig]:
-    """The builder, and the config whose name is the folder of its prepared copy."""
+def _choose(dataset: ConfigDict) -> _Chosen:
     if dataset.name == 'phantom':
         return _phantom()
-    if dataset.name not in BUILDERS:
-        names = ', '.join(BUILDERS)
+    if dataset.name not in LAYOUTS:
+        names = ', '.join(LAYOUTS)
         raise UserError(f'config.dataset.name is {dataset.name!r}, expected phantom, {names}.')
-    builder_cls = BUILDERS[dataset.name]
+    layout = LAYOUTS[dataset.name]
     files, looked = _find(dataset)
     if files is None and dataset.name == 'auto':
         print(PHANTOM_NOTICE % looked, file=sys.stderr, flush=True)
         return _phantom()
     if files is None:
-        how_to_get = builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS
-        raise UserError(f'no {builder_cls.name} images: looked in {looked}. {how_to_get}')
+        raise UserError(f'no {layout.name} images: looked in {looked}. {layout.how_to_get}')
     named = dataset.dir or os.environ.get('HEAD_CT_DIR')
-    if dataset.name == 'auto' and named and not source.is_laid_out(files, builder_cls.LAYOUT):
-        builder_cls = folder_dataset_builder.Builder
+    if dataset.name == 'auto' and named and not source.is_laid_out(files, layout):
+        layout = LAYOUTS['folder']
     columns, positive = (dataset.get(key, '') for key in ('columns', 'positive'))
-    labelled = source.read(files, builder_cls.LAYOUT, columns, positive)
-    if labelled.layout.published not in (None, labelled.fingerprint):
+    labelled = source.read(files, layout, columns, positive)
+    if layout.published not in (None, labelled.fingerprint):
         logging.warning(
             '%s differs from the published set (fingerprint %s, published %s); going on with what is there.',
-            *(files.root, labelled.fingerprint, labelled.layout.published),
+            *(files.root, labelled.fingerprint, layout.published),
         )
-    return builder_cls, folder_dataset_builder.SourceConfig(name=labelled.fingerprint, labelled=labelled)
+    return _Chosen(layout.name, labelled.fingerprint, labelled)
 
 
-def _phantom() -> tuple[type[tfds.core.DatasetBuilder], tfds.core.BuilderConfig]:
-    from bhcnet_jax.datasets.phantom import phantom_dataset_builder  # heavy, and needless for real images
+def _phantom() -> _Chosen:
+    from bhcnet_jax.datasets.phantom import source as drawn  # heavy, and needless for real images
 
-    config = tfds.core.BuilderConfig(name=phantom_dataset_builder.fingerprint())
-    return phantom_dataset_builder.Builder, config
+    return _Chosen('phantom', drawn.fingerprint(), None)
 
 
 def _find(dataset: ConfigDict) -> tuple[source.Files | None, str]:
@@ -273,8 +283,8 @@ def _find(dataset: ConfigDict) -> tuple[source.Files | None, str]:
         found = f'{count} files, no labels.csv' if count else 'empty' if path.exists() else 'does not exist'
         looked.append(f'{place} {path} ({found})')
         if place != MANUAL:
-            builder_cls = BUILDERS['head_ct' if dataset.name == 'head_ct' else 'folder']
-            raise UserError(f'no labelled images in {looked[-1]}. {builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS}')
+            layout = LAYOUTS['head_ct' if dataset.name == 'head_ct' else 'folder']
+            raise UserError(f'no labelled images in {looked[-1]}. {layout.how_to_get}')
     return None, ', '.join(looked)
 
 
@@ -304,16 +314,14 @@ def _data_dir() -> Path:
     return path
 
 
-def _prepare(
-    builder_cls: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig
-) -> tfds.core.DatasetBuilder:
-    """Writes the prepared copy where there is none: into a temporary folder, renamed once it is complete."""
-    path = _data_dir() / builder_cls.name / config.name / str(builder_cls.VERSION)
+def _prepare(chosen: _Chosen) -> Path:
+    """The folder of the prepared copy; written where there is none: under another name until it is complete."""
+    path = _data_dir() / chosen.name / chosen.fingerprint / prepared.VERSION
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _private():
-                builder_cls(data_dir=_data_dir(), config=config).download_and_prepare()
+            with _private(), _quiet_tfds():
+                _builder(chosen).download_and_prepare()
         except UserError:
             raise
         except Exception as error:  # array_record raises its own on a full disk
@@ -322,37 +330,42 @@ def _prepare(
                     f'{path}: the prepared copy cannot be written ({images.reason(error)}). '
                     'Point TFDS_DATA_DIR to a folder with room.'
                 ) from error
-    try:
-        return builder_cls(data_dir=_data_dir(), config=config)  # as it is on disk, whoever wrote it
-    except Exception as error:  # protobuf and json raise each their own on a broken copy
-        raise _damaged(path, images.reason(error)) from error
+    return path
 
 
-def _read(
-    builder: tfds.core.DatasetBuilder, dataset: ConfigDict, resolution: int
-) -> tuple[dict[str, tuple[Any, ...]], int, str]:
+def _builder(chosen: _Chosen) -> 'tfds.core.DatasetBuilder':
+    import tensorflow_datasets as tfds
+
+    from bhcnet_jax.datasets.folder import folder_dataset_builder
+    from bhcnet_jax.datasets.head_ct import head_ct_dataset_builder
+    from bhcnet_jax.datasets.phantom import phantom_dataset_builder
+
+    if chosen.labelled is None:
+        config = tfds.core.BuilderConfig(name=chosen.fingerprint)
+        return phantom_dataset_builder.Builder(data_dir=_data_dir(), config=config)
+    builder_cls = {each.LAYOUT.name: each for each in (folder_dataset_builder.Builder, head_ct_dataset_builder.Builder)}
+    config = folder_dataset_builder.SourceConfig(name=chosen.fingerprint, labelled=chosen.labelled)
+    return builder_cls[chosen.name](data_dir=_data_dir(), config=config)
+
+
+def _read(path: Path, dataset: ConfigDict, resolution: int) -> tuple[dict[str, tuple[Any, ...]], int, str]:
     """All records decoded, in the set's order, as columns; the resolution of `preprocess`, and that in words."""
-    stored_bytes = {
-        name: tfds.decode.SkipDecoding()
-        for name, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
     said = ''
     try:
-        (records,) = builder.as_data_source(decoders=stored_bytes).values()
         if dataset.get('equalise', False) and not resolution:
-            resolution, said = _smallest_head(records)
-        rows = _each(records, functools.partial(decode, image_size=dataset.image_size, resolution=resolution))
+            resolution, said = _smallest_head(path)
+        record = functools.partial(decode, image_size=dataset.image_size, resolution=resolution)
+        rows = prepared.each(path, record, threads())
         return {key: tuple(row[key] for row in rows) for key in rows[0]}, resolution, said
     except UserError:
         raise
-    except Exception as error:  # array_record, protobuf and Pillow raise each their own on a broken copy
-        raise _damaged(builder.data_dir, images.reason(error)) from error
+    except Exception as error:  # array_record and Pillow raise each their own on a broken copy
+        raise _damaged(path, images.reason(error)) from error
 
 
-def _smallest_head(records: Any) -> tuple[int, str]:
+def _smallest_head(path: Path) -> tuple[int, str]:
     """Pixels of the shorter side of the smallest head, and that in words. UserError: too few to show anything."""
-    side, name = min(_each(records, _head_side))
+    side, name = min(prepared.each(path, _head_side, threads()))
     said = f'{side} x {side} pixels, the shorter side of the head in {name}'
     if side < MIN_RESOLUTION:
         raise UserError(
@@ -360,12 +373,6 @@ def _smallest_head(records: Any) -> tuple[int, str]:
             'Leave that image out, or set config.dataset.equalise=False.'
         )
     return side, said
-
-
-def _each(records: Any, function: Callable[[dict[str, Any]], Any]) -> list[Any]:
-    """A function of every record, in order, on all cores."""
-    options = grain.ReadOptions(num_threads=threads())
-    return list(grain.MapDataset.source(records).map(function).to_iter_dataset(options))
 
 
 def threads() -> int:
@@ -399,6 +406,8 @@ def _private() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
     """Keeps the terminal to this project's own lines: tfds prints, draws bars and logs by itself."""
+    import tensorflow_datasets as tfds
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

@@ -1,13 +1,14 @@
 """What a run says of itself: what it is about to train, and its result as tables and figures."""
 
+from __future__ import annotations
+
 import pathlib
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from bhcnet_jax import models
 from bhcnet_jax.datasets.input_pipeline import ImageSet
@@ -20,6 +21,9 @@ from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
 from bhcnet_jax.records.database import Results
 from bhcnet_jax.records.schema import COUNTS, PROPORTIONS, SCORES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARK = 'PHANTOM: synthetic images'
 BEST = 3  # trials that the end of a sweep names

@@ -1,30 +1,34 @@
 """Trains a batch of lanes through its phases, with checkpoints and rows in the database."""
 
+from __future__ import annotations
+
 import contextlib
 import pathlib
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import expit
+import scipy  # its parts when they are first used
 
 from bhcnet_jax import machine
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display.progress import Progress
-from bhcnet_jax.display.tensorboard import Events
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases
 from bhcnet_jax.plan.trial import Trial
 from bhcnet_jax.records.database import Results
-from bhcnet_jax.run import checkpoints, places
+from bhcnet_jax.run import places
 from bhcnet_jax.run.places import Place
 from bhcnet_jax.statistics import metrics
 from bhcnet_jax.training import optim
 from bhcnet_jax.training.engine import Engine, EpochResult
 from bhcnet_jax.training.lanes import stack
 from bhcnet_jax.training.steps import Lane
+
+if TYPE_CHECKING:  # orbax takes long to import
+    from bhcnet_jax.run.checkpoints import Checkpoints
 
 CURVES = tuple(f'{part}_{name}' for part in ('train', 'test', 'val') for name in ('loss', 'accuracy'))
 
@@ -117,6 +121,8 @@ class LaneBatch:
         with contextlib.ExitStack() as opened:
             self._writers = {}
             if with_tensorboard:
+                from bhcnet_jax.display.tensorboard import Events
+
                 events = self.path / 'tensorboard'
                 self._writers = {
                     trial_id: opened.enter_context(Events(events / trial_id[:12], self._dataset)) for trial_id in ids
@@ -162,10 +168,12 @@ class LaneBatch:
                     return phase.index, *found
         return 0, 0, like
 
-    def _checkpoints(self, phase: phases.Phase) -> contextlib.closing[checkpoints.Checkpoints]:
+    def _checkpoints(self, phase: phases.Phase) -> contextlib.closing[Checkpoints]:
+        from bhcnet_jax.run.checkpoints import Checkpoints
+
         metadata = {'dataset': self._dataset, 'phase': phase.name}
         ids = [each.trial_id for each in self._trials]
-        return contextlib.closing(checkpoints.Checkpoints(self.directory / phase.name, ids, metadata))
+        return contextlib.closing(Checkpoints(self.directory / phase.name, ids, metadata))
 
     def _run_epochs(self, phase: phases.Phase, done: int, end: int, tree: dict[str, Any]) -> dict[str, Any]:
         """Trains the epochs from `done` to `end` of a phase. Returns the tree that is then on disk."""
@@ -251,13 +259,13 @@ class LaneBatch:
             return {}
         test, val = np.split(logits.astype(np.float64), [len(this.split.test)])
         test_labels, val_labels = self.image_set.labels[this.split.test], self.image_set.labels[this.split.val]
-        counts = metrics.counts(test_labels, expit(test))
+        counts = metrics.counts(test_labels, scipy.special.expit(test))
         return {
             'test_loss': _loss(test_labels, test),
             'test_accuracy': (counts.tp + counts.tn) / len(test),
             **counts._asdict(),
             'val_loss': _loss(val_labels, val) if len(val) else None,
-            'val_accuracy': float(np.mean((expit(val) >= 0.5) == val_labels)) if len(val) else None,
+            'val_accuracy': float(np.mean((scipy.special.expit(val) >= 0.5) == val_labels)) if len(val) else None,
         }
 
     def _predictions(self, this: Trial, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -266,7 +274,7 @@ class LaneBatch:
                 'trial_id': this.trial_id,
                 'image_id': self.image_set.ids[image],
                 'label': int(self.image_set.labels[image]),
-                'probability': float(expit(np.float64(logit))),
+                'probability': float(scipy.special.expit(np.float64(logit))),
                 'dataset': self._dataset,
             }
             for image, logit in zip(this.split.test, logits, strict=True)

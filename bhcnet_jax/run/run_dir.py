@@ -28,7 +28,7 @@ from bhcnet_jax.plan.trial import NEUTRAL, Trial, resolve
 from bhcnet_jax.records import merge, run_files
 
 PACKAGES = (
-    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain',
+    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'array_record',
     'numpy', 'pillow', 'scikit-learn',
 )  # fmt: skip
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)

@@ -6,6 +6,8 @@ If it raises, they go on one at a time, so that only those that raise alone are 
 drawn heads come their pre-trainings, each once for all trials that share it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import pathlib
@@ -13,7 +15,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
@@ -21,7 +23,6 @@ from ml_collections import ConfigDict
 from bhcnet_jax import files, machine
 from bhcnet_jax.display import progress, summary
 from bhcnet_jax.display.progress import Progress
-from bhcnet_jax.display.tensorboard import SweepEvents
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
@@ -31,6 +32,9 @@ from bhcnet_jax.run import lane_batch, places, pruning
 from bhcnet_jax.run.lane_batch import LaneBatch
 from bhcnet_jax.training.engine import Engine, is_out_of_memory, spread_of
 from bhcnet_jax.training.lanes import choose_lanes, stack
+
+if TYPE_CHECKING:
+    from bhcnet_jax.display.tensorboard import SweepEvents
 
 ENDED = ('DONE', 'FAILED', 'DIVERGED')  # not PRUNED: the rest of the trial can still be trained
 
@@ -162,6 +166,8 @@ class Scheduler:
         if len(self._wanted) == 1:
             yield None
             return
+        from bhcnet_jax.display.tensorboard import SweepEvents
+
         swept = {each.trial_id: each.point for each in self._wanted}
         label = self._study.image_set.label
         with SweepEvents(self._path / 'tensorboard' / 'sweep', label, swept) as events:

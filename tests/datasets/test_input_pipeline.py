@@ -16,21 +16,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 
 from bhcnet_jax import machine
-from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets import input_pipeline, prepared
 from bhcnet_jax.datasets.folder import images
 from bhcnet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 LOAD = """
 import sys
-from absl import flags
 from ml_collections import ConfigDict
 from bhcnet_jax.datasets import input_pipeline
-flags.FLAGS.mark_as_parsed()
 print(input_pipeline.load(ConfigDict({'name': 'folder', 'dir': sys.argv[1], 'image_size': 8})).fingerprint)
 """
 
@@ -295,6 +294,21 @@ def test_a_prepared_copy_is_read_again_not_written_again(tmp_path: Path, data_di
     written = record_file.stat().st_mtime_ns
     np.testing.assert_array_equal(load(folder, 4).images.shape, (1, 4, 4))
     assert record_file.stat().st_mtime_ns == written
+
+
+def test_a_prepared_copy_is_read_as_tfds_reads_it(tmp_path: Path, data_dir: Path, monkeypatch) -> None:
+    files = {f'{index}.png': png(random(3 + index, 300)) for index in range(5)}
+    folder = folder_of(files, tmp_path / 'set')
+    (folder / 'labels.csv').write_text('file,label,group\n' + ''.join(f'{name},1,é{name}\n' for name in files))
+    (folder / 'labels.csv').write_text((folder / 'labels.csv').read_text().replace('1,é0.png', '0,'))
+    chosen = input_pipeline._choose(ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': 8}))
+    path = input_pipeline._prepare(chosen)
+    monkeypatch.setattr(prepared, 'AT_ONCE', 2)  # several readings of a file
+    ours = prepared.each(path, lambda record: record, threads=2)
+    raw = {'image': tfds.decode.SkipDecoding()}
+    (theirs,) = tfds.builder_from_directory(path).as_data_source(decoders=raw).values()
+    assert ours == [dict(record) for record in theirs]
+    assert [record['group'] for record in ours][:2] == [b'', 'é1.png'.encode()]
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'zeros', 'missing', 'no json', 'empty folder', 'swapped'])

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from bhcnet_jax.datasets import prepared
 from bhcnet_jax.datasets.folder import source, table
 
 
@@ -40,16 +41,13 @@ class Builder(tfds.core.ShardBasedBuilder):
     1000 MiB need TensorFlow.
     """
 
-    VERSION = tfds.core.Version('2.0.0')
+    VERSION = tfds.core.Version(prepared.VERSION)
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         '2.0.0': 'Grey pixels and numbers of the published file in place of the file.',
         '1.0.0': 'First version.',
     }
-    MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        'Expected a folder or zip of images with labels.csv (file,label[,group]), or with a folder for each class.'
-    )
-    CLASSES = table.NUMBERED
     LAYOUT = source.Layout()
+    MANUAL_DOWNLOAD_INSTRUCTIONS = LAYOUT.how_to_get
     pkg_dir_path = epath.Path(__file__).parent
 
     def __init__(self, *, file_format: str = 'array_record', **kwargs: Any) -> None:
@@ -58,7 +56,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
-                FEATURES | {'label': tfds.features.ClassLabel(names=self.CLASSES)}
+                FEATURES | {'label': tfds.features.ClassLabel(names=self.LAYOUT.class_names or table.NUMBERED)}
             ),
             supervised_keys=('image', 'label'),
             disable_shuffling=True,
