@@ -11,9 +11,11 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from bhcnet_jax import command_line, machine
 from bhcnet_jax.errors import UserError, fail
@@ -76,9 +78,19 @@ def _replace_unreadable(folder: pathlib.Path) -> None:
     warnings.showwarning = delete_and_show
 
 
+def _load_ahead() -> Callable[..., Any] | None:
+    """Begins to read the images. Returns the `load` of `train.run` that waits for them."""
+    from bhcnet_jax.datasets import input_pipeline
+
+    dataset = command_line.CONFIG.value.get('dataset')
+    return input_pipeline.load_ahead(dataset) if isinstance(dataset, ConfigDict) else None
+
+
 def main(argv: list[str]) -> None:
     """Runs the config in --config. argv: what is left beside the flags."""
     del argv
+    # Before JAX is imported, which takes as long as many sets take to read.
+    load = None if _DISTRIBUTED.value else _load_ahead()
     try:
         machine.set_up_jax()
     except UserError as error:
@@ -93,7 +105,7 @@ def main(argv: list[str]) -> None:
     try:
         if not _DISTRIBUTED.value:
             machine.make_every_core_a_device()
-            _train(command)
+            _train(command, load)
         elif _join_others() == 0:
             _train(command)
         else:
@@ -102,8 +114,8 @@ def main(argv: list[str]) -> None:
         _leave(f'error: {error} Finished epochs are saved. To go on: {command}', 1)
 
 
-def _train(command: str) -> NoReturn:
-    """Trains in the process that decides, and ends it. command: what the user typed."""
+def _train(command: str, load: Callable[..., Any] | None = None) -> NoReturn:
+    """Trains in the process that decides, and ends it. command: what the user typed. load: of `train.run`."""
     from bhcnet_jax.run import train
     from bhcnet_jax.run.lane_batch import Stopped
     from bhcnet_jax.training import hosts
@@ -120,7 +132,7 @@ def _train(command: str) -> NoReturn:
         fail_fast=_FAIL_FAST.value,
     )
     try:
-        well = train.run(command_line.CONFIG.value, options)
+        well = train.run(command_line.CONFIG.value, options, load)
     except UserError as error:
         fail(error)
     except Stopped as stop:

@@ -11,7 +11,9 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,15 +120,49 @@ def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
     for images that are equalised as others were; 0: the smallest head of this set decides.
     UserError, one line: no set there, or something wrong with it.
     """
-    if dataset.image_size < 1:
-        raise UserError(f'config.dataset.image_size is {dataset.image_size}, expected 1 or more pixels.')
     chosen = _choose(dataset)
-    path = _prepare(chosen)
+    return _open(chosen, _prepare(chosen), dataset, resolution)
+
+
+def load_ahead(dataset: ConfigDict) -> Callable[[ConfigDict], ImageSet]:
+    """Begins to read a set that is prepared, in a thread. Returns a `load` that waits for it.
+
+    Decoding needs no lock of Python, so that imports go on beside it. dataset: of a config that nobody has checked;
+    what is wrong with it is an error of that `load`.
+    """
+    ahead: Future[ImageSet | None] = Future()
+
+    def read() -> None:
+        try:
+            chosen = _choose(dataset)
+            path = _copy_of(chosen)
+            ahead.set_result(_open(chosen, path, dataset, 0) if path.exists() else None)
+        except Exception as error:
+            ahead.set_exception(error)
+
+    def load_with(wanted: ConfigDict) -> ImageSet:
+        if wanted.to_dict() != dataset.to_dict():
+            return load(wanted)
+        return ahead.result() or load(wanted)
+
+    if not (dataset.get('dir') or os.environ.get('HEAD_CT_DIR')):  # perhaps there is none, as `load` would print
+        return load
+    threading.Thread(target=read, daemon=True).start()
+    return load_with
+
+
+def _open(chosen: _Chosen, path: Path, dataset: ConfigDict, resolution: int) -> ImageSet:
+    """The set of a prepared copy, with warnings of what is odd about it."""
+    labelled = chosen.labelled
+    if labelled and labelled.layout.published not in (None, labelled.fingerprint):
+        logging.warning(
+            '%s differs from the published set (fingerprint %s, published %s); going on with what is there.',
+            *(labelled.files.root, labelled.fingerprint, labelled.layout.published),
+        )
     columns, resolution, said = _read(path, dataset, resolution)
     fingerprint = source.fingerprint(
         zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
     )
-    labelled = chosen.labelled
     if labelled and fingerprint != chosen.fingerprint:
         raise _damaged(path, 'its images are not those of its source')
     if said:
@@ -236,6 +272,8 @@ def _resize(grey: Image.Image, size: int) -> np.ndarray:
 
 
 def _choose(dataset: ConfigDict) -> _Chosen:
+    if dataset.image_size < 1:
+        raise UserError(f'config.dataset.image_size is {dataset.image_size}, expected 1 or more pixels.')
     if dataset.name == 'phantom':
         return _phantom()
     if dataset.name not in LAYOUTS:
@@ -253,11 +291,6 @@ def _choose(dataset: ConfigDict) -> _Chosen:
         layout = LAYOUTS['folder']
     columns, positive = (dataset.get(key, '') for key in ('columns', 'positive'))
     labelled = source.read(files, layout, columns, positive)
-    if layout.published not in (None, labelled.fingerprint):
-        logging.warning(
-            '%s differs from the published set (fingerprint %s, published %s); going on with what is there.',
-            *(files.root, labelled.fingerprint, layout.published),
-        )
     return _Chosen(layout.name, labelled.fingerprint, labelled)
 
 
@@ -314,9 +347,13 @@ def _data_dir() -> Path:
     return path
 
 
+def _copy_of(chosen: _Chosen) -> Path:
+    return _data_dir() / chosen.name / chosen.fingerprint / prepared.VERSION
+
+
 def _prepare(chosen: _Chosen) -> Path:
     """The folder of the prepared copy; written where there is none: under another name until it is complete."""
-    path = _data_dir() / chosen.name / chosen.fingerprint / prepared.VERSION
+    path = _copy_of(chosen)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,8 @@ from bhcnet_jax.training.steps import Lane
 if TYPE_CHECKING:  # orbax takes long to import
     from bhcnet_jax.run.checkpoints import Checkpoints
 
+# Imported while XLA compiles, since a start should not wait for them.
+LATER = ('bhcnet_jax.run.checkpoints', 'scipy.special', 'pandas', 'sklearn.metrics', 'statsmodels.stats.proportion')
 CURVES = tuple(f'{part}_{name}' for part in ('train', 'test', 'val') for name in ('loss', 'accuracy'))
 
 
@@ -115,6 +120,9 @@ class LaneBatch:
         """
         ids, names = [each.trial_id for each in self._trials], [phase.name for phase in self._phases]
         lanes = stack(self._trials, 0)
+        if self._epochs_done(known.get(ids[0])) < min(until, self._trials[0].identity.epochs):
+            self._start_compiling(lanes)
+        _import_the_rest()
         tree = {'state': self.engine.init(lanes), 'class_weights': lanes.class_weights}
         self.directory = places.enter(self.path, ids, names, known, like=tree)
         self._progress, self._requests = progress, requests
@@ -210,9 +218,17 @@ class LaneBatch:
                 )
             return found[1]
 
-    def _compile(self, lanes: Lane) -> None:
-        if not self.engine.is_compiled:
+    def _epochs_done(self, place: Place | None) -> int:
+        return sum(phase.epochs for phase in self._phases[: place.phase]) + place.epoch if place else 0
+
+    def _start_compiling(self, lanes: Lane) -> None:
+        if not self.engine.is_compiled and not self.engine.is_compiling:
             print(f'Compiling for {machine.hardware()} ...', flush=True)
+            self.engine.start_compiling(lanes)
+
+    def _compile(self, lanes: Lane) -> None:
+        self._start_compiling(lanes)
+        if not self.engine.is_compiled:
             seconds = self.engine.compile(lanes)
             print(f'Compiled in {seconds:.1f} s', flush=True)
 
@@ -290,6 +306,17 @@ class LaneBatch:
         images = self._config.augment.samples
         rate = len(self._trials) * images / seconds
         self._progress.update(phase.name, epoch, loss, accuracy, rate, len(rows), images)
+
+
+@functools.cache
+def _import_the_rest() -> None:
+    """Imports in a thread what a trial needs from its first checkpoint to its end, once a process."""
+
+    def import_all() -> None:
+        for name in LATER:
+            importlib.import_module(name)
+
+    threading.Thread(target=import_all).start()
 
 
 def _loss(labels: np.ndarray, logits: np.ndarray) -> float:

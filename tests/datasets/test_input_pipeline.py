@@ -311,6 +311,31 @@ def test_a_prepared_copy_is_read_as_tfds_reads_it(tmp_path: Path, data_dir: Path
     assert [record['group'] for record in ours][:2] == [b'', 'é1.png'.encode()]
 
 
+def test_a_set_read_ahead_is_the_one_that_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of({f'{index}.png': png(random(3 + index, 9)) for index in range(4)}, tmp_path / 'set')
+    dataset = ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': 8})
+    usual, opened = input_pipeline.load, []
+    monkeypatch.setattr(input_pipeline, 'load', lambda *arguments: opened.append(arguments) or usual(*arguments))
+    unprepared = input_pipeline.load_ahead(dataset)(dataset)
+    assert len(opened) == 1
+    load = input_pipeline.load_ahead(dataset)
+    prepared, again = load(dataset), load(dataset)
+    assert len(opened) == 1 and prepared is again
+    np.testing.assert_array_equal(prepared.images, unprepared.images)
+    assert prepared.fingerprint == unprepared.fingerprint
+    other = ConfigDict({**dataset.to_dict(), 'image_size': 4})
+    assert load(other).images.shape == (4, 4, 4) and len(opened) == 2
+
+
+@pytest.mark.parametrize('wrong', [{'dir': 'nowhere'}, {'name': 7}, {'image_size': 0}])
+def test_what_is_wrong_with_a_set_read_ahead_is_told_by_its_load(tmp_path: Path, wrong: dict[str, object]) -> None:
+    folder = folder_of({'a.png': png(random(3, 3))}, tmp_path / 'set')
+    dataset = ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': 8} | wrong)
+    load = input_pipeline.load_ahead(dataset)
+    with pytest.raises(UserError):
+        load(dataset)
+
+
 @pytest.mark.parametrize('damage', ['truncated', 'zeros', 'missing', 'no json', 'empty folder', 'swapped'])
 def test_a_damaged_prepared_copy_ends_in_one_line(tmp_path: Path, data_dir: Path, damage: str) -> None:
     folder = folder_of({'a.png': png(random(40, 40)), 'b.png': png(random(50, 40))}, tmp_path / 'set')

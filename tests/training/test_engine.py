@@ -76,6 +76,18 @@ def test_a_lane_is_the_same_on_either_device(pair):
     assert_equal(results[1], result, (1, 0))
 
 
+def test_a_program_compiled_in_a_thread_trains_alike(alone):
+    config = small_config()
+    engine = Engine(config, *small_images())
+    engine.start_compiling(small_lanes(config, (7,)))
+    states = engine.init(small_lanes(config, (7,)))
+    assert engine.is_compiling and not engine.is_compiled
+    assert engine.compile(small_lanes(config, (7,))) > 0
+    assert engine.is_compiled and not engine.is_compiling
+    states, result = engine.epoch(engine.to_devices(states), small_lanes(config, (7,)))
+    assert_equal(result, alone[2][0])
+
+
 def test_two_devices_compute_what_one_does_up_to_rounding(pair, alone):
     assert len(alone[0].devices) == 1
     for both, one in zip(jax.tree.leaves(pair[1].params), jax.tree.leaves(alone[1].params), strict=True):
