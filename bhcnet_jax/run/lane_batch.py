@@ -121,7 +121,8 @@ class LaneBatch:
         ids, names = [each.trial_id for each in self._trials], [phase.name for phase in self._phases]
         lanes = stack(self._trials, 0)
         if self._epochs_done(known.get(ids[0])) < min(until, self._trials[0].identity.epochs):
-            self._start_compiling(lanes)
+            # Of the last phase: a first one on drawn heads, trained elsewhere, has other shapes.
+            self._start_compiling(stack(self._trials, self._phases[-1].index))
         _import_the_rest()
         tree = {'state': self.engine.init(lanes), 'class_weights': lanes.class_weights}
         self.directory = places.enter(self.path, ids, names, known, like=tree)
