@@ -68,7 +68,7 @@ def flags(folder: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
         '--config=base', '--config.recipe=tiny', f'--workdir={workdir}',
         '--config.dataset.name=folder', f'--config.dataset.dir={folder}', '--config.dataset.image_size=16',
         '--config.model.filters=(2,3)', '--config.model.recurrent_units=8', '--config.batch_size=8',
-        '--config.augment.samples=20', '--config.imbalanced.positives=30',
+        '--config.augment.samples=20', '--config.imbalanced.positives=30', '--config.engine.checkpoint_seconds=0',
         *(f'--config.{phase}.epochs={epochs}' for phase, epochs in PHASES.items()),
         *more,
     ]  # fmt: skip

@@ -1,9 +1,9 @@
 """The results database of one run directory: trials, their epochs and their predictions in SQLite, and its export.
 
-Everything about an epoch is committed in one transaction before the epoch's checkpoint is written; a resumed trial
-writes the same rows again. Each process that trains writes a file of its own; `merge.py` reads any number of them as
-one. Files keep SQLite's rollback journal: its other mode, WAL, needs memory that all processes share, which a network
-file system does not have (https://sqlite.org/wal.html).
+Everything about an epoch is committed in one transaction, perhaps with other epochs, before a checkpoint of it is
+written; a resumed trial writes the same rows again. Each process that trains writes a file of its own; `merge.py` reads
+any number of them as one. Files keep SQLite's rollback journal: its other mode, WAL, needs memory that all processes
+share, which a network file system does not have (https://sqlite.org/wal.html).
 """
 
 from __future__ import annotations
@@ -194,14 +194,14 @@ class Results:
                 self._set(row['trial_id'], 'RUNNING', state)
 
     def record_epoch(self, epochs: Iterable[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]) -> None:
-        """Commits one epoch of every lane; its predictions replace earlier ones."""
+        """Commits epochs of every lane; the predictions, of each lane's last one, replace earlier ones."""
         epochs = list(epochs)
         with self._transaction():
             self._insert('epochs', epochs)
             self._insert('predictions', predictions)
             self._database.executemany(
                 "UPDATE trials SET heartbeat = ? WHERE trial_id = ? AND status = 'RUNNING'",
-                [(time.time(), row['trial_id']) for row in epochs],
+                [(time.time(), trial_id) for trial_id in {row['trial_id'] for row in epochs}],
             )
 
     def finish(self, trial_id: str, scores: Mapping[str, Any]) -> None:

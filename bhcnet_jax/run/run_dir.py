@@ -12,6 +12,7 @@ import pathlib
 import platform
 import shlex
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ PACKAGES = (
     'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'array_record',
     'numpy', 'pillow', 'scikit-learn',
 )  # fmt: skip
+DELETION_SECONDS = 2  # that deleting a run directory may take after its database went
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
@@ -99,9 +101,17 @@ def _describe(
 
 
 def _is_deleted(path: pathlib.Path) -> bool:
-    """Whether nothing of a claimed directory is left but what came after somebody deleted it."""
+    """Whether nothing of a claimed directory is left but what came after somebody deleted it.
+
+    Where the database is gone, somebody may still be at it.
+    """
     kept = ('config.json', 'env.json', 'data.json', 'results.sqlite', 'checkpoints/*/batch.json')
-    return not any(True for name in kept for _ in path.glob(name))
+    deadline = time.monotonic() + DELETION_SECONDS
+    while any(True for name in kept for _ in path.glob(name)):
+        if (path / 'results.sqlite').exists() or time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _inside(path: pathlib.Path, error: OSError) -> pathlib.Path | None:

@@ -49,7 +49,7 @@ class Engine:
       images: uint8 [N, H, W], copied to every device once.
       labels: int32 [N], 1 = positive.
       trials: how many lanes are to be trained; a device that would only train padding is not used.
-      lanes: L; `choose_lanes` says how many are best.
+      lanes: L; `lanes.choose_lanes` says how many are best.
       spread: 'lanes' or 'batch', what the devices share; see `choose_spread`.
 
     Raises:

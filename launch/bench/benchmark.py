@@ -206,7 +206,7 @@ def _seconds(command: Sequence[str], environment: Mapping[str, str] | None = Non
 
 PRUNED_SWEEP = (
     '--config=smoke', '--config.dataset.name=folder', '--config.split.val_folds=5', '--config.augment.samples=128',
-    "--config.phases=('balanced',)", '--config.balanced.epochs=24', '--config.engine.checkpoint_every=24',
+    "--config.phases=('balanced',)", '--config.balanced.epochs=24', '--config.engine.checkpoint_seconds=1000',
     '--sweep=optimizer.peak_lr=log(1e-5,1e-1,16) model.dropout=0,0.2,0.4,0.6',
 )  # fmt: skip
 RULE = 'rungs=4,8 keep=1/3'
