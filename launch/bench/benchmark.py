@@ -5,6 +5,7 @@
     python launch/bench/benchmark.py --suite=gpu                   images/s by lanes and dtype, what bounds each part
     python launch/bench/benchmark.py --suite=sweep                 a sweep in one process, 8, 2 side by side, PyTorch
     python launch/bench/benchmark.py --suite=startup               imports, first step, preparation of the images
+    python launch/bench/benchmark.py --suite=start                 whole commands, cold and warm
     python launch/bench/benchmark.py --suite=augment               share of augmentation; an affine change in PyTorch
     python launch/bench/benchmark.py --suite=growth                images/s by image size, batch size and lanes
     python launch/bench/benchmark.py --suite=prune                 a sweep of 64 trials, whole and pruned
@@ -40,7 +41,7 @@ from contest import TOLERANCES, ContestError, Entry, measure_cpu, prepare, requi
 from growth import measure_growth
 from ml_collections import ConfigDict
 from PIL import Image
-from startup import measure_startup
+from startup import measure_commands, measure_startup
 
 from bhcnet_jax import machine
 from bhcnet_jax.configs import base
@@ -54,7 +55,7 @@ from bhcnet_jax.training import optim
 from bhcnet_jax.training.engine import Engine, choose_spread
 from bhcnet_jax.training.lanes import stack
 
-SUITES = ('training', 'cpu', 'gpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
+SUITES = ('training', 'cpu', 'gpu', 'sweep', 'augment', 'startup', 'start', 'growth', 'prune', 'records')
 
 
 def random_images(count: int, size: int) -> ImageSet:
@@ -358,6 +359,7 @@ def main() -> None:
         'prune': lambda folder: measure_pruning(folder, rounds),
         'records': measure_records,
         'startup': lambda folder: measure_startup(folder, rounds),
+        'start': measure_commands,
         'augment': lambda folder: measure_augmentation(folder, image_set, rounds, count),
         'growth': lambda folder: measure_growth(folder, random_images, rounds, count),
     }

@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+import runs
 from bhcnet_jax.configs import base
 from bhcnet_jax.training import augment
 
@@ -46,6 +47,20 @@ def needs(package):
     return pytest.mark.skipif(
         importlib.util.find_spec(package) is None, reason=f"{package} is missing: pip install 'bhcnet_jax[bench]'"
     )
+
+
+def test_whole_commands_are_measured_cold_and_warm(labelled_folder, tmp_path):
+    startup = importlib.import_module('startup')
+    config, *tiny = runs.flags(labelled_folder, tmp_path)
+    tiny = [config, *(flag for flag in tiny if not flag.startswith('--workdir')), "--config.phases=('balanced',)"]
+    commands = {'one': tuple(tiny), 'two': (*tiny, '--sweep=seed=0:2')}
+    found = startup.measure_commands(tmp_path, commands)['seconds from the start']
+    assert list(found) == ['one, cold', 'one, warm', 'two, cold', 'two, warm']
+    for name, seconds in found.items():
+        assert list(seconds) == ['data line', 'first epoch', 'answer', 'end', 'training'], name
+        passed = [seconds[moment] for moment in ('data line', 'first epoch', 'answer', 'end')]
+        assert passed == sorted(passed) and passed[0] > 0 and seconds['training'] > 0
+    assert (tmp_path / '0/warm/results.csv').exists() and list((tmp_path / '0/cache/bhcnet_jax/compiled').iterdir())
 
 
 class Reference(nn.Module):
