@@ -21,7 +21,9 @@ if startup.is_command(sys.argv):
 def load(path: str | os.PathLike[str], trials: str = '') -> Model:
     """The model of a run directory, of some of its trials, or of a bundle.
 
-    trials: of a run directory, as in 'seed=0 fold=3', see `inference.trained.select`; several become an ensemble.
+    path: 'phantom' as a str is the bundle that comes with the package, whose networks have seen drawn heads alone;
+    './phantom' is a path. trials: of a run directory, as in 'seed=0 fold=3', see `inference.trained.select`; several
+    become an ensemble.
     UserError, one line: there is no model, or the trials have several recipes.
     """
     import pathlib
@@ -29,6 +31,10 @@ def load(path: str | os.PathLike[str], trials: str = '') -> Model:
     from bhcnet_jax.errors import UserError
     from bhcnet_jax.inference import bundles, trained  # they import JAX
 
+    if path == 'phantom' and trials:
+        raise UserError(f'trials={trials!r} chooses from a run directory; the model phantom is used as a whole.')
+    if path == 'phantom':
+        return bundles.read_shipped()
     path = pathlib.Path(path)
     if path.is_file() and trials:
         raise UserError(f'{path}: trials={trials!r} chooses from a run directory; a bundle is used as a whole.')

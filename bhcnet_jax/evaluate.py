@@ -3,8 +3,8 @@
     python -m bhcnet_jax.evaluate MODEL --data=DIR [--out=DIR] [--trials='seed=0 fold=3'] [--errors=FILE.html]
         [--columns=FILE,LABEL,GROUP] [--positive=CLASS] [--leave_out_training_images]
 
-MODEL is a run directory or a bundle. Written are evaluation.json, which the report of a run directory shows if it lies
-in a folder of it, and images.csv.
+MODEL is a run directory, a bundle, or `phantom`, the model of the package. Written are evaluation.json, which the
+report of a run directory shows if it lies in a folder of it, and images.csv.
 """
 
 import base64
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__.splitlines()[0],
         epilog='Example: python -m bhcnet_jax.evaluate model.bhc --data=ward --errors=errors.html',
     )
-    parser.add_argument('model', metavar='MODEL', help='a run directory or a bundle')
+    parser.add_argument('model', metavar='MODEL', help='a run directory, a bundle or phantom')
     parser.add_argument('--data', required=True, type=pathlib.Path, metavar='DIR', help='labelled images')
     parser.add_argument('--out', type=pathlib.Path, metavar='DIR', help='default: on-DATA in the run or here')
     parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'; default: all")

@@ -2,10 +2,12 @@
 
     python -m bhcnet_jax.explain MODEL [--how=occlusion] [--out=DIR] [--trials='seed=0 fold=3']
 
-MODEL is a run directory or a bundle. The maps are scored beside a centre prior and beside the same networks with random
-weights. A run directory gets localization_HOW.json, which the report shows. Heat maps of images: `predict`.
+MODEL is a run directory, a bundle, or `phantom`, the model of the package. The maps are scored beside a centre prior
+and beside the same networks with random weights. A run directory gets localization_HOW.json, which the report shows.
+Heat maps of images: `predict`.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -13,6 +15,7 @@ from bhcnet_jax import load
 from bhcnet_jax.errors import Parser, UserError, fail
 from bhcnet_jax.inference import localization, saliency
 from bhcnet_jax.inference.localization import Judged
+from bhcnet_jax.statistics.bootstrap import Estimate
 
 
 def _lines(judged: Judged) -> list[str]:
@@ -21,7 +24,7 @@ def _lines(judged: Judged) -> list[str]:
     left_out = f'; {judged.left_out} more have one smaller than a pixel' if judged.left_out else ''
     names = list(localization.MEASURES)
     rows = [
-        f'{whose:21}' + ''.join(f'{each.mean:9.3f} ({each.low:.3f} to {each.high:.3f})' for each in found.values())
+        f'{whose:21}' + ''.join(map(_cell, found.values())).rstrip()
         for whose, found in judged.scores.items()
     ]
     return [
@@ -36,6 +39,12 @@ def _lines(judged: Judged) -> list[str]:
     ]
 
 
+def _cell(found: Estimate) -> str:
+    """A measure with its interval, 26 characters; without one where all draws agree, as at 0."""
+    interval = '' if math.isnan(found.low) else f'({found.low:.3f} to {found.high:.3f})'
+    return f'{found.mean:9.3f} {interval:16}'
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. arguments: those of the process unless given."""
     parser = Parser(
@@ -43,13 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Measures whether a network's heat maps point at bleedings.",
         epilog='Example: python -m bhcnet_jax.explain runs/balanced-head_ct --how=grad_cam',
     )
-    parser.add_argument('model', type=pathlib.Path, metavar='MODEL', help='a run directory or a bundle')
+    parser.add_argument('model', metavar='MODEL', help='a run directory, a bundle or phantom')
     parser.add_argument('--how', default='hires_cam', choices=tuple(saliency.METHODS), help='default: hires_cam')
     parser.add_argument('--out', type=pathlib.Path, metavar='DIR',
                         help='an existing folder; default: the run directory, if MODEL is one')  # fmt: skip
     parser.add_argument('--trials', default='', help="which of the run's trials, as in 'seed=0 fold=3'; default: all")
     flags = parser.parse_args(arguments)
-    out = flags.out or (flags.model if flags.model.is_dir() else None)
+    path = pathlib.Path(flags.model)
+    out = flags.out or (path if flags.model != 'phantom' and path.is_dir() else None)
     try:
         judged = localization.judge(load(flags.model, flags.trials), flags.how)
         print('\n'.join(_lines(judged)))

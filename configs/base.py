@@ -55,6 +55,8 @@ def split() -> ConfigDict:
     # 1/val_folds of the training part is held out as validation part, for pruning and other choices; 0: none, as in
     # the paper, which chooses on the test images.
     c.val_folds = 0
+    # 1/train_folds of what is left is trained on and the rest not used, to see what fewer images teach; 1: all.
+    c.train_folds = 1
     c.seed = 0  # which split; kept apart from config.seed so that seed noise and sampling noise stay apart
     return c
 
@@ -97,10 +99,14 @@ def imbalanced() -> ConfigDict:
 
 def model() -> ConfigDict:
     c = ConfigDict()
-    c.name = 'cnn'  # cnn, cnn_lstm, cnn_gru
+    # cnn, cnn_lstm, cnn_gru: the paper's, of blocks of filters. lenet5, alexnet, vgg11, vgg16, googlenet, resnet18,
+    # resnet50, efficientnet_lite0: as published, with these keys but no filters, convs, pooling and mask_head.
+    c.name = 'cnn'
     c.filters = (32, 64, 128)  # of the blocks' 3x3 convolutions; the paper is silent, doubling is customary
     c.convs = 1  # convolutions in each block; the paper has one
-    # After each convolution: none (paper), batch (over the images of a step), group (over channels of an image).
+    c.width = 1.0  # of the published networks: a factor of their channels and dense units
+    # After each convolution: none (paper), batch (over the images of a step), group (over channels of an image). ResNet
+    # and EfficientNet are published with batch.
     c.norm = 'none'
     c.pooling = 'mean'  # of the last block's pixels: mean (paper), max, mean_max (both); cnn only
     # Width of a dense ReLU layer before the logit, 0 for none. The paper lists one "dense layer" after the
@@ -110,6 +116,10 @@ def model() -> ConfigDict:
     # Share of features dropped before the head. "a dropout rate that controls the overfitting" (V.C) gives no
     # number; 0.5 is the value of Srivastava et al. (2014) for hidden layers.
     c.dropout = 0.5
+    c.lrn = False  # local response normalisation, as published; alexnet only
+    # Initial weights, a safetensors file in timm's layout; '': random. resnet18, resnet50 and efficientnet_lite0 only.
+    c.weights = ''
+    c.weights_sha256 = ''  # the file's SHA-256, by which a recipe means it
     c.mask_head = False  # whether the last block's maps also tell where blood is; only drawn heads teach it
     c.dtype = 'float32'  # of the computation, float32 or bfloat16; weights and loss are always float32
     return c
@@ -117,8 +127,8 @@ def model() -> ConfigDict:
 
 def augment() -> ConfigDict:
     c = ConfigDict()
-    # affine (paper IV.D), distort (paper VI), intensity, affine+intensity, distort+intensity, none. Drawn heads get its
-    # intensity only.
+    # affine (paper IV.D), distort (paper VI), intensity, none; affine+distort, affine+intensity, distort+intensity, one
+    # after the other. Drawn heads get its intensity only.
     c.policy = 'affine'
     # Augmented images per epoch, drawn from the training part; paper V. 0: so many that each epoch has every training
     # image. With fewer, those left out are never seen if `frozen`, else in turn.

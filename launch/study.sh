@@ -3,6 +3,7 @@
 #
 #     HEAD_CT_DIR=archive.zip bash launch/study.sh runs/study                all parts, one after another
 #     HEAD_CT_DIR=archive.zip bash launch/study.sh runs/study cnn strong     some of them
+#     HEAD_CT_DIR=archive.zip bash launch/study.sh runs/study zoo            named alone, since it takes days on a CPU
 #
 # A part has its own run directory, so several parts can train side by side. On a GPU, with five seeds of each network:
 #
@@ -34,7 +35,7 @@ epochs() { # the paper's tables 1 and 2 on its own holdout, for ten splits
     train epochs balanced --sweep="phases=('balanced','imbalanced') imbalanced.epochs=4,8,12,16,20,24 split.seed=0:10"
 }
 
-for part in ${*:-baselines strong tuned cnn lstm gru equalised bfloat16 ablations epochs}; do
+for part in ${*:-baselines strong tuned pretrained cnn lstm gru equalised bfloat16 ablations epochs}; do
     case $part in
         baselines) python -m bhcnet_jax.baselines --workdir="$folder/baselines" --config=balanced \
             --config.split.scheme=kfold --sweep="seed=0:5 $folds" ;;
@@ -44,10 +45,14 @@ for part in ${*:-baselines strong tuned cnn lstm gru equalised bfloat16 ablation
         strong) kfold strong strong '' ;;
         tuned) kfold tuned tuned '' ;;
         equalised) kfold equalised strong dataset.equalise=True ;;
+        pretrained) kfold pretrained pretrained '' ;;
+        zoo) train zoo zoo --sweep="$folds" ;;
+        readings) train readings readings --sweep="$folds" ;;
         bfloat16) kfold bfloat16 balanced model.dtype=bfloat16 ;;
         ablations) train ablations ablations --sweep='split.fold=0:5' ;;
         epochs) epochs ;;
-        *) echo "error: no part $part; expected baselines, strong, tuned, cnn, lstm, gru, equalised, bfloat16, ablations or epochs." >&2
+        *) echo "error: no part $part; expected baselines, strong, tuned, pretrained, cnn, lstm, gru, equalised, bfloat16, ablations," \
+            "epochs, zoo or readings." >&2
             exit 2 ;;
     esac
 done

@@ -4,9 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bhcnet_jax import models
 from bhcnet_jax.configs import base
 from bhcnet_jax.plan import table
 from bhcnet_jax.training import optim, steps
+
+LARGER = {'alexnet': 64, 'vgg11': 32, 'vgg16': 32, 'googlenet': 32}  # pixels a side that these need, more or less
+BLOCKS = ('cnn', 'cnn_lstm', 'cnn_gru')  # the paper's families, which compile in a second
 
 
 def small_config(**overrides):
@@ -20,6 +24,31 @@ def small_config(**overrides):
     for key, value in overrides.items():
         config.update_from_flattened_dict({key.replace('__', '.'): value})
     return config
+
+
+def tiny_config(name, **overrides):
+    """A `small_config` of any family, with few channels and, where it must, larger images."""
+    return small_config(**{
+        'model__name': name, 'model__width': 0.05, 'dataset__image_size': LARGER.get(name, 16), **overrides,
+    })  # fmt: skip
+
+
+def shapes(config, size):
+    """Of the variables of a model; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    return jax.eval_shape(lambda x: models.create(config.model).init(jax.random.key(0), x), images)
+
+
+def random_variables(config):
+    """Drawn without a program: to compile the drawing of many kernels takes longer than the network itself."""
+    generator = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        spread = {'kernel': np.sqrt(2 / np.prod(leaf.shape[:-1])), 'bias': 0.1, 'mean': 0.1}.get(name, 0.0)
+        return np.asarray(generator.normal(name in ('scale', 'var'), spread, leaf.shape), np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes(config, config.dataset.image_size))
 
 
 def small_images(count=12, size=16):

@@ -211,7 +211,7 @@ def _caption(axes: Axes, name: str, verdict: str, wrong: bool) -> None:
 def features(kernel: np.ndarray, bias: np.ndarray, image: np.ndarray, path: PathLike, mark: str) -> Path:
     """The first layer's kernels and its feature maps of one image after ReLU; paper, figure 6.
 
-    kernel: float [3, 3, 1, F]. bias: float [F]. image: uint8 [H, W], a network's input in [0, 1] times 255.
+    kernel: float [K, K, 1, F]. bias: float [F]. image: uint8 [H, W], a network's input in [0, 1] times 255.
     At most 64 filters are drawn.
     """
     shown = min(kernel.shape[-1], MAX_FILTERS)
@@ -227,7 +227,7 @@ def features(kernel: np.ndarray, bias: np.ndarray, image: np.ndarray, path: Path
     of = 'all' if shown == kernel.shape[-1] else f'the first {shown} of'
     limit = _largest(kernels)
     _mosaic(top, right, kernels, 1, Normalize(-limit, limit), 'weight')
-    right.set_title(f'{of} {kernel.shape[-1]} kernels (3x3)')
+    right.set_title(f'{of} {kernel.shape[-1]} kernels ({len(kernel)}x{len(kernel)})')
     axes = bottom.subplots()
     # One scale for all maps shows which are dead; its square root keeps the weak ones visible.
     _mosaic(bottom, axes, maps, 8, PowerNorm(0.5, 0, _largest(maps)), 'activation')
@@ -283,12 +283,12 @@ def swept(board: pd.DataFrame, key: str, score: str, path: PathLike, mark: str) 
 
 
 def feature_maps(kernel: np.ndarray, bias: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """kernel: float [3, 3, 1, F], bias: float [F], image: uint8 [H, W] -> float64 [F, H, W] after ReLU.
+    """kernel: float [K, K, 1, F], K odd, bias: float [F], image: uint8 [H, W] -> float64 [F, H, W] after ReLU.
 
-    A network's convolution is a correlation; its 'SAME' padding of a 3x3 kernel is one ring of zeros.
+    A network's convolution is a correlation, with zeros around the image. A larger stride takes some of these places.
     """
     pixels = image.astype(np.float64) / 255
-    weights = np.moveaxis(kernel[:, :, 0, :], -1, 0).astype(np.float64)  # [F, 3, 3]
+    weights = np.moveaxis(kernel[:, :, 0, :], -1, 0).astype(np.float64)  # [F, K, K]
     maps = np.stack([ndimage.correlate(pixels, each, mode='constant') for each in weights])
     return np.maximum(maps + bias[:, None, None], 0)
 

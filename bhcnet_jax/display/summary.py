@@ -226,4 +226,5 @@ def draw(this: Trial, image_set: ImageSet, params: Any, results: Results, direct
     first = models.first_convolution(this.config.model, params)
     if first:
         positive = image_set.images[test[labels[test] == 1][0]]  # a split never lacks a class
-        figures.features(first['kernel'], first['bias'], positive, directory / 'features.png', mark)
+        bias = first.get('bias', np.zeros(first['kernel'].shape[-1]))
+        figures.features(first['kernel'], bias, positive, directory / 'features.png', mark)

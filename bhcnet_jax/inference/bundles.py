@@ -7,6 +7,8 @@
     outliers.safetensors   what images unlike those of the training set are told by, if that was fitted
     MODEL_CARD.md          the same in words
 
+One bundle comes with the package, SHIPPED: networks that have seen drawn heads alone, for use before any training.
+
 Files are stored, not compressed, and have no dates: the same model gives the same bytes. The digest finds damage; it is
 no signature.
 """
@@ -29,7 +31,7 @@ from bhcnet_jax import files
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import calibration, card
 from bhcnet_jax.inference.calibration import Calibration
-from bhcnet_jax.inference.model import Member, Model
+from bhcnet_jax.inference.model import Measured, Member, Model
 from bhcnet_jax.inference.outliers import Outliers
 from bhcnet_jax.plan import trial, written
 from bhcnet_jax.records import recipes
@@ -37,18 +39,19 @@ from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.run.run_dir import PACKAGES
 from bhcnet_jax.version import __version__
 
-FORMAT, VERSION = 'bhcnet_jax model', 2
+FORMAT, VERSION, SUFFIX = 'bhcnet_jax model', 2, '.bhc'
 MANIFEST, MODEL, WEIGHTS, IMAGES, OUTLIERS, CARD = (
     'manifest.json', 'model.json', 'weights.safetensors', 'training_images.json', 'outliers.safetensors',
     'MODEL_CARD.md',
 )  # fmt: skip
+SHIPPED = pathlib.Path(__file__).parent / 'phantom.bhc'
 
 
-def write(model: Model, chosen: Merged, path: pathlib.Path, outliers: Mapping[str, Any] | None = None) -> None:
+def write(model: Model, chosen: Merged | None, path: pathlib.Path, outliers: Mapping[str, Any] | None = None) -> None:
     """Writes the bundle of a model. UserError: it cannot be written.
 
-    chosen: the trials that it is made from. outliers: how those of the model do on images held out, or why it has none
-    ('missing'), for model.json.
+    chosen: the trials that it is made from; None for networks that have seen drawn heads alone. outliers: how those of
+    the model do on images held out, or why it has none ('missing'), for model.json.
     """
     described = _describe(model, chosen, outliers or {'missing': 'they were not fitted'})
     hashes = None if model.training_images is None else sorted(model.training_images)
@@ -77,10 +80,9 @@ def _manifest(contents: Mapping[str, bytes], version: int = VERSION) -> dict[str
     return {**manifest, 'sha256': hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
 
 
-def _describe(model: Model, chosen: Merged, outliers: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(model: Model, chosen: Merged | None, outliers: Mapping[str, Any]) -> dict[str, Any]:
     """What model.json says."""
-    row = recipes.make(chosen).iloc[0]
-    images = chosen.predictions.drop_duplicates('image_id')
+    none = {'missing': 'no real image was used'}
     return {
         'name': model.name,
         'recipe': model.recipe,
@@ -89,20 +91,28 @@ def _describe(model: Model, chosen: Merged, outliers: Mapping[str, Any]) -> dict
         'dataset': model.dataset,
         'class_names': model.class_names,
         'fingerprint': model.fingerprint,
-        'test': {
-            **{name: int(row[name]) for name in ('images', 'seeds', 'trials')},
-            'positives': int(images.label.sum()),
-            'folds': row.folds,
-            'metrics': {name: _metric(row, name) for name in recipes.METRICS},
-        },
-        'calibration': _calibration(model, chosen),
+        'test': none if chosen is None else _test(chosen),
+        'calibration': none if chosen is None else _calibration(model, chosen),
         'outliers': {**_limits(model.outliers), **outliers},
-        'trained_by': sorted(chosen.trials.code.dropna().unique()),
+        'measured': [each._asdict() for each in model.measured],
+        'trained_by': [] if chosen is None else sorted(chosen.trials.code.dropna().unique()),
         'versions': {
             'bhcnet_jax': __version__,
             'python': platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
+    }
+
+
+def _test(chosen: Merged) -> dict[str, Any]:
+    """The out-of-fold scores of the single networks."""
+    row = recipes.make(chosen).iloc[0]
+    images = chosen.predictions.drop_duplicates('image_id')
+    return {
+        **{name: int(row[name]) for name in ('images', 'seeds', 'trials')},
+        'positives': int(images.label.sum()),
+        'folds': row.folds,
+        'metrics': {name: _metric(row, name) for name in recipes.METRICS},
     }
 
 
@@ -147,7 +157,29 @@ def read(path: pathlib.Path) -> Model:
         training_images=None if hashes is None else frozenset(hashes),
         calibration=_read_calibration(described),
         outliers=_read_outliers(described, contents),
+        measured=tuple(Measured(**each) for each in described.get('measured', ())),
     )
+
+
+def read_shipped() -> Model:
+    """The model that comes with the package. UserError: this copy of the package has none."""
+    if not SHIPPED.exists():
+        raise UserError(
+            'this copy of bhcnet_jax comes without the model phantom. Make one: python -m bhcnet_jax.bundle RUN_DIR '
+            '--phase=phantom --out=phantom.bhc, see docs/use.md.'
+        )
+    return read(SHIPPED)
+
+
+def is_bundle(path: pathlib.Path) -> bool:
+    """Whether a file is meant as a bundle: by its name, or since it is a zip with a manifest."""
+    if path.suffix == SUFFIX:
+        return path.is_file()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist() and MODEL in archive.namelist()
+    except Exception:  # no zip, or zipfile stumbles over damage in one
+        return False
 
 
 def _read_calibration(described: Mapping[str, Any]) -> Calibration | None:

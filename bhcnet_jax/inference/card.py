@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PHANTOM = 'PHANTOM'
+from bhcnet_jax.inference.model import PHANTOM, PHANTOM_TRAINED, Measured
 
 
 def text(described: Mapping[str, Any]) -> str:
@@ -11,20 +11,44 @@ def text(described: Mapping[str, Any]) -> str:
     test, size = described['test'], described['preprocessing']['image_size']
     negative, positive = described['class_names']
     networks = len(described['members'])
-    synthetic = '**Trained on synthetic images (PHANTOM). It says nothing about real ones.**'
+    marks = {
+        PHANTOM: '**Trained on synthetic images (PHANTOM). It says nothing about real ones.**',
+        PHANTOM_TRAINED: '**PHANTOM-TRAINED: these networks have seen drawn heads alone, and no patient.**',
+    }
+    mark = marks.get(described['dataset'])
     untested = '- The first table is of single networks. Their mean, with which this bundle predicts, was not tested.'
     lines = [
         f'# {described["name"]}',
         '',
-        *([synthetic, ''] if described['dataset'] == PHANTOM else []),
+        *([mark, ''] if mark else []),
         f'Tells {positive} from {negative} in grey images, {size} x {size} pixels after preprocessing.',
         f'Model `{described["recipe"]["model"]["name"]}`, {_networks(networks)}. `model.json` has the whole recipe.',
         '',
         '## Training set',
         '',
-        f'{described["dataset"]}, fingerprint `{described["fingerprint"]}`.' + _drawn(described['recipe']['phases']),
+        f'{described["dataset"]}, fingerprint `{described["fingerprint"]}`.{_drawn(described)}',
         '`training_images.json` has a SHA-256 of the pixels of each image, if the training recorded them.',
         '',
+        *_results(test, positive),
+        *_measured(described['measured']),
+        *_calibration(described),
+        *_outliers(described),
+        '## Limits',
+        '',
+        '- For research only. This is not a medical device, and nothing here may be used for a diagnosis.',
+        '- Other images than those above were not tested. Expect less there.'
+        if described['measured']
+        else '- Images from elsewhere were not tested. Expect less there.',
+        *([untested] if networks > 1 and 'missing' not in test else []),
+        '- `abstained` does not find every image that it cannot judge. See docs/use.md for what it misses.',
+    ]
+    return '\n'.join(lines) + '\n'
+
+
+def _results(test: Mapping[str, Any], positive: str) -> list[str]:
+    if 'missing' in test:
+        return []
+    return [
         '## Results',
         '',
         f'On {test["images"]} images of that set, {test["positives"]} of them {positive}.',
@@ -35,16 +59,28 @@ def text(described: Mapping[str, Any]) -> str:
         '|---|---|---|---|',
         *(_row(name, metric) for name, metric in test['metrics'].items()),
         '',
-        *_calibration(described),
-        *_outliers(described),
-        '## Limits',
-        '',
-        '- For research only. This is not a medical device, and nothing here may be used for a diagnosis.',
-        '- Images from elsewhere were not tested. Expect less there.',
-        *([untested] if networks > 1 else []),
-        '- `abstained` does not find every image that it cannot judge. See docs/use.md for what it misses.',
     ]
-    return '\n'.join(lines) + '\n'
+
+
+def _measured(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was found on images from elsewhere, if that was measured."""
+    if not measured:
+        return []
+    return [
+        '## On images from elsewhere',
+        '',
+        'Measured with these weights by `python -m bhcnet_jax.evaluate`. The interval is a 95 % bootstrap of groups.',
+        '',
+        '| images | AUC | n | positive | fingerprint | looks |',
+        '|---|---|---|---|---|---|',
+        *(_measured_row(Measured(**each)) for each in measured),
+        '',
+    ]
+
+
+def _measured_row(each: Measured) -> str:
+    auc = f'{each.auc:.3f} ({each.low:.3f} to {each.high:.3f})'
+    return f'| {each.dataset} | {auc} | {each.images} | {each.positives} | `{each.fingerprint[:12]}` | {each.looks} |'
 
 
 def _calibration(described: Mapping[str, Any]) -> list[str]:
@@ -123,8 +159,9 @@ def _value(metric: Mapping[str, float | None]) -> str:
     return value if metric['low'] is None else f'{value} ({low} to {high})'
 
 
-def _drawn(phases: Sequence[str]) -> str:
-    if phases[0] != 'phantom':
+def _drawn(described: Mapping[str, Any]) -> str:
+    phases = described['recipe']['phases']
+    if phases[0] != 'phantom' or described['dataset'] == PHANTOM_TRAINED:
         return ''
     return ' Before it: drawn heads.' if len(phases) > 1 else ' Its images were not used: trained on drawn heads alone.'
 

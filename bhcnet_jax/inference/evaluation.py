@@ -17,7 +17,7 @@ from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import calibration
-from bhcnet_jax.inference.model import Model
+from bhcnet_jax.inference.model import PHANTOM, Measured, Model
 from bhcnet_jax.plan import groups
 from bhcnet_jax.records import evaluations, recipes
 from bhcnet_jax.statistics import bootstrap, metrics
@@ -95,7 +95,8 @@ def evaluate(model: Model, image_set: ImageSet, rows: pd.DataFrame) -> Row:
         'model': {
             'name': model.name,
             'trials': [each.trial_id for each in model.members],
-            'trained_on': model.dataset,
+            'trained_on': model.trained_on,
+            'weights_sha256': model.weights_sha256,
             'fingerprint': model.fingerprint,
             'calibrated': model.calibration is not None,
             'operating_point': 'none' if model.calibration is None else model.calibration.operating_point,
@@ -193,6 +194,26 @@ def _recalibrate(place: int, labels: np.ndarray, probabilities: np.ndarray, weig
 _RECALIBRATION: Mapping[str, Callable[..., np.ndarray]] = {
     name: functools.partial(_recalibrate, place) for place, name in enumerate(metrics.Calibration._fields)
 }
+
+
+def measured(model: Model, path: pathlib.Path) -> Measured:
+    """What the evaluation.json at a path tells of a model. UserError: of other weights, or on synthetic images."""
+    try:
+        found = evaluations.read(path)
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}; expected what python -m bhcnet_jax.evaluate wrote.') from error
+    if found['model'].get('weights_sha256') != model.weights_sha256:
+        raise UserError(f'{path}: an evaluation of other weights than these. Evaluate this model, and give its file.')
+    data, whole = found['data'], found['results'][0]
+    if data['dataset'] == PHANTOM:
+        raise UserError(f'{path}: an evaluation on synthetic images (PHANTOM); expected one on real ones.')
+    auc = whole['metrics']['auc']
+    if None in (auc['value'], auc['low'], auc['high']):
+        raise UserError(f'{path}: its images give no AUC with an interval; expected images of both classes.')
+    return Measured(
+        data['dataset'], data['fingerprint'], whole['n'], whole['positives'], auc['value'], auc['low'], auc['high'],
+        found['looks'],
+    )  # fmt: skip
 
 
 def worst(rows: pd.DataFrame, most: int) -> Sequence[tuple[str, pd.DataFrame]]:

@@ -83,12 +83,20 @@ def _in_float32(model: Model) -> FrozenConfigDict:
 
 
 def _plain_convolution(call: Function, arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
-    """Has XLA's convolution take the place of `Conv3x3`'s, whose ways suit the processor that traces it."""
-    if not isinstance(context.module, layers.Conv3x3):
+    """Has XLA's convolution take the place of `Conv`'s, whose ways suit the processor that traces it."""
+    layer = context.module
+    if not isinstance(layer, layers.Conv) or context.method_name != '__call__':
         return call(*arguments, **keywords)
-    kernel, bias = (context.module.get_variable('params', name) for name in ('kernel', 'bias'))
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    return lax.conv_general_dilated(*arguments, kernel, (1, 1), 'SAME', dimension_numbers=layout) + bias
+    (x,), kernel, seen = arguments, layer.get_variable('params', 'kernel'), layer.seen(arguments[0].shape)
+    found = lax.conv_general_dilated(
+        x,
+        kernel,
+        (seen.stride, seen.stride),
+        seen.margin,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=layer.features if layer.depthwise else 1,
+    )
+    return found + layer.get_variable('params', 'bias') if layer.use_bias else found
 
 
 def largest_difference(model: Model, program: Function) -> float:
@@ -119,6 +127,8 @@ def _to_onnx(model: Model, function: Function) -> bytes:
     logging.getLogger('onnx_ir').setLevel(logging.ERROR)  # it warns of shapes that it leaves to the reader
     names = {'model_name': 'bhcnet_jax', 'input_names': [INPUT], 'output_names': [OUTPUT]}
     program = jax2onnx.to_onnx(function, [_specification(model)], opset=OPSET, **names)
+    # Its notes on shapes are from before it moves transposes, and a network with short cuts then fails to open.
+    program.graph.ClearField('value_info')
     for name, value in _describe(model).items():
         program.metadata_props.add(key=name, value=value)
     return program.SerializeToString()
@@ -128,7 +138,7 @@ def _describe(model: Model) -> dict[str, str]:
     return {
         'recipe': model.name,
         'trials': json.dumps([each.trial_id for each in model.members]),
-        'trained_on': model.dataset,
+        'trained_on': model.trained_on,
         'positive_class': model.class_names[1],
         'use': 'for research only',
     }

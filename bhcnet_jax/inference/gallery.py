@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from bhcnet_jax import files
 from bhcnet_jax.inference import saliency
@@ -20,17 +21,24 @@ from bhcnet_jax.inference.scoring import Prediction
 END = 500  # images shown of either end of the order; a page of 1000 has 10 to 20 MB
 IN_PLACE = ('file', 'probability')  # of a prediction, which have a place of their own on the page
 ORANGE, YELLOW = np.array([255.0, 80.0, 0.0]), np.array([255.0, 240.0, 60.0])  # of little and of most evidence
+BLUE = np.array([64, 220, 255], np.uint8)  # of contours
+CONTOUR_AT = 0.5  # probability of blood
+FINE = 256  # pixels of a side at least, of a picture with a contour
 OPAQUE = 0.75  # share of the colour where there is most
 
 
 class Shown(NamedTuple):
-    """What the page shows of an image: its name, probability, further columns by name, and two data URIs."""
+    """What the page shows of an image: its name, probability, further columns by name, and data URIs.
+
+    contour: '' where no contour is known.
+    """
 
     file: str
     probability: str
     columns: dict[str, str]
     image: str
     overlay: str
+    contour: str
 
 
 class Gallery:
@@ -67,7 +75,8 @@ class Gallery:
         ).get_template('predictions.html.j2')  # fmt: skip
         left_out = self.count - len(kept)
         parts = template.generate(
-            model=self._model, how=saliency.NAMES[how], count=self.count, left_out=left_out, end=END, shown=shown
+            model=self._model, how=saliency.NAMES[how], count=self.count, left_out=left_out, end=END, shown=shown,
+            contour_at=CONTOUR_AT,
         )
         with files.output(path) as file:
             for part in parts:
@@ -78,11 +87,30 @@ class Gallery:
             part = kept[start : start + BLOCK]
             pixels = b''.join(zlib.decompress(compressed) for _, compressed in part)
             images = np.frombuffer(pixels, np.uint8).reshape(len(part), *2 * (self._model.image_size,))
-            for (prediction, _), image, heat in zip(part, images, self._model.explain(images, how), strict=True):
+            heats, blood = self._model.explain(images, how), self._segment(images)
+            for (prediction, _), image, heat, share in zip(part, images, heats, blood, strict=True):
                 further = {name: value for name, value in prediction._asdict().items() if name not in IN_PLACE}
                 columns = {name.replace('_', ' '): text for name, value in further.items() if (text := _text(value))}
                 uris = _uri(_png(image), 'png'), _uri(_jpeg(overlay(image, heat)), 'jpeg')
+                uris += ('' if share is None else _uri(_jpeg(contour(image, share)), 'jpeg'),)
                 yield Shown(prediction.file, _text(prediction.probability), columns, *uris)
+
+
+    def _segment(self, images: np.ndarray) -> Sequence[np.ndarray | None]:
+        return self._model.segment(images) if self._model.has_mask_head else [None] * len(images)
+
+
+def contour(image: np.ndarray, blood: np.ndarray) -> np.ndarray:
+    """An image, uint8 [S, S], enlarged, with a line around where `blood`, float [S, S], reaches CONTOUR_AT.
+
+    -> uint8 [k S, k S, 3], k the least whole number that makes FINE pixels a side.
+    """
+    side = len(image) * -(-FINE // len(image))
+    fine = np.asarray(Image.fromarray(blood.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
+    shown = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC).convert('RGB')).copy()
+    inside = fine >= CONTOUR_AT
+    shown[inside & ~ndimage.binary_erosion(inside, iterations=2, border_value=1)] = BLUE
+    return shown
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -96,13 +96,13 @@ def judge(model: Model, how: str) -> Judged:
         how=how,
         recipe=model.name,
         trials=[each.trial_id for each in model.members],
-        trained_on=model.dataset,
+        trained_on=model.trained_on,
         slices=len(images),
         left_out=int((~seen).sum()),
         called=float((model.predict(images) >= 0.5).mean()),
-        scores={whose: {name: _mean_of(each) for name, each in found.items()} for whose, found in values.items()},
+        scores={whose: {name: mean_of(each) for name, each in found.items()} for whose, found in values.items()},
         gains={
-            whose: {name: _mean_of(values[MAP][name], values[whose][name]) for name in MEASURES}
+            whose: {name: mean_of(values[MAP][name], values[whose][name]) for name in MEASURES}
             for whose in (RANDOM, CENTRE)
         },
     )
@@ -112,15 +112,16 @@ def draw(model: Model) -> tuple[np.ndarray, np.ndarray]:
     """Slices with a bleeding as a model sees them, uint8 [N, S, S], and the pixels that are half blood, bool."""
     drawn = [drawing.draw_slice(index, seed) for seed in SEEDS for index in range(1, drawing.NUM_SLICES, 2)]
     images = np.stack([model.preprocess(each.image) for each in drawn])
-    return images, np.stack([_as_seen(model, each) for each in drawn])
+    return images, np.stack([as_seen(model, each.image, each.mask) for each in drawn])
 
 
-def _as_seen(model: Model, drawn: drawing.Slice) -> np.ndarray:
-    """The mask of a slice after the changes of shape in `input_pipeline.preprocess`."""
-    mask, size = Image.fromarray(drawn.mask), (model.image_size, model.image_size)
+def as_seen(model: Model, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The mask of an image, bool or 0 and 255, after the changes of shape in `preprocess`: bool [S, S]."""
+    size = (model.image_size, model.image_size)
+    mask = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
     if model.resolution:  # as `images.equalise` crops
         side = (model.resolution, model.resolution)
-        mask = mask.resize(side, Image.Resampling.BILINEAR, box=images_of_files.head_box(drawn.image))
+        mask = mask.resize(side, Image.Resampling.BILINEAR, box=images_of_files.head_box(image))
     return np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) >= 128
 
 
@@ -144,7 +145,8 @@ def _mean(labels: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.nda
     return weights @ values.mean(axis=0) / weights.sum(axis=1)
 
 
-def _mean_of(values: np.ndarray, minus: np.ndarray | None = None) -> Estimate:
+def mean_of(values: np.ndarray, minus: np.ndarray | None = None) -> Estimate:
+    """The mean over slices, of `values` or of what they are above `minus`, float [N], with its 95 % interval."""
     labels = np.ones(len(values), int)  # all of them bleed
     if minus is None:
         return bootstrap.bootstrap(labels, values, {'mean': _mean})['mean']

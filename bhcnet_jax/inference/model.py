@@ -5,6 +5,7 @@ M members, N images, S pixels a side.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax import lax
 from ml_collections import FrozenConfigDict
 from PIL import Image
@@ -27,12 +29,13 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import calibration, saliency
 from bhcnet_jax.inference.calibration import Calibration
 from bhcnet_jax.inference.outliers import Outliers
-from bhcnet_jax.plan import written
+from bhcnet_jax.plan import phases, written
 from bhcnet_jax.training import steps
 
 BLOCK = 64  # images that are computed at a time; a smaller rest is filled up to a power of 2, so that few sizes compile
 
 
+PHANTOM, PHANTOM_TRAINED = 'PHANTOM', 'drawn heads (PHANTOM-TRAINED)'  # training sets that are synthetic
 CONFORMAL, UNLIKE = 'conformal', 'unlike the training images'  # why a model abstains
 
 
@@ -62,6 +65,30 @@ class Member(NamedTuple):
     fold: int
 
 
+class Measured(NamedTuple):
+    """What `python -m bhcnet_jax.evaluate` found of exactly these weights on an image set that they had not seen.
+
+    Attributes:
+      dataset, fingerprint: its name, and the digest of its files.
+      images, positives: how many were scored, and how many of them are positive.
+      auc, low, high: the area under the ROC curve, with its 95 % interval by a bootstrap of groups.
+      looks: how often its images had been looked at, this time included.
+    """
+
+    dataset: str
+    fingerprint: str
+    images: int
+    positives: int
+    auc: float
+    low: float
+    high: float
+    looks: int
+
+    def __str__(self) -> str:
+        auc = f'AUC {self.auc:.3f} ({self.low:.3f} to {self.high:.3f})'
+        return f'{auc} on {self.dataset}, n = {self.images}, {self.positives} positive'
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """The networks of one recipe; several are an ensemble, whose logit is the mean of theirs.
@@ -78,6 +105,7 @@ class Model:
       training_images: `pixel_sha256` of all images of the training set, test parts included; None if not recorded.
       calibration: None if there were too few out-of-fold images for one.
       outliers: of the training set; None if nobody fitted them.
+      measured: what was found on images from elsewhere; a run directory has none.
     """
 
     name: str
@@ -91,6 +119,7 @@ class Model:
     training_images: frozenset[str] | None
     calibration: Calibration | None = None
     outliers: Outliers | None = None
+    measured: tuple[Measured, ...] = ()
 
     @functools.cached_property
     def config(self) -> FrozenConfigDict:
@@ -101,6 +130,24 @@ class Model:
     def image_size(self) -> int:
         """S."""
         return self.config.dataset.image_size
+
+    @property
+    def trained_on(self) -> str:
+        """The training set's name; PHANTOM_TRAINED if all images that the networks ever saw were drawn for them."""
+        return PHANTOM_TRAINED if phases.is_pretraining(self.recipe) else self.dataset
+
+    @property
+    def measured_text(self) -> str:
+        """`measured` in words, '' for none."""
+        return '; '.join(map(str, self.measured))
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256, hex, over the name, dtype, shape and bytes of every array in `variables`."""
+        found = hashlib.sha256()
+        for name, leaf in sorted(traverse_util.flatten_dict(self.variables, sep='/').items()):
+            found.update(f'{name} {leaf.dtype.str} {leaf.shape}'.encode() + np.ascontiguousarray(leaf).tobytes())
+        return found.hexdigest()
 
     def preprocess(self, image: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
         """An image as the networks were trained on it: uint8 [S, S].
@@ -193,14 +240,36 @@ class Model:
         """Heat maps of the evidence for the positive class, float32 [N, S, S] in [0, 1]; see `saliency.explain`.
 
         1 is where an image has most of it, however little that is; a map says nothing of how probable the class is.
-        images: as of `member_logits`. how: hires_cam, grad_cam, integrated_gradients, which takes 32 times as long, or
-        occlusion, which takes hundreds of predictions. UserError: other images, another way, or one that the model does
-        not have.
+        images: as of `member_logits`. how: hires_cam, grad_cam, integrated_gradients, which takes 32 times as long,
+        occlusion, which takes hundreds of predictions, or mask, which needs a mask head. UserError: other images,
+        another way, or one that the model does not have.
         """
         found = [
             saliency.explain(self.config, self._on_device, block, how)[:count] for block, count in self._blocks(images)
         ]
         return np.concatenate([np.zeros((0, self.image_size, self.image_size), np.float32), *found])
+
+
+    def segment(self, images: np.ndarray) -> np.ndarray:
+        """The probability of blood in each pixel as the mask head learnt it from drawn heads, float32 [N, S, S].
+
+        From the mean logit of the members. Their maps are coarser than the image and are interpolated. images: as of
+        `member_logits`. UserError: other images, or a network without a mask head.
+        """
+        if not self.has_mask_head:
+            raise UserError(
+                f'{self.name}: its networks have no mask head; expected model.mask_head=True and the phase phantom, as '
+                'in --config=pretrained.'
+            )
+        found = [
+            saliency.segment(self.config, self._on_device, block)[:count] for block, count in self._blocks(images)
+        ]
+        return np.concatenate([np.zeros((0, self.image_size, self.image_size), np.float32), *found])
+
+    @property
+    def has_mask_head(self) -> bool:
+        """Whether the networks tell where blood is."""
+        return bool(self.config.model.mask_head)
 
 
 def _one_grey(data: bytes, name: str) -> Image.Image:

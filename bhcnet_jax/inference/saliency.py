@@ -7,6 +7,7 @@ M members, N images, B of them at a time, S pixels a side; h w places of a coars
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,30 @@ PATH_STEPS = 32  # images between black and the image itself, for integrated gra
 
 
 def methods(config: FrozenConfigDict) -> tuple[str, ...]:
-    """The ways that a model has, that of choice first; some need feature maps."""
-    return tuple(how for how in METHODS if models.FAMILIES[config.model.name].maps or how not in OF_MAPS)
+    """The ways that a model has, that of choice first; some need feature maps, one the mask head."""
+    has_maps, has_mask_head = models.FAMILIES[config.model.name].maps, config.model.mask_head
+    return tuple(
+        how for how in METHODS if (has_maps or how not in OF_MAPS) and (has_mask_head or how != 'mask')
+    )  # fmt: skip
+
+
+def segment(config: FrozenConfigDict, variables: Any, images: np.ndarray) -> np.ndarray:
+    """The probability of blood in each pixel, float32 [N, S, S], of images uint8 [N, S, S]; see `Model.segment`.
+
+    config: of a recipe with a mask head. variables: each array with a leading axis [M].
+    """
+    return np.asarray(_segment(config, variables, images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _segment(config: FrozenConfigDict, variables: Any, images: jax.Array) -> jax.Array:
+    logits = lax.map(lambda member: _mask_logits(config, member, images), variables).mean(axis=0)
+    logits -= math.log(steps.BLOOD_WEIGHT)  # the loss counts blood so many times, which adds this
+    # A pixel of the maps lies over so many of the image's; the last ones may lie under none.
+    count, side, size = len(images), images.shape[1] // logits.shape[1], images.shape[1]
+    covered = side * logits.shape[1]
+    fine = jax.image.resize(logits, (count, covered, covered), 'linear')
+    return jax.nn.sigmoid(jnp.pad(fine, ((0, 0), *2 * ((0, size - covered),)), mode='edge'))
 
 
 def explain(config: FrozenConfigDict, variables: Any, images: np.ndarray, how: str) -> np.ndarray:
@@ -34,7 +57,7 @@ def explain(config: FrozenConfigDict, variables: Any, images: np.ndarray, how: s
 
     A map is the positive part of the evidence, in log-odds, of the mean over the members, divided by its largest value
     in the image: 1 is where the image has most evidence for the positive class, however little that is. It is 0
-    everywhere if nothing speaks for that class.
+    everywhere if nothing speaks for that class. 'mask' has the probabilities of the mask head in place of evidence.
 
     config: of a recipe. variables: each array with a leading axis [M]. how: one of METHODS. UserError: another, or the
     model has no feature maps.
@@ -130,6 +153,17 @@ def _integrated_gradients(config: FrozenConfigDict, variables: Any, inputs: jax.
     return inputs * total / PATH_STEPS
 
 
+@_differentiated
+def _mask_logits(config: FrozenConfigDict, variables: Any, inputs: jax.Array) -> jax.Array:
+    """What the mask head says. -> [B, h, w]."""
+    return models.mask_logits(config.model, variables, inputs[..., None])
+
+
+def _mask(config: FrozenConfigDict, variables: Any, images: jax.Array) -> jax.Array:
+    """Where the mask head sees blood, as it was trained on drawn heads. -> [N, h, w], probabilities."""
+    return jax.nn.sigmoid(_mask_logits(config, variables, images))
+
+
 def _occlusion(config: FrozenConfigDict, variables: Any, images: jax.Array) -> jax.Array:
     """How far the logit falls when a square is covered with the image's mean grey. -> [N, S, S].
 
@@ -165,6 +199,7 @@ NAMES = {  # for readers
     'grad_cam': 'Grad-CAM',
     'integrated_gradients': 'integrated gradients',
     'occlusion': 'occlusion',
+    'mask': 'mask head',
 }
 OF_MAPS = ('hires_cam', 'grad_cam')
 METHODS: dict[str, Method] = {  # by their cost
@@ -172,4 +207,5 @@ METHODS: dict[str, Method] = {  # by their cost
     'grad_cam': _grad_cam,
     'integrated_gradients': _integrated_gradients,
     'occlusion': _occlusion,
+    'mask': _mask,
 }

@@ -1,6 +1,7 @@
 """From a run directory to a model: which trials are meant, their recipe, their weights."""
 
 import functools
+import json
 import pathlib
 import shlex
 from typing import Any
@@ -16,14 +17,15 @@ from bhcnet_jax.datasets.folder import table
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import calibration
-from bhcnet_jax.inference.model import Member, Model
-from bhcnet_jax.plan import trial, written
+from bhcnet_jax.inference.model import PHANTOM_TRAINED, Member, Model
+from bhcnet_jax.plan import phases, trial, written
 from bhcnet_jax.records import merge, run_files
 from bhcnet_jax.records.merge import Merged
 from bhcnet_jax.run import checkpoints, places
 
 SHOWN = 5  # recipes that a message names
 ADVICE = 'Restore it from a copy.'
+DRAWN_CLASSES = ('normal', 'hemorrhage')
 
 
 def select(path: pathlib.Path, trials: str = '') -> Merged:
@@ -39,14 +41,7 @@ def select(path: pathlib.Path, trials: str = '') -> Merged:
     rows = merged.trials[merged.trials.phases.notna()]  # baselines have no phases
     if rows.empty:
         raise UserError(f'{path}: no trained networks in it; expected the run directory of a training or sweep.')
-    for word in _words(trials):
-        rows = rows[_fits(rows, word)]
-    if rows.empty:
-        raise UserError(f'{path}: trials={trials!r} fits none of its trials; it has {_listed(merged.trials)}.')
-    if len(rows.drop_duplicates(['recipe_id', 'data_fingerprint'])) > 1:
-        raise UserError(
-            f'{path} has several recipes or data sets: {_listed(rows)}. Choose one, as in trials={_first(rows)!r}.'
-        )
+    rows = _choose(path, rows, trials, ['recipe_id', 'data_fingerprint'])
     left = rows[rows.status.isin(('RUNNING', 'PENDING'))]
     if len(left):
         raise UserError(
@@ -60,6 +55,21 @@ def select(path: pathlib.Path, trials: str = '') -> Merged:
     return merged._replace(trials=done, predictions=merged.predictions[merged.predictions.trial.isin(done.index)])
 
 
+def _choose(path: pathlib.Path, rows: pd.DataFrame, trials: str, alike: list[str]) -> pd.DataFrame:
+    """The rows that `trials` names. UserError: none, or several that differ in the columns `alike`."""
+    fitting = rows
+    for word in _words(trials):
+        fitting = fitting[_fits(fitting, word)]
+    if fitting.empty:
+        raise UserError(f'{path}: trials={trials!r} fits none of its trials; it has {_listed(rows, alike)}.')
+    if len(fitting.drop_duplicates(alike)) > 1:
+        raise UserError(
+            f'{path} has several recipes or data sets: {_listed(fitting, alike)}. Choose one, as in '
+            f'trials={_first(fitting)!r}.'
+        )
+    return fitting
+
+
 def _words(trials: str) -> list[str]:
     try:
         return shlex.split(trials)
@@ -69,7 +79,7 @@ def _words(trials: str) -> list[str]:
 
 def _fits(rows: pd.DataFrame, word: str) -> pd.Series:
     name, equals, value = word.partition('=')
-    if equals and (name not in ('seed', 'fold') or not value.isdecimal()):
+    if equals and (name not in {'seed', 'fold'} & {*rows} or not value.isdecimal()):
         raise UserError(f'trials={word!r}: expected seed=NUMBER, fold=NUMBER, a recipe or the beginning of an id.')
     if equals:
         return rows[name] == int(value)
@@ -81,8 +91,8 @@ def _first(rows: pd.DataFrame) -> str:
     return shlex.join([rows.recipe.iloc[0], rows.recipe_id.iloc[0][:8]])
 
 
-def _listed(rows: pd.DataFrame) -> str:
-    recipes = rows.drop_duplicates(['recipe_id', 'data_fingerprint'])
+def _listed(rows: pd.DataFrame, alike: list[str]) -> str:
+    recipes = rows.drop_duplicates(alike)
     named = [f'{each.recipe} {each.recipe_id[:8]} ({each.phases})' for each in recipes.head(SHOWN).itertuples()]
     return ', '.join(named) + (f' and {len(recipes) - SHOWN} more' if len(recipes) > SHOWN else '')
 
@@ -114,6 +124,41 @@ def read(path: pathlib.Path, chosen: Merged) -> Model:
         resolution=resolution,
         training_images=None if hashes is None else frozenset(hashes.values()),
         calibration=calibration.fit(calibration.out_of_fold(chosen)),
+    )
+
+
+def read_pretrained(path: pathlib.Path, trials: str = '') -> Model:
+    """The networks that have seen drawn heads alone, from which the trials of a run directory went on; one a seed.
+
+    trials: as of `select`, without folds, which share them. UserError: there are none, several recipes, some are
+    unfinished, or their weights were not kept.
+    """
+    rows = merge.pretrainings(path)
+    if rows.empty:
+        raise UserError(f'{path}: no phase phantom in it; expected a run of --config=pretrained.')
+    rows = _choose(path, rows, trials, ['recipe_id'])
+    left = rows[rows.status != 'PRETRAINED']
+    if len(left):
+        raise UserError(
+            f'{path}: the phase phantom of {len(left)} of {len(rows)} seeds has not ended ({left.status.iloc[0]}). '
+            f'Start the training again to finish it, or choose others, as in trials={"seed=0"!r}.'
+        )
+    first = rows.iloc[0]
+    config = written.complete(json.loads(first.settings))
+    identity = trial.pretraining(config)
+    if identity.recipe_id != first.recipe_id:
+        raise UserError(f'{first.file}: the settings of {first.trial_id[:12]} do not lead to its recipe. {ADVICE}')
+    same = trial.pretraining({**config, 'seed': int(first.seed)}).trial_id == first.trial_id
+    return Model(
+        name=str(first.recipe),
+        recipe=trial.resolve(config),
+        members=tuple(Member(each.trial_id, int(each.seed), 0) for each in rows.itertuples()),
+        variables=_weights(path, rows, [pathlib.Path(file).parent for file in rows.file]),
+        dataset=PHANTOM_TRAINED,
+        class_names=DRAWN_CLASSES,
+        fingerprint=phases.drawing_version() if same else 'drawn by another version',
+        resolution=0,
+        training_images=frozenset(),
     )
 
 

@@ -1,6 +1,8 @@
 """The registry of models: a name in `config.model.name` to its family, and what a model consists of."""
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +11,21 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models import cnn, layers, recurrent
+from bhcnet_jax.models import alexnet, cnn, efficientnet, googlenet, layers, lenet, recurrent, resnet, vgg, weights
 from bhcnet_jax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
     'cnn': cnn.FAMILY,
     'cnn_lstm': recurrent.LSTM,
     'cnn_gru': recurrent.GRU,
+    'lenet5': lenet.FAMILY,
+    'alexnet': alexnet.FAMILY,
+    'vgg11': vgg.VGG11,
+    'vgg16': vgg.VGG16,
+    'googlenet': googlenet.FAMILY,
+    'resnet18': resnet.RESNET18,
+    'resnet50': resnet.RESNET50,
+    'efficientnet_lite0': efficientnet.LITE0,
 }
 
 
@@ -32,6 +42,19 @@ def create(config: ConfigDict) -> nn.Module:
     if config.name not in FAMILIES:
         raise ValueError(f'model.name is {config.name!r}; expected one of {", ".join(FAMILIES)}.')
     return FAMILIES[config.name].create(config)
+
+
+def check_weights(config: Mapping[str, Any]) -> None:
+    """UserError if the file with the weights that `config.model` starts from is missing or another; see `weights`."""
+    weights.check(config, has_weights=any(key in weights.KEYS for key in FAMILIES[config['name']].keys))
+
+
+def initial(config: ConfigDict, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables that lanes start from: those of the file that `config.model` names, if any, and their random ones.
+
+    variables: as of `weights.read`, which says what it raises.
+    """
+    return weights.read(config, variables) if config.weights else variables
 
 
 def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
@@ -52,6 +75,35 @@ def describe(config: ConfigDict, image_size: int) -> list[LayerRow]:
         layer = next((whole for whole in composite if path[: len(whole)] == whole), path[:-1])
         parameters[layer] += leaf.size
     return [LayerRow('/'.join(path), shape, parameters[path]) for path, shape in shapes.items() if path in parameters]
+
+
+def operations(config: ConfigDict, image_size: int) -> int:
+    """Floating-point operations of one image in evaluation, counted as published: two for each weight at each place.
+
+    Biases, normalisation, activations and pooling are left out, and however a convolution is really computed.
+    """
+    count = 0
+
+    def record(call, args, kwargs, context):
+        nonlocal count
+        output = call(*args, **kwargs)
+        if context.method_name == '__call__':
+            count += 2 * _products(context.module, args, output)
+        return output
+
+    with nn.intercept_methods(record):
+        _variables(create(config), image_size)
+    return count
+
+
+def _products(module: nn.Module, args: tuple[Any, ...], output: Any) -> int:
+    """Multiplications by a module's own kernels for one image."""
+    if isinstance(module, recurrent.Recurrent):  # its kernels are its gates', all used in each step
+        kernels = flatten_dict(module.variables['params'])
+        return args[0].shape[1] * sum(leaf.size for path, leaf in kernels.items() if path[-1] == 'kernel')
+    if isinstance(module, recurrent.Weights) or not module.has_variable('params', 'kernel'):
+        return 0
+    return math.prod(output.shape[1:-1]) * module.variables['params']['kernel'].size
 
 
 def apply_with_maps(
@@ -75,6 +127,26 @@ def apply_with_maps(
         return create(config).apply(variables, x), maps[0]
 
 
+def features(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
+    """What the head of `config.model` sees in evaluation, [B, D]; x: float [B, H, W, 1] in [0, 1]."""
+    seen = []
+
+    def keep(call, args, kwargs, context):
+        if context.module.path == ('head',) and context.method_name == '__call__':
+            seen.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(keep):
+        create(config).apply(variables, x)
+    return seen[0]
+
+
+def mask_logits(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
+    """What the mask head of `config.model` says in evaluation, float32 [B, h, w]; the model needs `model.mask_head`."""
+    _, changed = create(config).apply(variables, x, mutable=[layers.MASKS])
+    return jax.tree.leaves(changed)[0]
+
+
 def normalises_batches(config: ConfigDict, image_size: int) -> bool:
     """Whether `config.model` normalises the images of a batch together, and so keeps running moments."""
     return 'batch_stats' in _variables(create(config), image_size)
@@ -96,7 +168,7 @@ def freeze_mask_head(updates: Any) -> Any:
 
 
 def first_convolution(config: ConfigDict, params: Any) -> Any:
-    """Of the weights of `config.model` those of the first convolution, 'kernel' and 'bias'; None if it has none."""
+    """Of the weights of `config.model` those of the first convolution, 'kernel' and maybe 'bias'; None without one."""
     path = FAMILIES[config.name].first_convolution
     for name in path:
         params = params[name]

@@ -1,18 +1,41 @@
-"""3x3 convolutions that stay fast inside `lax.scan` and `vmap`, on CPUs and GPUs.
+"""Convolutions that stay fast inside `lax.scan` and `vmap`, on CPUs and GPUs.
 
-Shapes: B batch, H W pixels, C input channels, F output channels (filters).
+Shapes: B batch, H W pixels, C input channels, F output channels (filters), K pixels along each side of a kernel;
+h w outputs along the sides.
 """
 
-import itertools
-from collections.abc import Iterator
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bhcnet_jax.models.windows import Window, every, shifted
+
+THREE = Window()  # 3x3, stride 1, zeros around
 TILE = 4  # outputs along each side of a Winograd tile; a tile's inputs are two more
 LEAST = 16  # pixels along each side of a map that is worth Winograd's tiles
+
+
+def convolve(x: jax.Array, kernel: jax.Array, seen: Window) -> jax.Array:
+    """Convolution, of zeros in the margin. x: float [B, H, W, C]. kernel: same dtype [K, K, C, F]. -> [B, h, w, F]."""
+    if seen == THREE:
+        return conv3x3(x, kernel)
+    if seen == Window(1, seen.stride, ((0, 0), (0, 0))):
+        for axis, count in enumerate(seen.outputs(x.shape), 1):
+            x = every(x, axis, 0, count, seen.stride)
+        return product(x, kernel[0, 0])
+    return im2col(x, kernel, seen)
+
+
+def depthwise(x: jax.Array, kernel: jax.Array, seen: Window) -> jax.Array:
+    """Convolution of each channel by itself, a sum of shifted images, float32 inside.
+
+    x: float [B, H, W, C]. kernel: same dtype [K, K, 1, C], as in `nn.Conv` with C groups. -> [B, h, w, C].
+    """
+    weights = kernel[:, :, 0].astype(jnp.float32)
+    return sum(image * weights[i, j] for (i, j), image in shifted(x.astype(jnp.float32), seen)).astype(x.dtype)
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -40,21 +63,13 @@ def shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
     XLA computes it where it is needed: what bias, ReLU and pooling make of it is stored, itself it is not.
     """
     weights = kernel.astype(jnp.float32)
-    return sum(image * weights[i, j] for (i, j), image in _shifted(x.astype(jnp.float32))).astype(x.dtype)
-
-
-def _shifted(x: jax.Array) -> Iterator[tuple[tuple[int, int], jax.Array]]:
-    """For each weight of a kernel its place and what it is multiplied with, [B, H, W, C]."""
-    _, height, width, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    for i, j in itertools.product(range(3), range(3)):
-        yield (i, j), padded[:, i : i + height, j : j + width]
+    return sum(image * weights[i, j] for (i, j), image in shifted(x.astype(jnp.float32), THREE)).astype(x.dtype)
 
 
 def _shifted_sum_gradients(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     of_x = jax.vjp(lambda x: im2col(x, kernel), x)[1](grad)[0]
-    images = jnp.stack([image for _, image in _shifted(x)]).reshape(9, -1)
+    images = jnp.stack([image for _, image in shifted(x, THREE)]).reshape(9, -1)
     of_kernel = jnp.dot(images, grad.reshape(-1, grad.shape[-1]), preferred_element_type=jnp.float32)
     return of_x, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
@@ -62,33 +77,34 @@ def _shifted_sum_gradients(saved: tuple[jax.Array, jax.Array], grad: jax.Array) 
 shifted_sum.defvjp(lambda x, kernel: (shifted_sum(x, kernel), (x, kernel)), _shifted_sum_gradients)
 
 
-def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv3x3` as one product of nine shifted copies of the input with the kernel.
+def im2col(x: jax.Array, kernel: jax.Array, seen: Window = THREE) -> jax.Array:
+    """`convolve` as one product of K x K shifted copies of the input with the kernel.
 
     Inside `lax.scan` on the CPU the gradient of `lax.conv` is 10-30 times slower than outside it, and under `vmap`
     over kernels it becomes a grouped convolution; a matrix product has neither penalty.
     """
-    patches = concatenated_patches(x) if jax.default_backend() == 'cpu' else gathered_patches(x)
-    return product(patches, kernel.reshape(9 * x.shape[-1], -1))
+    patches = concatenated_patches(x, seen) if jax.default_backend() == 'cpu' else gathered_patches(x, seen)
+    return product(patches, kernel.reshape(-1, kernel.shape[-1]))
 
 
-def concatenated_patches(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H, W, 9 C]: what each output of a 3x3 convolution is computed from."""
-    return jnp.concatenate([copy for _, copy in _shifted(x)], axis=-1)
+def concatenated_patches(x: jax.Array, seen: Window) -> jax.Array:
+    """[B, H, W, C] -> [B, h, w, K K C]: what each output of a convolution is computed from."""
+    return jnp.concatenate([copy for _, copy in shifted(x, seen)], axis=-1)
 
 
-@jax.custom_vjp
-def gathered_patches(x: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered_patches(x: jax.Array, seen: Window) -> jax.Array:
     """`concatenated_patches` by indices, which XLA writes more than twice as fast on a GPU."""
-    _, height, width, _ = x.shape
-    rows = jnp.arange(height)[:, None, None, None] + jnp.arange(3)[:, None]  # [H, 1, 3, 1]
-    cols = jnp.arange(width)[:, None, None] + jnp.arange(3)  # [W, 1, 3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return padded[:, rows, cols].reshape(*x.shape[:3], -1)
+    height, width = seen.outputs(x.shape)
+    rows = seen.stride * jnp.arange(height)[:, None, None, None] + jnp.arange(seen.size)[:, None]  # [h, 1, K, 1]
+    cols = seen.stride * jnp.arange(width)[:, None, None] + jnp.arange(seen.size)  # [w, 1, K]
+    padded = jnp.pad(x, ((0, 0), *seen.margin, (0, 0)))
+    return padded[:, rows, cols].reshape(x.shape[0], height, width, -1)
 
 
 gathered_patches.defvjp(  # indices would have a scatter as their gradient
-    lambda x: (gathered_patches(x), x), lambda x, grad: jax.vjp(concatenated_patches, x)[1](grad)
+    lambda x, seen: (gathered_patches(x, seen), x),
+    lambda seen, x, grad: jax.vjp(lambda x: concatenated_patches(x, seen), x)[1](grad),
 )
 
 

@@ -23,8 +23,8 @@ class Family(NamedTuple):
       keys: its keys of the section `model`, beside model.name. Families that share a key share the `Key`.
       check: UserError if a config has values that do not fit together; each by itself is checked before.
       composite: paths of modules that are one layer in the table of layers, whatever is inside.
-      first_convolution: path in the weights of a kernel [3, 3, 1, F] and a bias [F] that see the image itself, for the
-        figure of features; () for none.
+      first_convolution: path in the weights of a kernel [K, K, 1, F] and, if it has one, a bias [F] that see the image
+        itself, for the figure of features; () for none.
       maps: path of the module whose output, [B, h, w, F], are the feature maps after the last convolution, for
         `apply_with_maps`; () for none.
     """

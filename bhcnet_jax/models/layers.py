@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.keys import Key, Part, between, flag, one_of, tuple_of
-from bhcnet_jax.models import convolution
+from bhcnet_jax.models import convolution, windows
 
 # The augmentation terms of the paper (IV.D) are those of Keras, so its silent choices are taken from Keras too.
 kernel_init = nn.initializers.glorot_uniform()
@@ -93,17 +93,34 @@ def dropout(x: jax.Array, rate: jax.Array, keys: jax.Array) -> jax.Array:
     return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
 
 
-class Conv3x3(nn.Module):
-    """`nn.Conv(features, (3, 3))` with the same parameters, [B, H, W, C] -> [B, H, W, F]; see `convolution.conv3x3`."""
+class Conv(nn.Module):
+    """`nn.Conv` with the same parameters, [B, H, W, C] -> [B, h, w, F]; see `convolution.convolve`.
+
+    margin: of zeros, as of `windows.window`. depthwise: each channel by itself, and F is C.
+    """
 
     features: int
+    size: int = 3
+    stride: int = 1
+    margin: int | str = 'centred'
+    use_bias: bool = True
+    depthwise: bool = False
+    kernel_init: nn.initializers.Initializer = kernel_init
     dtype: Any = jnp.float32
+
+    def seen(self, shape: tuple[int, ...]) -> windows.Window:
+        """The pixels that the outputs see, of an image [B, H, W, C]."""
+        return windows.window(shape, self.size, self.stride, self.margin)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param('kernel', kernel_init, (3, 3, x.shape[-1], self.features))
-        bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-        return convolution.conv3x3(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        channels = 1 if self.depthwise else x.shape[-1]
+        kernel = self.param('kernel', self.kernel_init, (self.size, self.size, channels, self.features))
+        convolve = convolution.depthwise if self.depthwise else convolution.convolve
+        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.seen(x.shape))
+        if not self.use_bias:
+            return x
+        return x + self.param('bias', nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
 
 
 class Norm(nn.Module):
@@ -111,11 +128,13 @@ class Norm(nn.Module):
 
     'batch': over the images of a batch, with a running mean of both moments for evaluation; mask: float32 [B], 0 for an
     image that does not count, or None in evaluation. A device has the statistics of its own part of a batch. 'group':
-    over GROUP neighbouring channels of an image, so that it does not matter with which others it is computed.
+    over GROUP neighbouring channels of an image, so that it does not matter with which others it is computed. epsilon:
+    what 'batch' adds to the variance.
     """
 
     kind: str
     dtype: Any = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -125,7 +144,7 @@ class Norm(nn.Module):
         if counts is not None:
             counts |= ~counts.any()  # a device's part may be all padding: its moments weigh nothing, but must be finite
         # The default momentum, 0.99, remembers the weights of a tenth of a whole training of the paper.
-        norm = nn.BatchNorm(use_running_average=mask is None, momentum=0.9, dtype=self.dtype)
+        norm = nn.BatchNorm(use_running_average=mask is None, momentum=0.9, epsilon=self.epsilon, dtype=self.dtype)
         return norm(x, mask=counts)
 
 
@@ -146,7 +165,7 @@ class ConvTrunk(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         features = [count for count in self.filters for _ in range(self.convs)]
         for number, count in enumerate(features, 1):
-            x = Conv3x3(count, self.dtype, name=f'conv{number}')(x)
+            x = Conv(count, dtype=self.dtype, name=f'conv{number}')(x)
             if self.norm != 'none':
                 x = Norm(self.norm, self.dtype, name=f'norm{number}')(x, mask)
             x = relu_max_pool2x2(x) if number % self.convs == 0 and number < len(features) else nn.relu(x)
@@ -177,14 +196,18 @@ class Head(nn.Module):
         return nn.Dense(1, dtype=jnp.float32, kernel_init=kernel_init, name='logit')(x)[:, 0]
 
 
+NORM = Key('model.norm', one_of('none', 'batch', 'group'), Part.PROGRAM, neutral='none')
+HIDDEN_UNITS = Key('model.hidden_units', between(0, 2**16), Part.PROGRAM)
+DROPOUT = Key('model.dropout', between(0.0, 0.99), Part.TRACED)
+DTYPE = Key('model.dtype', one_of('float32', 'bfloat16'), Part.PROGRAM)
 # Of `ConvTrunk` and `Head`.
 KEYS = (
     Key('model.filters', tuple_of(between(1, 2**16)), Part.PROGRAM),
     Key('model.convs', between(1, 16), Part.PROGRAM, neutral=1),
-    Key('model.norm', one_of('none', 'batch', 'group'), Part.PROGRAM, neutral='none'),
-    Key('model.hidden_units', between(0, 2**16), Part.PROGRAM),
-    Key('model.dropout', between(0.0, 0.99), Part.TRACED),
-    Key('model.dtype', one_of('float32', 'bfloat16'), Part.PROGRAM),
+    NORM,
+    HIDDEN_UNITS,
+    DROPOUT,
+    DTYPE,
     Key('model.mask_head', flag, Part.PROGRAM, neutral=False),
 )
 FIRST_CONVOLUTION = ('trunk', 'conv1')

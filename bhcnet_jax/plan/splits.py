@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 ATTEMPTS = 20  # shuffles tried until the class counts are exact; with many ungrouped images the first one is
+# Keys of parts of the training part: what to set for none, with its meaning.
+WITHOUT = {'split.val_folds': '0 for no validation part', 'split.train_folds': '1 for all of it'}
 MAX_SWAPPED = 500  # groups considered for swaps between folds; more give no better folds and take memory
 
 
@@ -73,6 +75,16 @@ def hold_out_validation(whole: Split, labels: np.ndarray, groups: np.ndarray, fo
     return Split(train, whole.test, _digest((train, val), whole.digest, int(folds), int(seed)), val)
 
 
+def thin_out(whole: Split, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Split:
+    """Leaves 1/folds of each class of the training part, drawn at random; the other parts stay.
+
+    Arguments as of `split`, ValueError likewise, about `split.train_folds`.
+    """
+    inner = _split(labels[whole.train], groups[whole.train], 'holdout', folds, 0, seed, 'split.train_folds')
+    train = whole.train[inner.test]
+    return Split(train, whole.test, _digest((train,), whole.digest, int(folds), int(seed)), whole.val)
+
+
 def _split(
     labels: np.ndarray, groups: np.ndarray, scheme: str, folds: int, fold: int, seed: int, key: str
 ) -> Split:
@@ -116,12 +128,12 @@ def _check_groups(sizes: np.ndarray, folds: int, key: str) -> None:
     label, fewest = int(np.argmin(counts)), int(counts.min())
     if folds <= fewest:
         return
-    held_out = key == 'split.val_folds'
+    within = key in WITHOUT
     remedies = [f'use {key}={fewest} or less'] if fewest > 1 else []
-    remedies += [f'use {key}=0 for no validation part'] if held_out else [f'add images of class {label}']
+    remedies.append(f'use {key}={WITHOUT[key]}' if within else f'add images of class {label}')
     raise ValueError(
         f'{key} is {folds}: class {label} has only {fewest} {"groups" if fewest > 1 else "group"} of images'
-        f'{" in the training part" if held_out else ""}, and each part needs one; {", or ".join(remedies)}.'
+        f'{" in the training part" if within else ""}, and each part needs one; {", or ".join(remedies)}.'
     )
 
 

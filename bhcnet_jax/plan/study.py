@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from bhcnet_jax import machine
+from bhcnet_jax import machine, models
 from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.errors import UserError
@@ -78,18 +78,21 @@ class Study:
                 point = {**listed, **axes_point}
                 settings = trial.set_point(self._settings, point)
                 trial.check(settings, changed=point)
+                models.check_weights(settings['model'])
                 split, labels = self._split(settings['split']), self.image_set.labels
                 yield trial.identify(settings, split, self.image_set.fingerprint, point, labels)
 
     def _split(self, part: Mapping[str, Any]) -> Split:
-        key = tuple(part[name] for name in ('scheme', 'folds', 'fold', 'seed', 'val_folds'))
+        key = tuple(part[name] for name in ('scheme', 'folds', 'fold', 'seed', 'val_folds', 'train_folds'))
         if key not in self._splits:
-            *outer, seed, val_folds = key
+            *outer, seed, val_folds, train_folds = key
             labels, groups = self.image_set.labels, self.grouping.groups
             try:
                 split = splits.split(labels, groups, *outer, seed)
                 if val_folds:
                     split = splits.hold_out_validation(split, labels, groups, val_folds, seed)
+                if train_folds > 1:
+                    split = splits.thin_out(split, labels, groups, train_folds, seed)
             except ValueError as error:
                 raise UserError(str(error)) from error
             self._splits[key] = split

@@ -21,7 +21,7 @@ DATASETS = ('auto', 'head_ct', 'folder', 'phantom')
 SCHEMES = ('holdout', 'kfold')
 LANES = "'auto' or a whole number from 1 to 99999, as text"
 PHASES = f'some of {", ".join((phases.DRAWN, *phases.NAMES))}, each once, {phases.DRAWN} only as the first'
-POLICIES = ('affine', 'distort', 'none', 'intensity', 'affine+intensity', 'distort+intensity')
+POLICIES = ('affine', 'distort', 'none', 'intensity', 'affine+distort', 'affine+intensity', 'distort+intensity')
 
 
 def _phases(value: Any) -> bool:
@@ -83,6 +83,7 @@ COMMON = (
     Key('split.fold', between(0, 2**16), Part.TRIAL),
     Key('split.seed', between(0, MAX_SEED), Part.PLAN),
     Key('split.val_folds', between(0, 2**16), Part.PLAN, neutral=0),
+    Key('split.train_folds', between(1, 2**16), Part.PLAN, neutral=1),
     Key('phantom.epochs', between(1, 10**6), Part.PLAN, when=_has_drawn),
     Key('phantom.samples', between(2, 10**8), Part.PLAN, when=_has_drawn),
     Key('phantom.peak_lr', between(0.0, 10.0), Part.PLAN, when=_has_drawn),

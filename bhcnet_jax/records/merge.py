@@ -106,6 +106,28 @@ def merge(directories: Iterable[pathlib.Path]) -> Merged:
     return Merged(kept, predictions[predictions.trial.isin(kept.index)], warnings)
 
 
+def pretrainings(directory: pathlib.Path) -> pd.DataFrame:
+    """The trainings on drawn heads that the trials of a run directory and its shards share, each once.
+
+    Columns: trial_id, recipe, recipe_id, seed, phase, phases, epochs, status, settings (JSON), file. Errors as of
+    `merge`.
+    """
+    names = ('trial_id', 'recipe', 'recipe_id', 'seed', 'phase', 'phases', 'epochs', 'status', 'settings')
+    parts = []
+    for path in _find([directory]):
+        with reading(path) as database:
+            query = f'SELECT {", ".join(names)} FROM trials WHERE {IS_PRETRAINING} ORDER BY rowid'
+            parts += [(*row, str(path)) for row in database.execute(query)]
+    rows = pd.DataFrame(parts, columns=[*names, 'file'])
+    ranked = rows.status.map({status: rank for rank, status in enumerate(STATUSES)}).sort_values(kind='stable')
+    return rows.loc[ranked.index].drop_duplicates('trial_id').sort_index()
+
+
+def is_run_directory(path: pathlib.Path) -> bool:
+    """Whether there is a database that `merge` would read."""
+    return bool(_files(path))
+
+
 def look(directory: pathlib.Path) -> dict[str, str]:
     """trial_id -> status in a run directory and its shards; empty if there is none yet. Errors as of `merge`."""
     statuses: dict[str, str] = {}

@@ -17,12 +17,14 @@ from bhcnet_jax.report.sections.answer import answer
 from bhcnet_jax.report.sections.audits import audits
 from bhcnet_jax.report.sections.comparisons import comparisons
 from bhcnet_jax.report.sections.curves import curves
+from bhcnet_jax.report.sections.difficulty import difficulty
 from bhcnet_jax.report.sections.elsewhere import elsewhere
 from bhcnet_jax.report.sections.leaderboard import leaderboard
 from bhcnet_jax.report.sections.localization import localization
 from bhcnet_jax.report.sections.misread import misread
 from bhcnet_jax.report.sections.model_card import model_card
 from bhcnet_jax.report.sections.paper_tables import paper_tables
+from bhcnet_jax.report.sections.readings import readings
 from bhcnet_jax.report.sections.reruns import reruns
 from bhcnet_jax.report.sections.single_trainings import single_trainings
 from bhcnet_jax.report.sections.sweep import sweep
@@ -57,7 +59,9 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
         audits(evidence, found),
         misread(evidence, found),
         *localization(evidence),
+        *difficulty(evidence),
         sweep(evidence),
+        *readings(evidence),
         reruns(evidence, flags),
         model_card(evidence),
     )

@@ -29,7 +29,12 @@ from bhcnet_jax.statistics.bootstrap import Estimate, Metric
 from bhcnet_jax.statistics.comparison import Pooled
 from bhcnet_jax.training import classifiers
 
-KINDS = {'network': 'network', 'shortcut': 'shortcut baseline', 'baseline': 'baseline on pixels'}
+KINDS = {
+    'network': 'network',
+    'shortcut': 'shortcut baseline',
+    'baseline': 'baseline on pixels',
+    'features': "classifier on a network's features",
+}
 NAMES = {'auc': 'AUC', 'f1': 'F1', 'log_loss': 'log-loss (nats)', 'brier': 'Brier score'}  # of metrics, in a head
 STYLES = {'auc': 'plain', 'log_loss': 'plain', 'brier': 'plain'}  # of metrics; the others are shares, in per cent
 INTERVALS = (
@@ -268,9 +273,12 @@ _INPUTS = {each.name: each.inputs for each in classifiers.BASELINES}
 
 
 def _kind(row: pd.Series) -> str:
-    if row.recipe not in _INPUTS or row.model not in classifiers.METHODS:
+    if row.model not in classifiers.METHODS:
         return 'network'
-    return 'shortcut' if _INPUTS[row.recipe] in classifiers.SHORTCUTS else 'baseline'
+    inputs = _INPUTS.get(row.recipe.removesuffix(' equalised'))
+    if inputs is None:
+        return 'features'
+    return 'shortcut' if inputs in classifiers.SHORTCUTS else 'baseline'
 
 
 def _read_epochs(file: pathlib.Path, trials: pd.DataFrame) -> pd.DataFrame:

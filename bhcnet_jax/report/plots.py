@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from sklearn.isotonic import isotonic_regression
 
 from bhcnet_jax.report.bands import BINS, Curve
@@ -23,7 +23,7 @@ from bhcnet_jax.report.page import Figure, Number
 INK, SOFT, LINE = '#010101', '#020202', '#030303'
 COLOURS = ('#010000', '#000100', '#000001', '#010100')
 LINES = ('-', '--', '-.', ':')
-MARKERS = 'os^D'
+MARKERS = 'os^vD'
 _VARIABLES = {INK: 'ink', SOFT: 'soft', LINE: 'line', **{each: f'c{place}' for place, each in enumerate(COLOURS)}}
 LABEL_HEIGHT = 0.05  # of a small label, as a share of the height of the axes
 SIZE = (4.6, 3.5)  # inches: on a phone its text is as large as the page's notes
@@ -130,6 +130,28 @@ def reliability(name: str, caption: str, mark: str, curve: Curve, n: np.ndarray,
     return draw(name, caption, mark, paint)
 
 
+def sensitivity(
+    name: str, caption: str, mark: str, rows: Mapping[str, Sequence[tuple[float, Number]]], label: str
+) -> Figure:
+    """Shares by what they depend on, on a logarithmic axis; rows: of each model, the middle of a bin and its share."""
+
+    def paint(axes: Axes) -> None:
+        for place, (model, points) in enumerate(rows.items()):
+            colour, line, marker = COLOURS[place % 4], LINES[place % 4], MARKERS[place % 4]
+            x = [at * 1.03 ** (place - (len(rows) - 1) / 2) for at, _ in points]
+            y = [number.value for _, number in points]
+            axes.vlines(x, *zip(*((each.low, each.high) for _, each in points), strict=True), color=colour, linewidth=1)
+            axes.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=4, label=_short(model))
+        axes.set(xlabel=label, ylabel='sensitivity', ylim=(-0.02, 1.03), xscale='log')
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter('{x:g}')
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(linewidth=0.6)
+        _legend(axes)
+
+    return draw(name, caption, mark, paint)
+
+
 def histogram(
     name: str, caption: str, mark: str, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, str]
 ) -> Figure:
@@ -226,8 +248,8 @@ def accuracies(
     kinds: Sequence[str],
     chance: float,
 ) -> Figure:
-    """The accuracy of each row, (label, accuracy, kind), with its interval. kinds: four, each with its own marker."""
-    styles = dict(zip(kinds, zip((*COLOURS[:3], INK), MARKERS, strict=True), strict=True))
+    """The accuracy of each row, (label, accuracy, kind), with its interval. kinds: five, each with its own marker."""
+    styles = dict(zip(kinds, zip((*COLOURS, INK), MARKERS, strict=True), strict=True))
 
     def paint(axes: Axes) -> None:
         _rows(axes, [row[:2] for row in rows], [styles[kind] for *_, kind in rows], chance)
@@ -262,6 +284,64 @@ def _on_two_lines(label: str, most: int = 30) -> str:
     """Lines of at most so many characters, of about one length."""
     label = _short(label, 2 * most - 4).replace(' x ', '\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}')
     return label if len(label) <= most else '\n'.join(textwrap.wrap(label, len(label) // 2 + 4))
+
+
+def sizes(name: str, caption: str, mark: str, rows: Sequence[tuple[str, int, Number]]) -> Figure:
+    """The accuracy of each row, (label, parameters, accuracy), over its parameters on a logarithmic axis."""
+
+    def paint(axes: Axes) -> None:
+        for label, parameters, number in rows:
+            axes.plot([parameters] * 2, [100 * number.low, 100 * number.high], color=COLOURS[0], alpha=0.5)
+            axes.plot(parameters, 100 * number.value, MARKERS[0], color=COLOURS[0], markersize=4)
+            axes.annotate(_short(label, 24), (parameters, 100 * number.value), (4, 3), textcoords='offset points',
+                          fontsize=7, color=INK)  # fmt: skip
+        axes.set(xscale='log', xlabel='parameters', ylabel='accuracy, %')
+        axes.margins(x=0.15)
+        axes.grid(linewidth=0.6)
+
+    return draw(name, caption, mark, paint, (1.6 * SIZE[0], SIZE[1]))
+
+
+def specification(
+    name: str,
+    caption: str,
+    mark: str,
+    accuracies: Sequence[Number],
+    choices: Mapping[str, np.ndarray],
+    line: float | None,
+) -> Figure:
+    """Accuracies from the least to the largest with their intervals, and below each the choices behind it.
+
+    choices: in the order of accuracies, bool [R] for each. line: a share, where a dotted one is drawn.
+    """
+    order = np.argsort([each.value for each in accuracies], kind='stable')
+    names, rows = list(choices), np.arange(len(choices))[::-1]
+    height = 0.13 * len(rows)
+
+    def paint(whole: Axes) -> None:
+        whole.set_axis_off()
+        axes, below = whole.figure.subplots(2, sharex=True, height_ratios=(SIZE[1], height))
+        axes.patch.set_alpha(0)
+        value, low, high = (
+            100 * np.array([getattr(accuracies[place], end) for place in order]) for end in ('value', 'low', 'high')
+        )
+        places = np.arange(len(order))
+        axes.vlines(places, low, high, color=COLOURS[0], alpha=0.3, linewidth=1)
+        axes.plot(places, value, '.', color=COLOURS[0], markersize=3)
+        if line is not None:
+            axes.axhline(100 * line, color=SOFT, linewidth=0.9, linestyle=':')
+        axes.set(ylabel='accuracy, %', xticks=[], xlim=(-1, len(order)))
+        axes.grid(axis='y', linewidth=0.6)
+        for row, name in zip(rows, names, strict=True):
+            mine = places[choices[name][order]]
+            below.plot(mine, np.full(len(mine), row), '|', color=INK, markersize=5, markeredgewidth=0.8)
+        below.set_yticks(rows, [_short(name) for name in names], fontsize=7, color=INK)
+        below.set(ylim=(-0.6, len(rows) - 0.4), xticks=[])
+        below.patch.set_alpha(0)
+        below.spines[:].set_visible(False)
+        below.tick_params(length=0)
+
+    return draw(name, caption, mark, paint, (1.6 * SIZE[0], SIZE[1] + height))
 
 
 def parallel(name: str, caption: str, mark: str, values: pd.DataFrame, accuracy: np.ndarray) -> Figure:

@@ -131,7 +131,7 @@ def bootstrap(
     8 * draws * N bytes. ValueError: as in `metrics.counts`, groups of another length than labels.
     """
     labels, probabilities = _check(labels, probabilities)
-    parts = _parts(labels, probabilities, _weights(len(labels), groups, draws, seed))
+    parts = _parts(labels, probabilities, drawn_weights(len(labels), groups, draws, seed))
     found = {}
     for name, measure in measures.items():
         of_seeds = _of_seeds(measure, parts)
@@ -156,7 +156,7 @@ def difference(
     """
     labels, first = _check(labels, first)
     _, second = _check(labels, second)
-    weights = _weights(len(labels), groups, draws, seed)
+    weights = drawn_weights(len(labels), groups, draws, seed)
     before, after = (_parts(labels, each, weights) for each in (first, second))
     found = {}
     for name, measure in measures.items():
@@ -174,8 +174,8 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, n
     return labels, probabilities
 
 
-def _weights(count: int, groups: Sequence[Hashable] | None, draws: int, seed: int) -> np.ndarray:
-    """How often each image is in each draw: [B, N]."""
+def drawn_weights(count: int, groups: Sequence[Hashable] | None, draws: int, seed: int) -> np.ndarray:
+    """How often each of `count` images or recipes is in each draw, those of a group together: [B, count]."""
     if groups is None:
         return _resample(count, draws, seed)
     group_of, ids = pd.factorize(np.asarray(groups))

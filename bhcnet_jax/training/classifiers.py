@@ -61,6 +61,11 @@ class Baseline(NamedTuple):
         return f'{self.method} on {self.inputs}'
 
 
+def features_of(network: str) -> str:
+    """What the inputs are called that are features of a recipe's networks."""
+    return f'features of {network}'
+
+
 SHORTCUTS = ('width and height', 'file size', 'grey levels', 'all shortcuts')
 BASELINES = (
     *(Baseline('random forest', name) for name in SHORTCUTS),

@@ -173,9 +173,12 @@ class Engine:
         return self._unstack(states, count)
 
     def init(self, lanes: steps.Lane) -> steps.TrainState:
-        """The states that the lanes start from, numpy [lanes, ...]."""
+        """The states that the lanes start from, numpy [lanes, ...]. UserError: model.weights names no such weights."""
         states = jax.device_get(self._init(self._fill_up(lanes)))  # filled up, so that it is compiled once
-        return jax.tree.map(lambda leaf: leaf[: len(lanes.seed)], states)
+        states = jax.tree.map(lambda leaf: leaf[: len(lanes.seed)], states)
+        config, _, _, _ = self._made_of
+        found = models.initial(config.model, {'params': states.params, 'batch_stats': states.batch_stats})
+        return states.replace(**found, average=found)
 
     def evaluate(self, averages: Any, scored: np.ndarray) -> np.ndarray:
         """Logits of the scored images without any training, float32 [lanes, T]. scored: as in `steps.Lane`.

@@ -19,8 +19,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+import bhcnet_jax
 from bhcnet_jax import baselines, command_line
 from bhcnet_jax.errors import UserError
+from bhcnet_jax.inference import trained
+from bhcnet_jax.inference.features import Networks
 from bhcnet_jax.plan import splits, sweep
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.records import merge, recipes
@@ -328,3 +331,47 @@ def test_every_trial_has_an_id_of_its_own(folder):
     assert len({each.recipe_id for each in trials}) == 2 * COUNT  # one for each split.seed
     networks = {each.trial_id for each in study.trials(sweep.parse_shard('1/1'))}
     assert not networks & {each.trial_id for each in trials}
+
+
+TINY = {'phases': ('balanced',), 'balanced__epochs': 1, 'model__filters': (3, 5), 'augment__policy': 'none'}
+
+
+@pytest.fixture(scope='module')
+def networks(folder, tmp_path_factory):
+    """A run directory of two networks, one of each fold."""
+    path = tmp_path_factory.mktemp('networks') / 'run'
+    assert train.run(config_of(folder, **TINY), train.Options(str(path), sweep=FOLDS))
+    return path
+
+
+def test_features_are_what_the_last_layer_makes_its_logit_of(networks):
+    found = Networks(networks)
+    for trial_id in merge.merge([networks]).trials.trial_id:
+        model = bhcnet_jax.load(networks, trials=trial_id)
+        logit = {name: leaf[0] for name, leaf in model.variables['params']['head']['logit'].items()}
+        images = trained.images(trained.select(networks)).images
+        logits = found.features(trial_id) @ logit['kernel'][:, 0] + logit['bias']
+        np.testing.assert_allclose(logits, model.logits(images), atol=1e-5)
+
+
+def test_a_support_vector_machine_sees_the_features_of_the_network_of_its_own_fold(networks, folder, tmp_path):
+    assert baselines.run(config_of(folder), FOLDS, str(tmp_path / 'svm'), '', Networks(networks))
+    merged = merge.merge([tmp_path / 'svm'])
+    assert merged.trials.recipe.unique().tolist() == ['linear SVM on features of base']
+    study = Study(config_of(folder), FOLDS)
+    for trial in merged.trials.itertuples():
+        (network,) = (each for each in merge.merge([networks]).trials.itertuples() if each.fold == trial.fold)
+        features, labels = Networks(networks).features(network.trial_id), study.image_set.labels
+        split = study.split_of(config_of(folder, split__fold=int(trial.fold)))
+        machine = make_pipeline(StandardScaler(), SVC(kernel='linear', C=1.0))
+        machine = CalibratedClassifierCV(machine, method='sigmoid', cv=5, ensemble=False)
+        machine.fit(features[split.train], labels[split.train])
+        expected = machine.predict_proba(features[split.test])[:, 1]
+        mine = merged.predictions[merged.predictions.trial == trial.Index].set_index('image_id').probability
+        np.testing.assert_allclose(mine[np.array(study.image_set.ids)[split.test]], expected, atol=1e-6)
+
+
+def test_networks_of_another_split_are_refused(networks, folder, tmp_path):
+    with pytest.raises(UserError, match='no finished network of base with seed 0 on the same split'):
+        baselines.run(config_of(folder, split__seed=1), FOLDS, str(tmp_path / 'svm'), '', Networks(networks))
+    assert not (tmp_path / 'svm').exists()

@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
+from bhcnet_jax import models
 from runs import child_environment, flags, fork_server, numbers, xla_flags
 
 
@@ -153,7 +154,8 @@ def test_of_two_tuples_the_last_counts(between, tmp_path):
 
 def test_a_message_has_no_control_characters(tmp_path):
     child = run('--config=smoke', '--config.model.name=\x1b[31mred\x07', cwd=tmp_path)
-    assert child.stderr == "error: model.name is '\\x1b[31mred\\x07'; expected one of cnn, cnn_lstm, cnn_gru.\n"
+    names = ', '.join(models.FAMILIES)
+    assert child.stderr == f"error: model.name is '\\x1b[31mred\\x07'; expected one of {names}.\n"
     assert '\x1b' not in run('--config=\x1b[31mred', cwd=tmp_path).stderr
 
 

@@ -15,7 +15,8 @@ from runs import child_environment, flags
 # Starts Python with SIGINT heeded, as in a terminal; what started the tests may have handed down that it is ignored.
 PYTHON = [sys.executable, '-c', 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); '
           'os.execv(sys.executable, [sys.executable, *sys.argv[1:]])']  # fmt: skip
-COMMANDS = ('main', 'baselines', 'results', 'report', 'audit', 'predict', 'evaluate', 'explain', 'bundle', 'export')
+COMMANDS = ('main', 'baselines', 'results', 'report', 'audit', 'predict', 'evaluate', 'explain', 'difficulty', 'bundle',
+            'export')
 OF_A_CONFIG = ('main', 'baselines')
 CHECKS = ('paper.audit', 'datasets.phantom.shortcuts')  # they take no flags
 

@@ -217,12 +217,14 @@ def test_test_images_beyond_the_limit_are_left_out(tmp_path, monkeypatch):
     assert height(100) > height(5)
 
 
-def test_feature_maps_are_those_of_the_networks_convolution():
+@pytest.mark.parametrize('size', [3, 7])
+def test_feature_maps_are_those_of_the_networks_convolution(size):
+    kernel = np.random.default_rng(0).normal(0, 0.1, (size, size, *KERNEL.shape[2:])).astype(np.float32)
     image = (IMAGES[0] / np.float32(255)).astype(np.float32)[None, :, :, None]
     dimensions = ('NHWC', 'HWIO', 'NHWC')
-    expected = jax.lax.conv_general_dilated(image, KERNEL, (1, 1), 'SAME', dimension_numbers=dimensions)
+    expected = jax.lax.conv_general_dilated(image, kernel, (1, 1), 'SAME', dimension_numbers=dimensions)
     expected = np.moveaxis(np.maximum(np.asarray(expected) + BIAS, 0)[0], -1, 0)
-    np.testing.assert_allclose(figures.feature_maps(KERNEL, BIAS, IMAGES[0]), expected, atol=1e-5)
+    np.testing.assert_allclose(figures.feature_maps(kernel, BIAS, IMAGES[0]), expected, atol=1e-5)
 
 
 def test_a_figure_has_as_many_rows_as_its_filters_fill_but_eight_at_most(tmp_path):

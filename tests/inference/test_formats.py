@@ -16,7 +16,7 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import formats
 from bhcnet_jax.inference.model import Member, Model
 from bhcnet_jax.plan import trial
-from lanes import small_config
+from lanes import random_variables, small_config, tiny_config
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 16, 16), np.uint8)
 NETWORKS = {
@@ -32,6 +32,10 @@ def untrained(seeds=(0,), **overrides):
     """A model of random weights; that they were never trained changes nothing for who exports them."""
     config = small_config(**overrides)
     networks = [models.create(config.model).init(jax.random.key(seed), jnp.zeros((1, 16, 16, 1))) for seed in seeds]
+    return made_of(config, networks, seeds)
+
+
+def made_of(config, networks, seeds=(0,)):
     variables = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
     members = tuple(Member(f'{seed:016x}', seed, 0) for seed in seeds)
     described = {'dataset': 'PHANTOM', 'class_names': ('normal', 'hemorrhage'), 'fingerprint': '0' * 64}
@@ -73,6 +77,14 @@ def test_onnx_has_plain_convolutions_and_says_what_it_is(model, tmp_path):
     told = {each.key: each.value for each in program.metadata_props}
     assert told['recipe'] == model.name and told['positive_class'] == model.class_names[1]
     assert json.loads(told['trials']) == [each.trial_id for each in model.members]
+
+
+@pytest.mark.parametrize(('name', 'convolutions'), [('resnet18', 20), ('efficientnet_lite0', 49)])
+def test_short_cuts_strides_and_depthwise_convolutions_are_exported_too(name, convolutions, tmp_path):
+    config = tiny_config(name, model__norm='batch')
+    assert formats.write(made_of(config, [dict(random_variables(config))]), tmp_path / 'model.onnx') <= 1e-4
+    kinds = [node.op_type for node in onnx.load(tmp_path / 'model.onnx').graph.node]
+    assert kinds.count('Conv') == convolutions
 
 
 def test_stablehlo_is_for_cpus_and_nvidia_gpus(tmp_path):

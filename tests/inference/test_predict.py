@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(crossed, heads, tmp_path, refusal):
     (tmp_path / 'file').write_text('')
     assert refusal(command, crossed, tmp_path / 'empty', out).startswith('error: no images in ')
     assert 'no such file or folder' in refusal(command, crossed, tmp_path / 'missing.png', out)
-    assert 'no such directory' in refusal(command, tmp_path / 'missing', heads, out)
+    assert 'no such run directory or bundle' in refusal(command, tmp_path / 'missing', heads, out)
     assert 'Name another folder' in refusal(command, crossed, heads, f'--out={tmp_path}/file')
     assert not (tmp_path / 'out').exists()
 

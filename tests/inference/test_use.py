@@ -34,7 +34,7 @@ def test_the_page_runs_as_written(crossed, heads, tmp_path):
     use, onnx, stablehlo = printed
     assert use.count('array') == 2 and '(24, 16, 16)' in use
     assert re.fullmatch(r'\[.+ .+\]\n', onnx) and re.fullmatch(r'\[.+ .+\]\n', stablehlo)
-    names = ['predict', 'explain', 'bundle', 'predict', 'evaluate', 'export', 'export']
+    names = ['predict', 'explain', 'difficulty', 'bundle', 'predict', 'evaluate', 'export', 'export']
     assert commands == [f'bhcnet_jax.{name}' for name in names]
     assert len(pd.read_csv(tmp_path / 'predictions/predictions.csv')) == 24
     assert len(pd.read_csv(tmp_path / 'runs/smoke/on-labelled/images.csv')) == 24

@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from bhcnet_jax import models
 from bhcnet_jax.configs import base
-from bhcnet_jax.models import cnn, convolution, layers, recurrent
+from bhcnet_jax.models import cnn, convolution, layers, recurrent, windows
+from lanes import BLOCKS
 
 
 def having(*keys):
@@ -31,7 +32,7 @@ def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
     x = random(shape)
     reference = nn.Conv(6, (3, 3))
     variables = reference.init(jax.random.key(1), x)
-    ours = layers.Conv3x3(6)
+    ours = layers.Conv(6)
     assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x)) == jax.tree.map(jnp.shape, variables)
 
     def loss(module, variables, x):
@@ -115,9 +116,9 @@ def test_max_pool_equals_nn_max_pool_in_output_and_gradient(shape):
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
 def test_gathered_patches_equal_concatenated_ones_in_output_and_gradient(shape):
     x, weights = random(shape), random((*shape[:3], 9 * shape[3]), 1)
-    ways = convolution.gathered_patches, convolution.concatenated_patches
-    np.testing.assert_array_equal(*(way(x) for way in ways))
-    np.testing.assert_array_equal(*(jax.grad(lambda x, way=way: jnp.sum(weights * way(x)))(x) for way in ways))
+    ways, seen = (convolution.gathered_patches, convolution.concatenated_patches), windows.Window()
+    np.testing.assert_array_equal(*(way(x, seen) for way in ways))
+    np.testing.assert_array_equal(*(jax.grad(lambda x, way=way: jnp.sum(weights * way(x, seen)))(x) for way in ways))
 
 
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 5, 2)])
@@ -171,7 +172,7 @@ def compiled_gradient(config, size, lanes=0):
 
 
 @pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-@pytest.mark.parametrize('name', models.FAMILIES)
+@pytest.mark.parametrize('name', BLOCKS)
 @pytest.mark.parametrize('lanes', [0, 3])
 def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes, backend, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)  # a CPU compiles also what is meant for a GPU
@@ -181,7 +182,7 @@ def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes, back
     assert 'scatter(' not in text
 
 
-@pytest.mark.parametrize('name', models.FAMILIES)
+@pytest.mark.parametrize('name', BLOCKS)
 def test_what_a_gpu_computes_equals_what_a_cpu_computes(name, monkeypatch):
     model, x = models.create(model_config(name)), random((2, 32, 32, 1))
     params = model.init(jax.random.key(0), x)
@@ -230,7 +231,7 @@ def test_dropout_of_an_image_depends_on_its_key_alone():
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('name', models.FAMILIES)
+@pytest.mark.parametrize('name', BLOCKS)
 def test_every_model_gives_one_float32_logit_per_image_and_float32_weights(name, dtype):
     model = models.create(model_config(name, dtype))
     x = random((3, 16, 16, 1))
@@ -240,7 +241,7 @@ def test_every_model_gives_one_float32_logit_per_image_and_float32_weights(name,
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
 
 
-@pytest.mark.parametrize('name', having('model.dtype'))
+@pytest.mark.parametrize('name', BLOCKS)
 def test_bfloat16_changes_logits_a_little_only(name):
     x = random((3, 16, 16, 1))
     exact, rounded = (models.create(model_config(name, dtype)) for dtype in ('float32', 'bfloat16'))
@@ -288,10 +289,12 @@ def test_no_row_reads_the_weights_of_the_inputs_again(cell):
 
 @pytest.mark.parametrize('name', models.FAMILIES)
 def test_the_layer_table_counts_every_parameter(name):
-    config = model_config(name)
-    params = models.create(config).init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
-    parameters = sum(row.parameters for row in models.describe(config, 16))
-    assert parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    config, size = model_config(name), 64
+    images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    params = jax.eval_shape(lambda x: models.create(config).init(jax.random.key(0), x), images)
+    rows = models.describe(config, size)
+    assert sum(row.parameters for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert len(rows) < 30
 
 
 @pytest.mark.parametrize('name', having('model.filters', 'model.hidden_units'))
@@ -311,7 +314,7 @@ def test_the_papers_cnn_has_the_parameters_that_its_layers_add_up_to():
 def test_an_unknown_model_is_refused():
     config = model_config()
     config.name = 'resnet'
-    with pytest.raises(ValueError, match=r"'resnet'; expected one of cnn, cnn_lstm, cnn_gru"):
+    with pytest.raises(ValueError, match=r"'resnet'; expected one of cnn, cnn_lstm, cnn_gru, lenet5, "):
         models.create(config)
 
 
@@ -328,3 +331,18 @@ def test_the_head_sees_the_last_block_pooled_as_asked(pooling):
     expected = nn.Dense(1).apply({'params': params['head']['logit']}, pooled)[:, 0]
     np.testing.assert_allclose(model.apply({'params': params}, x), expected, rtol=1e-5, atol=1e-5)
     assert sum(name.startswith('conv') for name in params['trunk']) == 6
+
+
+def test_operations_are_two_for_each_weight_at_each_place():
+    config = base.get_config().model
+    by_hand = 9 * (32 * 128**2 + 32 * 64 * 64**2 + 64 * 128 * 32**2) + 128
+    assert models.operations(config, 128) == 2 * by_hand
+    config.name, features, units, steps = 'cnn_lstm', 32 * 128, 64, 32
+    assert models.operations(config, 128) == 2 * (by_hand - 128 + steps * 4 * (features + units) * units + units)
+
+
+def test_operations_of_resnet18_are_the_published_ones():
+    config = base.get_config().model
+    config.name, config.norm = 'resnet18', 'batch'
+    published = 1_814_073_344  # multiplications at 224 x 224 pixels, with three channels and 1000 classes
+    assert models.operations(config, 224) == 2 * (published - 2 * 7**2 * 64 * 112**2 - 512 * 999)

@@ -255,6 +255,28 @@ def test_an_impossible_validation_part_names_its_own_key():
         splits.hold_out_validation(single, np.r_[labels[:22:2], 1, 1], np.arange(13), 2, 0)
 
 
+def test_a_thinned_training_part_keeps_its_share_of_both_classes_and_whole_groups():
+    groups = np.arange(200) // 4
+    labels = np.arange(200) % 2
+    whole = splits.hold_out_validation(splits.split(labels, groups, 'kfold', 10, 3, 0), labels, groups, 5, 0)
+    for folds in (2, 4, 9):
+        split = splits.thin_out(whole, labels, groups, folds, 0)
+        np.testing.assert_array_equal(split.test, whole.test)
+        np.testing.assert_array_equal(split.val, whole.val)
+        assert set(split.train) < set(whole.train)
+        assert not set(groups[split.train]) & set(groups[np.setdiff1d(whole.train, split.train)])
+        assert abs(len(split.train) - len(whole.train) / folds) <= 2
+        assert labels[split.train].mean() == 0.5
+        assert split.digest not in (whole.digest, splits.thin_out(whole, labels, groups, folds, 1).digest)
+
+
+def test_an_impossible_thinning_names_its_own_key():
+    labels, groups = np.arange(24) % 2, np.arange(24)
+    whole = splits.split(labels, groups, 'holdout', 4, 0, 0)
+    with pytest.raises(ValueError, match=r'split.train_folds is 50: class 0 .* in the training part, .*=1 for all of'):
+        splits.thin_out(whole, labels, groups, 50, 0)
+
+
 STUDY = pathlib.Path(__file__).parents[2] / 'docs' / 'study'
 
 
@@ -264,7 +286,7 @@ def test_the_published_splits_are_the_same_digest_by_digest(head_ct):
         val_folds = json.loads((path.parent / 'config.json').read_text())['config']['split'].get('val_folds', 0)
         with contextlib.closing(sqlite3.connect(f'file:{path}?mode=ro', uri=True)) as database:
             columns = 'scheme, folds, fold, split_seed, split_digest'
-            for *outer, digest in database.execute(f'SELECT DISTINCT {columns} FROM trials'):
+            for *outer, digest in database.execute(f'SELECT DISTINCT {columns} FROM trials WHERE scheme IS NOT NULL'):
                 split = splits.split(head_ct.labels, groups, *outer)
                 if val_folds:
                     split = splits.hold_out_validation(split, head_ct.labels, groups, val_folds, outer[-1])

@@ -15,6 +15,7 @@ from bhcnet_jax.plan.sweep import Axis
 
 LEAVES = traverse_util.flatten_dict(base.get_config().to_dict(), sep='.')
 FIXED = {'recipe', 'sweep', 'trials', *(f'dataset.{key}' for key in ('name', 'dir', 'label', 'columns', 'positive'))}
+FIXED |= {'model.weights'}
 FIXED &= set(LEAVES)
 FIXED |= {key for key in LEAVES if key.startswith('engine.')}
 
@@ -175,7 +176,8 @@ def changes_the_recipe(key):
     """Whether another value of the key makes another recipe, with any policy and order of phases."""
     turned = {'augment.policy': 'distort', 'phases': ('imbalanced', 'balanced')}
     drawn = {'augment.policy': 'affine+intensity', 'phases': ('phantom', 'balanced')}
-    for setting in ({'model.name': 'cnn_gru'}, turned, drawn):
+    published = ({'model.name': name} for name in ('alexnet', 'resnet18'))
+    for setting in ({'model.name': 'cnn_gru'}, turned, drawn, *published):
         config, changed = base.get_config(), base.get_config()
         config.update_from_flattened_dict(setting)
         changed.update_from_flattened_dict({**setting, key: other({**LEAVES, **setting}[key])})

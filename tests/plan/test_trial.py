@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from bhcnet_jax import models
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases, splits, trial
 from bhcnet_jax.training.lanes import stack
@@ -142,6 +143,8 @@ def test_a_key_at_its_neutral_value_is_no_part_of_an_identity():
     config = small_config().to_dict()
     for name, neutral in trial.NEUTRAL.items():
         section, key = name.split('.')
+        having = [family for family, each in models.FAMILIES.items() if name in {key.name for key in each.keys}]
+        config['model']['name'] = having[0] if having else 'cnn'
         config[section][key] = neutral
         assert key not in trial.resolve(config)[section]
         config[section][key] = 'another'

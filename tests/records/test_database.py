@@ -328,9 +328,11 @@ def test_the_published_databases_are_read_and_stay_as_they_are(tmp_path):
     merged = merge.merge([file.parent for file in files])
     assert len(merged.trials) > 500 and set(merged.trials.status) == {'DONE'}
     assert not any('damaged' in warning for warning in merged.warnings)
-    assert merge.verify([file.parent for file in files]) == (0, len(merged.trials), [])
+    verified = merge.verify([file.parent for file in files])
+    assert not verified.damaged and verified.unchecked > 500  # most are older than digests
+    assert verified.checked + verified.unchecked >= len(merged.trials)
     assert [file.read_bytes() for file in files] == before
-    with contextlib.closing(sqlite3.connect(f'{files[0].as_uri()}?mode=ro', uri=True)) as database:
+    with contextlib.closing(sqlite3.connect(f'file:{STUDY}/cnn/results.sqlite?mode=ro', uri=True)) as database:
         assert database.execute('PRAGMA user_version').fetchone() == (2,)
 
 

@@ -12,7 +12,7 @@ from bhcnet_jax import models
 from bhcnet_jax.datasets.phantom import heads
 from bhcnet_jax.models import layers
 from bhcnet_jax.training import engine, steps
-from lanes import one, small_config, small_images, small_lanes
+from lanes import BLOCKS, one, small_config, small_images, small_lanes
 
 SIZE, SAMPLES = 16, 20
 DRAW = heads.draw
@@ -84,7 +84,7 @@ def test_the_loss_on_masks_is_that_of_numpy():
     np.testing.assert_allclose(steps.mask_loss(jnp.asarray(logits), jnp.asarray(blood)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', models.FAMILIES)
+@pytest.mark.parametrize('name', BLOCKS)
 def test_the_mask_head_is_no_part_of_the_output(name):
     plain, with_head = (
         models.create(small_config(model__name=name, model__mask_head=has_head).model) for has_head in (False, True)

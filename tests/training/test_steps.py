@@ -9,7 +9,7 @@ import pytest
 from bhcnet_jax import models
 from bhcnet_jax.training import steps
 from bhcnet_jax.training.augment import augment
-from lanes import one, small_config, small_images, small_lanes
+from lanes import BLOCKS, one, small_config, small_images, small_lanes, tiny_config
 
 
 def trees_equal(first, second):
@@ -190,10 +190,12 @@ def test_nothing_moves_between_host_and_device_inside_an_epoch():
         program(state, lane, images, labels)
 
 
-@pytest.mark.parametrize('name', models.FAMILIES)
-def test_training_learns_an_easy_task(name):
-    config = small_config(
-        model__name=name, model__dropout=0.0, optimizer__peak_lr=1e-2, augment__samples=64, augment__policy='none'
+@pytest.mark.parametrize(
+    ('name', 'norm'), [*((name, 'none') for name in BLOCKS), ('lenet5', 'none'), ('resnet18', 'batch')]
+)
+def test_training_learns_an_easy_task(name, norm):
+    config = tiny_config(
+        name, model__dropout=0.0, optimizer__peak_lr=1e-2, augment__samples=64, augment__policy='none', model__norm=norm
     )
     state, lane, images, labels = start(config)
     lane = lane.replace(sources=jnp.arange(64) % 8, learning_rates=jnp.full(8, 1e-2))

@@ -5,6 +5,7 @@ import pandas as pd
 from bhcnet_jax.records.recipes import drawn
 from bhcnet_jax.report.evidence import INTERVALS, KINDS, NAMES, Evidence, Recipe
 from bhcnet_jax.report.page import Block, Number, Section, Table
+from bhcnet_jax.report.sections.costs import costs
 
 BOARD = ('accuracy', 'sensitivity', 'specificity', 'auc')
 OTHERS = ('precision', 'f1', 'log_loss', 'brier')
@@ -29,6 +30,7 @@ def leaderboard(evidence: Evidence) -> Section:
             Table('ensembles', 'Ensembles: the mean probability over all seeds of a recipe', heads,
                   [[each.label, _seeds(each), *map(each.ensemble.number, BOARD)] for each in several]),
         ]  # fmt: skip
+    blocks += costs(evidence)
     if not all(each.shares_folds(recipes[0]) for each in recipes):
         blocks.insert(0, 'Not all recipes were scored on the same images in the same folds: their rows do not compare.')
     if not any(each.kind != 'network' for each in recipes):

@@ -1,0 +1,80 @@
+"""LeNet-5 (LeCun et al., Gradient-based learning applied to document recognition, 1998, section II.B), for one logit.
+
+It sees 32 x 32 pixels, whatever the image's size. Two things differ from 1998: each map of C3 sees all maps of S2,
+where the original leaves out 900 of 2400 weights, and the output is this project's head instead of radial basis
+functions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from bhcnet_jax.models import backbone
+from bhcnet_jax.models.family import Family
+
+SIDE = 32  # pixels of the input
+
+
+def squash(x: jax.Array) -> jax.Array:
+    """The scaled hyperbolic tangent of 1998, appendix A: +-1 stay +-1."""
+    return 1.7159 * jnp.tanh(x * (2 / 3))
+
+
+def shrink(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, SIDE, SIDE, C]: each pixel is the mean of the area that it covers."""
+    rows, cols = (jnp.asarray(_areas(side), x.dtype) for side in x.shape[1:3])
+    return jnp.einsum('yh,bhwc,xw->byxc', rows, x, cols)
+
+
+def _areas(side: int) -> np.ndarray:
+    """The share of each of `side` pixels in each of SIDE, float64 [SIDE, side]; rows add up to 1."""
+    edges, pixels = np.linspace(0, side, SIDE + 1)[:, None], np.arange(side)
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return np.maximum(overlap, 0) * SIDE / side
+
+
+class Subsampling(nn.Module):
+    """The mean of 2x2 pixels, with a factor and a bias for each map, squashed: [B, H, W, C] -> [B, H/2, W/2, C]."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        scale = self.param('scale', nn.initializers.ones_init(), (channels,)).astype(self.dtype)
+        bias = self.param('bias', nn.initializers.zeros_init(), (channels,)).astype(self.dtype)
+        mean = x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+        return squash(scale * mean + bias)
+
+
+class LeNetTrunk(nn.Module):
+    """float [B, H, W, 1] -> C3, [B, 10, 10, 16 x width]."""
+
+    width: float
+    norm: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        same = {'norm': self.norm, 'dtype': self.dtype, 'size': 5, 'margin': 0, 'activation': squash, 'use_bias': True}
+        first, second = (backbone.scaled(count, self.width) for count in (6, 16))
+        x = backbone.conv(shrink(x), mask, first, ('c1', 'norm1'), **same)
+        return backbone.conv(Subsampling(self.dtype, name='s2')(x), mask, second, ('c3', 'norm3'), **same)
+
+
+def _create(config: ConfigDict) -> backbone.Network:
+    return backbone.Network(
+        trunk=LeNetTrunk(**backbone.settings(config)),
+        last=Subsampling(jnp.dtype(config.dtype)),
+        dense=tuple(backbone.scaled(units, config.width) for units in (120, 84)),  # C5, F6
+        activation=squash,
+        **backbone.head(config),
+    )
+
+
+# The figure of features shows an image of the data set, and this network sees a smaller one.
+FAMILY = Family(create=_create, keys=backbone.KEYS, check=backbone.check(smallest=1), maps=('trunk',))
