@@ -11,11 +11,9 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
 from bhcnet_jax import command_line, machine
 from bhcnet_jax.errors import UserError, fail
@@ -79,19 +77,9 @@ def _replace_unreadable(folder: pathlib.Path) -> None:
     warnings.showwarning = delete_and_show
 
 
-def _load_ahead() -> Callable[..., Any] | None:
-    """Begins to read the images. Returns the `load` of `train.run` that waits for them."""
-    from bhcnet_jax.datasets import input_pipeline
-
-    dataset = command_line.CONFIG.value.get('dataset')
-    return input_pipeline.load_ahead(dataset) if isinstance(dataset, ConfigDict) else None
-
-
 def main(argv: list[str]) -> None:
     """Runs the config in --config. argv: what is left beside the flags."""
     del argv
-    # Before JAX is imported, which takes as long as many sets take to read.
-    load = None if _DISTRIBUTED.value else _load_ahead()
     try:
         machine.set_up_jax()
     except UserError as error:
@@ -106,7 +94,7 @@ def main(argv: list[str]) -> None:
     try:
         if not _DISTRIBUTED.value:
             machine.make_every_core_a_device()
-            _train(command, load)
+            _train(command)
         elif _join_others() == 0:
             _train(command)
         else:
@@ -115,8 +103,8 @@ def main(argv: list[str]) -> None:
         _leave(f'error: {error} What is in a checkpoint is saved. To go on: {command}', 1)
 
 
-def _train(command: str, load: Callable[..., Any] | None = None) -> NoReturn:
-    """Trains in the process that decides, and ends it. command: what the user typed. load: of `train.run`."""
+def _train(command: str) -> NoReturn:
+    """Trains in the process that decides, and ends it. command: what the user typed."""
     from bhcnet_jax.run import train
     from bhcnet_jax.run.lane_batch import Stopped
     from bhcnet_jax.training import hosts
@@ -133,7 +121,7 @@ def _train(command: str, load: Callable[..., Any] | None = None) -> NoReturn:
         fail_fast=_FAIL_FAST.value,
     )
     try:
-        well = train.run(command_line.CONFIG.value, options, load)
+        well = train.run(command_line.CONFIG.value, options)
     except UserError as error:
         fail(error)
     except Stopped as stop:

@@ -27,7 +27,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     atexit.register(shutil.rmtree, of_children, ignore_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = of_children  # workers inherit it
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-flags.FLAGS.mark_as_parsed()  # those of commands whose main a test calls
+flags.FLAGS.mark_as_parsed()  # grain reads absl flags; under pytest nobody else parses them
 
 # A worker takes the files in this order, so that none begins a long one when the others are done.
 LONGEST_FIRST = ('launch', 'durability', 'engine', 'models', 'steps', 'train', 'report', 'distributed', 'pruning')

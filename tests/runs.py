@@ -22,7 +22,7 @@ import json, os, resource, signal, sys, warnings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from bhcnet_jax import main
 from bhcnet_jax.run import checkpoints, train
-import pandas, sklearn.metrics, statsmodels.stats.proportion, tensorboardX, tensorflow_datasets
+import grain, pandas, sklearn.metrics, statsmodels.stats.proportion, tensorboardX, tensorflow_datasets
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()  # whose threads would be missing after the fork
 warnings.filterwarnings('ignore', message='.*fork', category=DeprecationWarning)

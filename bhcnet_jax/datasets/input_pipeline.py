@@ -1,7 +1,7 @@
-"""From a published data set to arrays: a copy prepared once by tfds -> decode, grey, resize -> uint8.
+"""From a published data set to arrays: a copy prepared once by tfds -> grain -> decode, grey, resize -> uint8.
 
-tfds takes longer to import than the images of a small set take to read, so it is imported only where a set has no
-prepared copy yet.
+tfds and grain take longer to import than the images of a small set take to read. They are imported where a set is
+opened at a size for the first time; what they gave is kept for the next time, see `kept.py`.
 """
 
 import contextlib
@@ -11,9 +11,7 @@ import hashlib
 import io
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +21,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from bhcnet_jax import machine
-from bhcnet_jax.datasets import prepared
+from bhcnet_jax.datasets import kept
 from bhcnet_jax.datasets.folder import images, source, table
 from bhcnet_jax.datasets.head_ct.layout import LAYOUT as HEAD_CT
 from bhcnet_jax.errors import UserError
@@ -110,68 +108,31 @@ class ImageSet:
 
 
 def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
-    """Finds, checks, prepares (once) and decodes the set that config.dataset names.
+    """Finds, checks, prepares (once) and decodes (once at a size) the set that config.dataset names.
 
     dataset: name, dir, image_size and, where they are not as in configs/base.py, equalise, label, columns and positive.
     Images keep the order of the labels.csv or of the class folders; their thumbnails are never equalised. The prepared
     copy holds pixels, no metadata, and only its owner can read it. It lies in $TFDS_DATA_DIR (default
-    ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. An
+    ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. So do the
+    decoded images; where they are, the prepared copy is not read, and damage to it shows when it is needed again. An
     image's height and width are those of the published file turned upright by its EXIF tag. resolution: of `preprocess`
     for images that are equalised as others were; 0: the smallest head of this set decides.
     UserError, one line: no set there, or something wrong with it.
     """
     chosen = _choose(dataset)
-    return _open(chosen, _prepare(chosen), dataset, resolution)
+    return _image_set(chosen, _columns(chosen, dataset, resolution), dataset)
 
 
-def load_ahead(dataset: ConfigDict) -> Callable[[ConfigDict], ImageSet]:
-    """Begins to read a set that is prepared, in a thread. Returns a `load` that waits for it.
-
-    Decoding needs no lock of Python, so that imports go on beside it. dataset: of a config that nobody has checked;
-    what is wrong with it is an error of that `load`.
-    """
-    ahead: Future[ImageSet | None] = Future()
-
-    def read() -> None:
-        try:
-            chosen = _choose(dataset)
-            path = _copy_of(chosen)
-            ahead.set_result(_open(chosen, path, dataset, 0) if path.exists() else None)
-        except Exception as error:
-            ahead.set_exception(error)
-
-    def load_with(wanted: ConfigDict) -> ImageSet:
-        if wanted.to_dict() != dataset.to_dict():
-            return load(wanted)
-        return ahead.result() or load(wanted)
-
-    if not (dataset.get('dir') or os.environ.get('HEAD_CT_DIR')):  # perhaps there is none, as `load` would print
-        return load
-    threading.Thread(target=read, daemon=True).start()
-    return load_with
-
-
-def _open(chosen: _Chosen, path: Path, dataset: ConfigDict, resolution: int) -> ImageSet:
-    """The set of a prepared copy, with warnings of what is odd about it."""
+def _image_set(chosen: _Chosen, columns: dict[str, Any], dataset: ConfigDict) -> ImageSet:
+    """Columns as a set, with warnings of what is odd about it."""
     labelled = chosen.labelled
-    if labelled and labelled.layout.published not in (None, labelled.fingerprint):
-        logging.warning(
-            '%s differs from the published set (fingerprint %s, published %s); going on with what is there.',
-            *(labelled.files.root, labelled.fingerprint, labelled.layout.published),
-        )
-    columns, resolution, said = _read(path, dataset, resolution)
-    fingerprint = source.fingerprint(
-        zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
-    )
-    if labelled and fingerprint != chosen.fingerprint:
-        raise _damaged(path, 'its images are not those of its source')
-    if said:
-        logging.warning('dataset.equalise reduces all images to %s.', said)
+    if columns['said']:
+        logging.warning('dataset.equalise reduces all images to %s.', columns['said'])
     _warn_of_dark(columns)
     return ImageSet(
         name=_name(dataset, chosen.name, labelled),
         synthetic=labelled is None,
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(columns),
         ids=columns['id'],
         images=np.stack(columns['image']),
         thumbnails=np.stack(columns['thumbnail']),
@@ -186,7 +147,7 @@ def _open(chosen: _Chosen, path: Path, dataset: ConfigDict, resolution: int) -> 
         class_names=labelled.class_names if labelled else HEAD_CT.class_names,
         columns=labelled.columns if labelled else {},
         turned_sha256=columns['turned_sha256'],
-        resolution=resolution,
+        resolution=columns['resolution'],
     )
 
 
@@ -291,6 +252,11 @@ def _choose(dataset: ConfigDict) -> _Chosen:
         layout = LAYOUTS['folder']
     columns, positive = (dataset.get(key, '') for key in ('columns', 'positive'))
     labelled = source.read(files, layout, columns, positive)
+    if labelled.layout.published not in (None, labelled.fingerprint):
+        logging.warning(
+            '%s differs from the published set (fingerprint %s, published %s); going on with what is there.',
+            *(files.root, labelled.fingerprint, labelled.layout.published),
+        )
     return _Chosen(layout.name, labelled.fingerprint, labelled)
 
 
@@ -347,18 +313,41 @@ def _data_dir() -> Path:
     return path
 
 
-def _copy_of(chosen: _Chosen) -> Path:
-    return _data_dir() / chosen.name / chosen.fingerprint / prepared.VERSION
+def _columns(chosen: _Chosen, dataset: ConfigDict, resolution: int) -> dict[str, Any]:
+    """What `_read` returns; kept for the next time."""
+    path = _kept_path(chosen, dataset, resolution)
+    columns = kept.read(path)
+    if columns is None:
+        with _quiet_tfds():
+            builder = _prepare(chosen)
+            columns = _read(builder, dataset, resolution)
+        if chosen.labelled and _fingerprint(columns) != chosen.fingerprint:
+            raise _damaged(builder.data_dir, 'its images are not those of its source')
+        with _private():
+            kept.write(path, columns)
+    return columns
 
 
-def _prepare(chosen: _Chosen) -> Path:
-    """The folder of the prepared copy; written where there is none: under another name until it is complete."""
-    path = _copy_of(chosen)
+def _kept_path(chosen: _Chosen, dataset: ConfigDict, resolution: int) -> Path:
+    name = kept.file_name(dataset.image_size, dataset.get('equalise', False), resolution)
+    return _data_dir() / chosen.name / chosen.fingerprint / name
+
+
+def _fingerprint(columns: dict[str, Any]) -> str:
+    return source.fingerprint(
+        zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
+    )
+
+
+def _prepare(chosen: _Chosen) -> 'tfds.core.DatasetBuilder':
+    """Writes the prepared copy where there is none: into a temporary folder, renamed once it is complete."""
+    builder_cls, config = _builder(chosen)
+    path = _data_dir() / builder_cls.name / config.name / str(builder_cls.VERSION)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _private(), _quiet_tfds():
-                _builder(chosen).download_and_prepare()
+            with _private():
+                builder_cls(data_dir=_data_dir(), config=config).download_and_prepare()
         except UserError:
             raise
         except Exception as error:  # array_record raises its own on a full disk
@@ -367,10 +356,14 @@ def _prepare(chosen: _Chosen) -> Path:
                     f'{path}: the prepared copy cannot be written ({images.reason(error)}). '
                     'Point TFDS_DATA_DIR to a folder with room.'
                 ) from error
-    return path
+    try:
+        return builder_cls(data_dir=_data_dir(), config=config)  # as it is on disk, whoever wrote it
+    except Exception as error:  # protobuf and json raise each their own on a broken copy
+        raise _damaged(path, images.reason(error)) from error
 
 
-def _builder(chosen: _Chosen) -> 'tfds.core.DatasetBuilder':
+def _builder(chosen: _Chosen) -> tuple[type['tfds.core.DatasetBuilder'], 'tfds.core.BuilderConfig']:
+    """The builder, and the config whose name is the folder of its prepared copy."""
     import tensorflow_datasets as tfds
 
     from bhcnet_jax.datasets.folder import folder_dataset_builder
@@ -378,31 +371,38 @@ def _builder(chosen: _Chosen) -> 'tfds.core.DatasetBuilder':
     from bhcnet_jax.datasets.phantom import phantom_dataset_builder
 
     if chosen.labelled is None:
-        config = tfds.core.BuilderConfig(name=chosen.fingerprint)
-        return phantom_dataset_builder.Builder(data_dir=_data_dir(), config=config)
+        return phantom_dataset_builder.Builder, tfds.core.BuilderConfig(name=chosen.fingerprint)
     builder_cls = {each.LAYOUT.name: each for each in (folder_dataset_builder.Builder, head_ct_dataset_builder.Builder)}
     config = folder_dataset_builder.SourceConfig(name=chosen.fingerprint, labelled=chosen.labelled)
-    return builder_cls[chosen.name](data_dir=_data_dir(), config=config)
+    return builder_cls[chosen.name], config
 
 
-def _read(path: Path, dataset: ConfigDict, resolution: int) -> tuple[dict[str, tuple[Any, ...]], int, str]:
-    """All records decoded, in the set's order, as columns; the resolution of `preprocess`, and that in words."""
+def _read(builder: 'tfds.core.DatasetBuilder', dataset: ConfigDict, resolution: int) -> dict[str, Any]:
+    """All records decoded, in the set's order, as columns; and the `resolution` of `preprocess`, `said` in words."""
+    import tensorflow_datasets as tfds
+
+    stored_bytes = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
     said = ''
     try:
+        (records,) = builder.as_data_source(decoders=stored_bytes).values()
         if dataset.get('equalise', False) and not resolution:
-            resolution, said = _smallest_head(path)
-        record = functools.partial(decode, image_size=dataset.image_size, resolution=resolution)
-        rows = prepared.each(path, record, threads())
-        return {key: tuple(row[key] for row in rows) for key in rows[0]}, resolution, said
+            resolution, said = _smallest_head(records)
+        rows = _each(records, functools.partial(decode, image_size=dataset.image_size, resolution=resolution))
+        columns = {key: tuple(row[key] for row in rows) for key in rows[0]}
+        return columns | {'resolution': resolution, 'said': said}
     except UserError:
         raise
-    except Exception as error:  # array_record and Pillow raise each their own on a broken copy
-        raise _damaged(path, images.reason(error)) from error
+    except Exception as error:  # array_record, protobuf and Pillow raise each their own on a broken copy
+        raise _damaged(builder.data_dir, images.reason(error)) from error
 
 
-def _smallest_head(path: Path) -> tuple[int, str]:
+def _smallest_head(records: Any) -> tuple[int, str]:
     """Pixels of the shorter side of the smallest head, and that in words. UserError: too few to show anything."""
-    side, name = min(prepared.each(path, _head_side, threads()))
+    side, name = min(_each(records, _head_side))
     said = f'{side} x {side} pixels, the shorter side of the head in {name}'
     if side < MIN_RESOLUTION:
         raise UserError(
@@ -410,6 +410,14 @@ def _smallest_head(path: Path) -> tuple[int, str]:
             'Leave that image out, or set config.dataset.equalise=False.'
         )
     return side, said
+
+
+def _each(records: Any, function: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    """A function of every record, in order, on all cores."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=threads())
+    return list(grain.MapDataset.source(records).map(function).to_iter_dataset(options))
 
 
 def threads() -> int:

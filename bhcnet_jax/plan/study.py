@@ -1,6 +1,6 @@
 """A study: the data set, the splits and the trials that a config asks for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -25,15 +25,13 @@ class Study:
     Args:
       config: see `configs/base.py`.
       axes: of the sweep, in the grammar of `sweep.py`; '': config.sweep.
-      load: as `input_pipeline.load`.
 
     Raises:
       UserError: one line for the user.
     """
 
-    def __init__(self, config: ConfigDict, axes: str = '', load: Callable[[ConfigDict], ImageSet] | None = None):
+    def __init__(self, config: ConfigDict, axes: str = ''):
         trial.check(config)
-        self._load = load or input_pipeline.load
         self._axes = sweep.parse(axes or config.sweep, config)
         self._listed = sweep.check_points(config.trials, config) if config.trials else ({},)
         self._settings = {**config.to_dict(), 'trials': ()}  # a dict is read fifty times as fast
@@ -52,7 +50,7 @@ class Study:
         """The images at the size, and equalised or not, that the `dataset` section of a trial's config says."""
         kind = (dataset.image_size, dataset.equalise)
         if kind not in self._kinds:
-            self._kinds[kind] = self._load(dataset)
+            self._kinds[kind] = input_pipeline.load(dataset)
         return self._kinds[kind]
 
     def resolution(self, wanted: Sequence[Identity]) -> int:

@@ -29,7 +29,7 @@ from bhcnet_jax.plan.trial import NEUTRAL, Trial, resolve
 from bhcnet_jax.records import merge, run_files
 
 PACKAGES = (
-    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'array_record',
+    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'grain',
     'numpy', 'pillow', 'scikit-learn',
 )  # fmt: skip
 DELETION_SECONDS = 2  # that deleting a run directory may take after its database went

@@ -2,13 +2,12 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from bhcnet_jax import machine
-from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display import summary
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import sweep
@@ -43,10 +42,10 @@ class Options(NamedTuple):
     fail_fast: bool = False
 
 
-def run(config: ConfigDict, options: Options, load: Callable[[ConfigDict], ImageSet] | None = None) -> bool:
+def run(config: ConfigDict, options: Options) -> bool:
     """Trains the trials of a config that the run directory lacks. Returns whether all trials ended well.
 
-    A config without a sweep is one trial. config: see `configs/base.py`; it is not written to. load: of `Study`.
+    A config without a sweep is one trial. config: see `configs/base.py`; it is not written to.
 
     Raises:
       UserError: one line for the user.
@@ -56,7 +55,7 @@ def run(config: ConfigDict, options: Options, load: Callable[[ConfigDict], Image
     machine.refuse_missing_devices()
     shard = sweep.parse_shard(options.shard or '1/1')
     rule = pruning.parse(options.prune)
-    study = Study(config, options.sweep, load)
+    study = Study(config, options.sweep)
     spread = engine.choose_spread(study.config, alone=not (options.sweep or config.sweep or config.trials))
     wanted = study.trials(shard)
     pruning.check(rule, wanted, study.config.split.val_folds)

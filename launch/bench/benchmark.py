@@ -258,16 +258,35 @@ def _ranked(path: pathlib.Path) -> list[tuple[str, float]]:
         return database.execute(query).fetchall()
 
 
-def measure_records(folder: pathlib.Path) -> dict[str, Any]:
-    """Finished trials per second that the database takes, expansion of a large sweep, and the cost beside epochs."""
+EXPANDED = {
+    'seeds and folds': 'seed=0:1000 split.fold=0:10 balanced.epochs=4,6,8,10,12,14,16,18,20,24',
+    'all recipes different': 'optimizer.peak_lr=loguniform(1e-5,1e-1,100000,0)',
+}
+EPOCHS_OF_A_SECOND = (
+    '--config=balanced', '--config.dataset.name=phantom', '--config.augment.samples=160', '--config.balanced.epochs=4',
+    '--sweep=seed=0:6',
+)  # fmt: skip
+
+
+def measure_records(
+    folder: pathlib.Path,
+    trials: int = 1024,
+    expanded: Mapping[str, str] = EXPANDED,
+    beside: Sequence[str] = EPOCHS_OF_A_SECOND,
+) -> dict[str, Any]:
+    """Finished trials per second that the database takes, expansion of a large sweep, and the cost beside epochs.
+
+    trials: that finish, a multiple of 64. expanded: sweeps, by name. beside: flags of a sweep.
+    """
+    rates = {lanes: _finish(folder / str(lanes), lanes, trials) for lanes in (1, 8, 64)}
     return {
-        'finished trials per second, by lanes': {lanes: _finish(folder / str(lanes), lanes) for lanes in (1, 8, 64)},
-        'expansion': {name: _expand(folder / name, axes) for name, axes in EXPANDED.items()},
-        'time beside the epochs': _beside_epochs(folder),
+        'finished trials per second, by lanes': rates,
+        'expansion': {name: _expand(folder / name, axes) for name, axes in expanded.items()},
+        'time beside the epochs': _beside_epochs(folder, beside),
     }
 
 
-def _finish(folder: pathlib.Path, lanes: int, trials: int = 1024) -> float:
+def _finish(folder: pathlib.Path, lanes: int, trials: int) -> float:
     """Trials per second, each with one epoch and 20 predictions, in batches of `lanes`."""
     folder.mkdir(parents=True)
     with contextlib.closing(Results(folder / 'results.sqlite')) as results:
@@ -285,14 +304,8 @@ def _finish(folder: pathlib.Path, lanes: int, trials: int = 1024) -> float:
         return trials / (time.perf_counter() - start)
 
 
-EXPANDED = {
-    'seeds and folds': 'seed=0:1000 split.fold=0:10 balanced.epochs=4,6,8,10,12,14,16,18,20,24',
-    'all recipes different': 'optimizer.peak_lr=loguniform(1e-5,1e-1,100000,0)',
-}
-
-
 def _expand(folder: pathlib.Path, axes: str) -> dict[str, float]:
-    """Expands 100 000 trials and compares them with a database of as many, in a process of its own."""
+    """Expands a sweep and compares it with a database of all its trials, in a process of its own."""
     program = f'import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); import benchmark; '
     program += f'benchmark.expand({str(folder)!r}, {axes!r})'
     output = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout
@@ -306,7 +319,7 @@ def expand(folder: str, axes: str) -> None:
     study = Study(config, axes)
     pathlib.Path(folder).mkdir(parents=True)
     with contextlib.closing(Results(pathlib.Path(folder) / 'results.sqlite')) as results:
-        results.enter({'trial_id': each.trial_id} for each in study.trials(sweep.parse_shard('1/1')))
+        results.begin({'trial_id': each.trial_id} for each in study.trials(sweep.parse_shard('1/1')))
     fresh = Study(config, axes)
     start = time.perf_counter()
     with contextlib.closing(Results(pathlib.Path(folder) / 'results.sqlite')) as results:
@@ -317,10 +330,8 @@ def expand(folder: str, axes: str) -> None:
     print(json.dumps(figures))
 
 
-def _beside_epochs(folder: pathlib.Path) -> dict[str, float]:
-    """Share of a sweep's time that is not in its epochs, for epochs of about a second, from the first epoch on."""
-    flags = ('--config=balanced', '--config.dataset.name=phantom', '--config.augment.samples=160',
-             '--config.balanced.epochs=4', '--sweep=seed=0:6')  # fmt: skip
+def _beside_epochs(folder: pathlib.Path, flags: Sequence[str]) -> dict[str, float]:
+    """Share of a sweep's time that is not in its epochs, from the first epoch on."""
     env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
     with subprocess.Popen(_main(folder / 'beside', *flags), stdout=subprocess.PIPE, text=True, env=env) as child:
         for line in child.stdout:

@@ -27,8 +27,8 @@ FIRST_STEP = ('--config=balanced', '--config.dataset.name=phantom', '--config.au
 def measure_startup(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
     """Seconds of each part of a start, in turn, `rounds` times; median, lowest and highest.
 
-    Cold: nothing that JAX compiled is kept. Images: of HEAD_CT_DIR, or the phantom's, prepared from the files and then
-    read again from the prepared copy.
+    Cold: nothing that JAX compiled is kept. Images: of HEAD_CT_DIR, or the phantom's, prepared from the files, and then
+    read again as they were kept.
     """
     environment = _own_folders(folder)
     of_images = {**environment, 'TFDS_DATA_DIR': str(folder / 'images')}

@@ -16,20 +16,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 
 from bhcnet_jax import machine
-from bhcnet_jax.datasets import input_pipeline, prepared
+from bhcnet_jax.datasets import input_pipeline
 from bhcnet_jax.datasets.folder import images
 from bhcnet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 LOAD = """
 import sys
+from absl import flags
 from ml_collections import ConfigDict
 from bhcnet_jax.datasets import input_pipeline
+flags.FLAGS.mark_as_parsed()
 print(input_pipeline.load(ConfigDict({'name': 'folder', 'dir': sys.argv[1], 'image_size': 8})).fingerprint)
 """
 
@@ -73,6 +74,12 @@ def folder_of(files: dict[str, bytes], root: Path) -> Path:
 
 def load(folder: Path, image_size: int = 8) -> input_pipeline.ImageSet:
     return input_pipeline.load(ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': image_size}))
+
+
+def forget(data_dir: Path) -> None:
+    """Has the prepared copies read again."""
+    for path in data_dir.rglob('*.npz'):
+        path.unlink()
 
 
 def head(side: int, left: int, top: int, canvas: tuple[int, int], gain: float) -> Image.Image:
@@ -296,46 +303,6 @@ def test_a_prepared_copy_is_read_again_not_written_again(tmp_path: Path, data_di
     assert record_file.stat().st_mtime_ns == written
 
 
-def test_a_prepared_copy_is_read_as_tfds_reads_it(tmp_path: Path, data_dir: Path, monkeypatch) -> None:
-    files = {f'{index}.png': png(random(3 + index, 300)) for index in range(5)}
-    folder = folder_of(files, tmp_path / 'set')
-    (folder / 'labels.csv').write_text('file,label,group\n' + ''.join(f'{name},1,é{name}\n' for name in files))
-    (folder / 'labels.csv').write_text((folder / 'labels.csv').read_text().replace('1,é0.png', '0,'))
-    chosen = input_pipeline._choose(ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': 8}))
-    path = input_pipeline._prepare(chosen)
-    monkeypatch.setattr(prepared, 'AT_ONCE', 2)  # several readings of a file
-    ours = prepared.each(path, lambda record: record, threads=2)
-    raw = {'image': tfds.decode.SkipDecoding()}
-    (theirs,) = tfds.builder_from_directory(path).as_data_source(decoders=raw).values()
-    assert ours == [dict(record) for record in theirs]
-    assert [record['group'] for record in ours][:2] == [b'', 'é1.png'.encode()]
-
-
-def test_a_set_read_ahead_is_the_one_that_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = folder_of({f'{index}.png': png(random(3 + index, 9)) for index in range(4)}, tmp_path / 'set')
-    dataset = ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': 8})
-    usual, opened = input_pipeline.load, []
-    monkeypatch.setattr(input_pipeline, 'load', lambda *arguments: opened.append(arguments) or usual(*arguments))
-    unprepared = input_pipeline.load_ahead(dataset)(dataset)
-    assert len(opened) == 1
-    load = input_pipeline.load_ahead(dataset)
-    prepared, again = load(dataset), load(dataset)
-    assert len(opened) == 1 and prepared is again
-    np.testing.assert_array_equal(prepared.images, unprepared.images)
-    assert prepared.fingerprint == unprepared.fingerprint
-    other = ConfigDict({**dataset.to_dict(), 'image_size': 4})
-    assert load(other).images.shape == (4, 4, 4) and len(opened) == 2
-
-
-@pytest.mark.parametrize('wrong', [{'dir': 'nowhere'}, {'name': 7}, {'image_size': 0}])
-def test_what_is_wrong_with_a_set_read_ahead_is_told_by_its_load(tmp_path: Path, wrong: dict[str, object]) -> None:
-    folder = folder_of({'a.png': png(random(3, 3))}, tmp_path / 'set')
-    dataset = ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': 8} | wrong)
-    load = input_pipeline.load_ahead(dataset)
-    with pytest.raises(UserError):
-        load(dataset)
-
-
 @pytest.mark.parametrize('damage', ['truncated', 'zeros', 'missing', 'no json', 'empty folder', 'swapped'])
 def test_a_damaged_prepared_copy_ends_in_one_line(tmp_path: Path, data_dir: Path, damage: str) -> None:
     folder = folder_of({'a.png': png(random(40, 40)), 'b.png': png(random(50, 40))}, tmp_path / 'set')
@@ -355,6 +322,7 @@ def test_a_damaged_prepared_copy_ends_in_one_line(tmp_path: Path, data_dir: Path
         load(folder_of({'a.png': png(random(41, 40)), 'b.png': png(random(50, 40))}, tmp_path / 'other'))
         (other,) = set(data_dir.rglob('*.array_record*')) - {record_file}
         record_file.write_bytes(other.read_bytes())
+    forget(data_dir)
     with pytest.raises(UserError, match=r'prepared copy is damaged .* Delete it') as caught:
         load(folder)
     assert str(record_file.parent) in str(caught.value)
@@ -390,6 +358,7 @@ def test_a_damaged_description_of_a_prepared_copy_ends_in_one_line(
     whole = load(folder)
     (path,) = data_dir.rglob(name)
     path.write_bytes(content)
+    forget(data_dir)
     try:
         found = load(folder)
     except UserError as error:

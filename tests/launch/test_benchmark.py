@@ -63,6 +63,20 @@ def test_whole_commands_are_measured_cold_and_warm(labelled_folder, tmp_path):
     assert (tmp_path / '0/warm/results.csv').exists() and list((tmp_path / '0/cache/bhcnet_jax/compiled').iterdir())
 
 
+def test_records_are_measured_to_the_end(labelled_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    benchmark = importlib.import_module('benchmark')
+    config, *tiny = runs.flags(labelled_folder, tmp_path, '--config.augment.samples=16', '--sweep=seed=0:2')
+    tiny = [config, *(flag for flag in tiny if not flag.startswith('--workdir'))]
+    found = benchmark.measure_records(tmp_path, 64, {'six': 'seed=0:3 optimizer.peak_lr=1e-3,1e-4'}, tiny)
+    assert set(found['finished trials per second, by lanes']) == {1, 8, 64}
+    assert min(found['finished trials per second, by lanes'].values()) > 0
+    six = found['expansion']['six']
+    assert (six['trials'], six['missing']) == (6, 6) and six['peak_memory_bytes'] > 0
+    beside = found['time beside the epochs']
+    assert beside['epochs'] == 2 * sum(runs.PHASES.values()) and 0 < beside['share'] < 1
+
+
 class Reference(nn.Module):
     """The paper's CNN as anybody would write it in Flax."""
 

@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from bhcnet_jax.datasets import prepared
 from bhcnet_jax.datasets.folder import images
 from bhcnet_jax.datasets.folder.folder_dataset_builder import FEATURES
 from bhcnet_jax.datasets.head_ct.layout import LAYOUT
@@ -19,7 +18,7 @@ from bhcnet_jax.datasets.phantom import drawing
 class Builder(tfds.core.GeneratorBasedBuilder):
     """The set of drawing.SEED in one split, in the order of its ids; nothing is downloaded."""
 
-    VERSION = tfds.core.Version(prepared.VERSION)
+    VERSION = tfds.core.Version('2.0.0')
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         '2.0.0': 'Fields of any labelled folder.',
         '1.0.0': 'First version.',
