@@ -37,8 +37,10 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     """Ends the process at once while it imports, for libraries swallow what is raised there; else KeyboardInterrupt."""
     while frame:
         if frame.f_code.co_filename.startswith('<frozen importlib'):
-            os.write(2, b'Interrupted.\n')
-            os._exit(128 + signum)
+            try:
+                os.write(2, b'Interrupted.\n')
+            finally:  # even if nobody reads it
+                os._exit(128 + signum)
         frame = frame.f_back
     raise KeyboardInterrupt
 

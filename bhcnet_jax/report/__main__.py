@@ -18,6 +18,7 @@ from bhcnet_jax.report.sections.audits import audits
 from bhcnet_jax.report.sections.comparisons import comparisons
 from bhcnet_jax.report.sections.curves import curves
 from bhcnet_jax.report.sections.difficulty import difficulty
+from bhcnet_jax.report.sections.drawn_heads import drawn_heads
 from bhcnet_jax.report.sections.elsewhere import elsewhere
 from bhcnet_jax.report.sections.leaderboard import leaderboard
 from bhcnet_jax.report.sections.localization import localization
@@ -60,6 +61,7 @@ def make(evidence: Evidence, reference_name: str = '', with_images: bool = True)
         misread(evidence, found),
         *localization(evidence),
         *difficulty(evidence),
+        *drawn_heads(evidence),
         sweep(evidence),
         *readings(evidence),
         reruns(evidence, flags),

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from sklearn.isotonic import isotonic_regression
 
 from bhcnet_jax.report.bands import BINS, Curve
@@ -136,12 +136,7 @@ def sensitivity(
     """Shares by what they depend on, on a logarithmic axis; rows: of each model, the middle of a bin and its share."""
 
     def paint(axes: Axes) -> None:
-        for place, (model, points) in enumerate(rows.items()):
-            colour, line, marker = COLOURS[place % 4], LINES[place % 4], MARKERS[place % 4]
-            x = [at * 1.03 ** (place - (len(rows) - 1) / 2) for at, _ in points]
-            y = [number.value for _, number in points]
-            axes.vlines(x, *zip(*((each.low, each.high) for _, each in points), strict=True), color=colour, linewidth=1)
-            axes.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=4, label=_short(model))
+        _series(axes, rows)
         axes.set(xlabel=label, ylabel='sensitivity', ylim=(-0.02, 1.03), xscale='log')
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter('{x:g}')
@@ -150,6 +145,35 @@ def sensitivity(
         _legend(axes)
 
     return draw(name, caption, mark, paint)
+
+
+def amounts(
+    name: str, caption: str, mark: str, rows: Mapping[str, Sequence[tuple[int, Number]]], label: str
+) -> Figure:
+    """AUC by how much there was of something, on a logarithmic axis that begins with 0; rows: of each line."""
+    counts = sorted({count for points in rows.values() for count, _ in points})
+    least = next(count for count in counts if count)
+
+    def paint(axes: Axes) -> None:
+        _series(axes, rows)
+        axes.set_xscale('symlog', linthresh=least, linscale=0.5)
+        axes.set(xlabel=label, ylabel='AUC')
+        axes.set_xticks(counts, [f'{count:,}' for count in counts])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(linewidth=0.6)
+        _legend(axes)
+
+    return draw(name, caption, mark, paint)
+
+
+def _series(axes: Axes, rows: Mapping[str, Sequence[tuple[float, Number]]]) -> None:
+    """A line for each row, its points with their intervals, moved a little apart."""
+    for place, (label, points) in enumerate(rows.items()):
+        colour, line, marker = COLOURS[place % 4], LINES[place % 4], MARKERS[place % 4]
+        x = [at * 1.03 ** (place - (len(rows) - 1) / 2) for at, _ in points]
+        y = [number.value for _, number in points]
+        axes.vlines(x, *zip(*((each.low, each.high) for _, each in points), strict=True), color=colour, linewidth=1)
+        axes.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=4, label=_short(label))
 
 
 def histogram(

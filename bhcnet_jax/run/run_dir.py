@@ -67,7 +67,7 @@ def claim(
         is_claimed = True
         yield
     except Exception as error:
-        if is_claimed and _is_deleted(path):
+        if is_claimed and _is_deleted(path, isinstance(error, FileNotFoundError)):
             shutil.rmtree(path, ignore_errors=True)  # what was written meanwhile would keep the next start out
             raise UserError(f'{path} was deleted while this process wrote to it. Start again.') from error
         if not isinstance(error, OSError):
@@ -100,18 +100,27 @@ def _describe(
     }
 
 
-def _is_deleted(path: pathlib.Path) -> bool:
+def _is_deleted(path: pathlib.Path, is_missing: bool) -> bool:
     """Whether nothing of a claimed directory is left but what came after somebody deleted it.
 
-    Where the database is gone, somebody may still be at it.
+    is_missing: a file was not there. Then, or where the database is gone, somebody may still be at it.
     """
-    kept = ('config.json', 'env.json', 'data.json', 'results.sqlite', 'checkpoints/*/batch.json')
     deadline = time.monotonic() + DELETION_SECONDS
-    while any(True for name in kept for _ in path.glob(name)):
-        if (path / 'results.sqlite').exists() or time.monotonic() > deadline:
+    while _remains(path):
+        is_missing = is_missing or not (path / 'results.sqlite').exists()
+        if not is_missing or time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
+
+
+def _remains(path: pathlib.Path) -> bool:
+    """Whether something is there that a run only writes at its start."""
+    kept = ('config.json', 'env.json', 'data.json', 'results.sqlite', 'checkpoints/*/batch.json')
+    try:
+        return any(True for name in kept for _ in path.glob(name))
+    except FileNotFoundError:  # a folder went while it was listed
+        return True
 
 
 def _inside(path: pathlib.Path, error: OSError) -> pathlib.Path | None:

@@ -27,22 +27,44 @@ def start(*arguments, stdout=subprocess.PIPE, **options):
     )
 
 
-@pytest.mark.parametrize('command', COMMANDS)
-def test_an_interrupt_while_a_library_is_imported_is_one_line(command, tmp_path):
-    # The library says that it is being imported, then waits for longer than the test does.
+@pytest.fixture
+def slow_library(tmp_path):
+    """A folder with a numpy that says that it is being imported, then waits for longer than a test does.
+
+    It sleeps in short pieces: a signal that comes just before a sleep is heeded after it.
+    """
     (tmp_path / 'numpy').mkdir()
     (tmp_path / 'numpy/__init__.py').write_text(
         'import pathlib, time\npathlib.Path("here").touch()\n'
-        'try:\n    time.sleep(60)\nexcept BaseException:\n    time.sleep(60)\n'  # as libraries do that swallow it
+        'def wait():\n    for _ in range(600):\n        time.sleep(0.1)\n'
+        'try:\n    wait()\nexcept BaseException:\n    wait()\n'  # as libraries do that swallow it
     )
+    return tmp_path
+
+
+def start_an_import(command, folder):
+    """Starts a command and waits until it imports numpy from a folder. -> the process"""
     more = ['--config=smoke'] if command in OF_A_CONFIG else ['.']
-    with start(f'bhcnet_jax.{command}', *more, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)}) as child:
-        while not (tmp_path / 'here').exists():
-            assert child.poll() is None, child.stderr.read()
-            time.sleep(0.01)
+    child = start(f'bhcnet_jax.{command}', *more, cwd=folder, env={**os.environ, 'PYTHONPATH': str(folder)})
+    while not (folder / 'here').exists():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.01)
+    return child
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_an_interrupt_while_a_library_is_imported_is_one_line(command, slow_library):
+    with start_an_import(command, slow_library) as child:
         child.send_signal(signal.SIGINT)
         assert child.wait(timeout=30) == 130
         assert child.stderr.read() == 'Interrupted.\n'
+
+
+def test_an_interrupt_ends_an_import_whose_standard_error_nobody_reads(slow_library):
+    with start_an_import('report', slow_library) as child:
+        child.stderr.close()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=30) == 130
 
 
 def test_an_interrupt_later_is_one_line_too(tmp_path):

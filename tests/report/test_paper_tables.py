@@ -1,5 +1,6 @@
 """The paper's rows beside ours, and single trainings as the paper reports one."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 import studies
 from bhcnet_jax.report import evidence, paper
+from bhcnet_jax.report.page import Table
+from bhcnet_jax.report.sections.paper_tables import paper_tables
 from studies import numbers, section, text
 
 BESIDE = "The paper's tables beside ours"
@@ -17,6 +20,28 @@ def test_a_paper_row_stands_beside_the_recipe_with_its_model_phases_and_epochs(r
     rows = [line for line in lines if line.startswith(('| Paper', '| This study'))]
     place = next(place for place, row in enumerate(rows) if row.startswith('| This study'))
     assert rows[place - 1].startswith('| Paper, table 2, 12 epochs: cnn, balanced then imbalanced | 100 (83.9')
+
+
+def test_the_papers_table_of_earlier_systems_stands_beside_ours_of_the_same_kind(tmp_path):
+    found = evidence.gather(studies.write(tmp_path))
+    cnn = next(each for each in found.recipes if each.kind == 'network' and paper.row_of(each.trials, each.settings))
+    svm = dataclasses.replace(cnn, kind='features', label='svm', trials=cnn.trials.assign(model='linear SVM'))
+    section = paper_tables(dataclasses.replace(found, recipes=[cnn, svm]))
+    table = next(each for each in section.blocks if isinstance(each, Table) and each.name == 'table-5')
+    names = [row[0] for row in table.rows]
+    assert [name for name in names if name.startswith('Paper')] == [
+        'Paper, table 5, [73], 2019: AlexNet-SVM',
+        'Paper, table 5, [74], 2019: hybrid 3D/2D mask ROI- based CNN architecture',
+        'Paper, table 5, [75], 2019: technique not printed',
+        'Paper, table 5, [76], 2019: CNN',
+        'Paper, table 5, [77], 2020: 3D CNN',
+        'Paper, table 5, Proposed BHCNet, 2021: CNN',
+    ]
+    assert names[1] == 'This study: svm'
+    assert names[-1] == f'This study: {cnn.label}'
+    assert table.rows[-2][1:] == ['100%', '95.54%', '100%', '100%', '95%']
+    assert table.rows[-1][1].value == cnn.scores['accuracy'].mean
+    assert len(names) == 8
 
 
 def test_other_images_are_not_compared_with_the_paper_whatever_their_set_is_called(tmp_path, monkeypatch):

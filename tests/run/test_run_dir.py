@@ -3,6 +3,8 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -142,6 +144,26 @@ def test_a_file_in_place_of_the_directory_is_refused(image_set, tmp_path):
     (tmp_path / 'run').write_text('')
     with pytest.raises(UserError, match='cannot be used: File exists'):
         claim(tmp_path / 'run', image_set)
+
+
+def test_a_directory_that_somebody_is_still_deleting_is_called_deleted(image_set, tmp_path):
+    path = tmp_path / 'run'
+    claim(path, image_set)
+    with pytest.raises(UserError, match=f'{path} was deleted while'), run_dir.claim(path, folder_config(''), image_set):
+        later = threading.Timer(0.3, shutil.rmtree, [path])  # what the run missed is the first to go
+        later.start()
+        (path / 'checkpoints/a/balanced').rmdir()
+    later.join()
+    assert not path.exists()
+
+
+def test_a_missing_file_of_a_directory_that_stays_is_named(image_set, tmp_path):
+    path = tmp_path / 'run'
+    claim(path, image_set)
+    message = f'{path}/checkpoints cannot be used: No such file'
+    with pytest.raises(UserError, match=message), run_dir.claim(path, folder_config(''), image_set):
+        (path / 'checkpoints').rmdir()
+    assert (path / 'results.sqlite').exists()
 
 
 def _hold(path, image_set, held, done):

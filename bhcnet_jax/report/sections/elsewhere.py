@@ -48,10 +48,11 @@ def _out_of_fold(recipe: Recipe, evidence: Evidence) -> list[Cell]:
 
 
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
-    return [_number(row['metrics'].get(name), name) for name in names]
+    return [as_number(row['metrics'].get(name), name) for name in names]
 
 
-def _number(metric: Mapping[str, Any] | None, name: str) -> Cell:
+def as_number(metric: Mapping[str, Any] | None, name: str) -> Cell:
+    """A metric of an evaluation as a cell of a table."""
     if metric is None or metric['value'] is None:
         return '-'
     ends = (float('nan') if metric[end] is None else metric[end] for end in ('low', 'high'))

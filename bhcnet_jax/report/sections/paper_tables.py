@@ -1,5 +1,7 @@
 """The rows of the paper's tables, each with the same recipe of this study below it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bhcnet_jax.display.progress import counted
@@ -14,6 +16,13 @@ ROWS = (*bhcnet.TABLE_1, *bhcnet.TABLE_2, *bhcnet.TABLE_3)
 # Table 3 prints no epochs, so that its rows of the CNN are those of no recipe.
 OF_RECIPES = tuple(row for row in ROWS if bhcnet.row_for(row.model, row.phases, row.epochs or 0) == row)
 HEADS = ('row', *(NAMES.get(name, name) for name in bhcnet.METRICS))
+STUDIES = "The paper's table 5 of earlier systems, as printed, and this study's of the same kind"
+OTHER_DATA = (
+    'The images of [73], [74], [75] and [77] are others, and more of them; how they were parted is not printed. A '
+    'difference to them is of data and protocol as well as of the system, and no row above another shows which is '
+    'better. The 3-D systems need volumes, which these single slices are not: here they learn from drawn heads, and '
+    'a report of their own has them.'
+)
 OURS = 'This study:'  # begins our rows beside those of the paper
 
 
@@ -39,7 +48,8 @@ def paper_tables(evidence: Evidence) -> Section:
         if on_holdouts:
             caption += f'; {len(on_holdouts)} were trained on holdout splits, see "{SINGLE_TRAININGS}"'
         blocks.append(Table('paper-alone', caption, HEADS, *_columns(list(map(_printed, others))), is_of_images=False))
-    return Section("The paper's tables beside ours", [*blocks, Note(note), *_missing(evidence, networks)])
+    blocks += [Note(note), *_missing(evidence, networks), _studies(evidence.recipes)]
+    return Section("The paper's tables beside ours", blocks)
 
 
 def _of_row(printed: bhcnet.PaperRow, networks: list[Recipe]) -> list[Recipe]:
@@ -65,6 +75,28 @@ def _missing(evidence: Evidence, networks: list[Recipe]) -> list[str]:
     )
     rows = f'{missing} of the {len(OF_RECIPES)} rows of which the paper tells the recipe'
     return [f'Missing: recipes for {rows}, such as `{command}`'] if missing else []
+
+
+def _studies(recipes: Sequence[Recipe]) -> Table:
+    """Table 5 with what this study has of the same kind below each row."""
+    rows: list[tuple[list[Cell], str]] = []
+    for row in bhcnet.TABLE_5:
+        what = f'Paper, {row.place}, {row.year}: {row.technique or "technique not printed"}'
+        rows.append(([what, *(getattr(row, name) for name in bhcnet.METRICS)], ''))
+        rows += [_ours(each, 1) for each in recipes if _is_of_study(each, row.row)]
+    columns, _, remarks = _columns(rows)
+    return Table('table-5', STUDIES, HEADS, columns, OTHER_DATA, remarks, longest=len(rows))
+
+
+def _is_of_study(recipe: Recipe, row: str) -> bool:
+    """Whether a recipe is a system of the kind that a row of table 5 is of."""
+    first, is_papers = recipe.trials.iloc[0], bhcnet.is_papers(recipe.settings)
+    kinds = {
+        '[73]': recipe.kind == 'features',
+        '[76]': first.model == 'cnn' and first.phases == 'balanced' and is_papers,
+        'Proposed BHCNet': first.model == 'cnn' and first.phases == 'balanced+imbalanced' and is_papers,
+    }
+    return kinds.get(row, False)
 
 
 def _printed(row: bhcnet.PaperRow) -> tuple[list[Cell], str]:
