@@ -22,9 +22,11 @@ import pathlib
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -149,27 +151,55 @@ def run(
 def _values(study: Study, networks: Networks | None) -> Values:
     """What gives a trial's inputs."""
     if networks:
-        return lambda this: networks.features(this.network)
+        one_at_a_time = threading.Lock()  # the images are read once, and JAX has all cores
+
+        def features(this: Trial) -> np.ndarray:
+            with one_at_a_time:
+                return networks.features(this.network)
+
+        return features
     found = inputs(study.image_set)
     return lambda this: found[this.baseline.inputs]
 
 
 def _train(missing: Sequence[Trial], study: Study, database: Results, values_of: Values) -> None:
-    """Trains trials, those of one baseline one after the other, and prints a line for each baseline."""
+    """Trains trials, those of one baseline together, and prints a line for each baseline."""
     by_baseline = collections.defaultdict(list)
     for each in missing:
         by_baseline[each.baseline].append(each)
     for baseline, group in by_baseline.items():
         start = time.perf_counter()
-        errors = [_train_one(each, values_of, study, database) for each in group]
+        errors = _train_group(group, values_of, study, database)
         failed = [error for error in errors if error]
         line = f'{baseline.name}: {len(group)} trials, {time.perf_counter() - start:.1f} s'
         print(line + (f'; {len(failed)} FAILED, the first with {failed[0]}' if failed else ''), flush=True)
 
 
-def _train_one(this: Trial, values_of: Values, study: Study, database: Results) -> str:
-    """Trains a trial and commits its predictions and scores, or its traceback. Returns the error in one line, or ''."""
-    labels, method = study.image_set.labels, METHODS[this.baseline.method]
+def _train_group(group: Sequence[Trial], values_of: Values, study: Study, database: Results) -> list[str]:
+    """Trains trials of one baseline, one on each core. Returns their errors in one line each, '' for none.
+
+    scikit-learn computes without the lock of Python, so threads will do, and no trial sees the others.
+    """
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        fitted = [pool.submit(_fit, each, values_of, study.image_set.labels) for each in group]
+        try:
+            return [_record(each, found, study, database) for each, found in zip(group, fitted, strict=True)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _fit(this: Trial, values_of: Values, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Probabilities on the test part, and the seconds that they took."""
+    values = values_of(this)
+    start = time.perf_counter()
+    probabilities = predict(METHODS[this.baseline.method], values, labels, this.split, this.config.seed)
+    return probabilities, time.perf_counter() - start
+
+
+def _record(this: Trial, fitted: Future[tuple[np.ndarray, float]], study: Study, database: Results) -> str:
+    """Commits a trial's predictions and scores, or its traceback. Returns the error in one line, or ''."""
+    labels = study.image_set.labels
     database.begin([{
         'trial_id': this.trial_id,
         'recipe': this.baseline.name + (' equalised' if _sees_equalised(this.baseline, this.config) else ''),
@@ -178,9 +208,8 @@ def _train_one(this: Trial, values_of: Values, study: Study, database: Results) 
         'engine': f'scikit-learn {sklearn.__version__}',
         **study.columns_of(this.config),
     }])  # fmt: skip
-    start = time.perf_counter()
     try:
-        probabilities = predict(method, values_of(this), labels, this.split, this.config.seed)
+        probabilities, seconds = fitted.result()
         scores = score_columns(labels[this.split.test], probabilities)
     except Exception as error:
         database.fail(this.trial_id, ''.join(traceback.format_exception(error)))
@@ -195,7 +224,7 @@ def _train_one(this: Trial, values_of: Values, study: Study, database: Results) 
         }
         for image, probability in zip(this.split.test, probabilities, strict=True)
     ])  # fmt: skip
-    database.finish(this.trial_id, {**scores, 'train_seconds': time.perf_counter() - start})
+    database.finish(this.trial_id, {**scores, 'train_seconds': seconds})
     return ''
 
 

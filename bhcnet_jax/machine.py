@@ -50,6 +50,11 @@ def set_up_jax() -> None:
         jax.config.update(name, value)
 
 
+def cache_folder() -> pathlib.Path:
+    """Where a user's programs and tables are kept; perhaps not there yet. RuntimeError: there is no home directory."""
+    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'bhcnet_jax'
+
+
 def variables() -> dict[str, str]:
     """The environment variables that JAX and XLA read."""
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith(('JAX_', 'XLA_'))}

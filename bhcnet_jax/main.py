@@ -45,8 +45,9 @@ def _keep_compiled_programs() -> None:
 
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
-    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'bhcnet_jax/compiled'
+    folder = pathlib.Path('~/.cache')
     try:
+        folder = machine.cache_folder() / 'compiled'
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         if folder.stat().st_uid != os.getuid() or not os.access(folder, os.W_OK):
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
         else:
             engine.follow()
     except hosts.ProcessLost as error:
-        _leave(f'error: {error} Finished epochs are saved. To go on: {command}', 1)
+        _leave(f'error: {error} What is in a checkpoint is saved. To go on: {command}', 1)
 
 
 def _train(command: str) -> NoReturn:
@@ -127,7 +128,7 @@ def _train(command: str) -> NoReturn:
         print(f'Stopped by {signal.Signals(stop.signum).name} after {stop}; all is saved. To go on: {command}')
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:  # before the first epoch, or for the second time
-        message = f'\nInterrupted; finished epochs are saved. To go on: {command}'
+        message = f'\nInterrupted; what is in a checkpoint is saved. To go on: {command}'
         if _DISTRIBUTED.value:  # perhaps in the midst of a call that the others are still in
             _leave(message, 128 + signal.SIGINT)
         print(message, file=sys.stderr)

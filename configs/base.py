@@ -185,10 +185,12 @@ def optimizer() -> ConfigDict:
 
 def engine() -> ConfigDict:
     c = ConfigDict()
-    c.lanes = 'auto'  # trials that each device trains together, as text; auto: 1 on a CPU, measured on a GPU
+    c.lanes = 'auto'  # trials that each device trains together, as text; auto: 1 on a CPU, up to 32 on a GPU
     # What devices share: lanes (trials), or batch (of each trial; gradients are added). auto: lanes; on a CPU,
     # where every core is a device, batch if there is one trial only.
     c.spread = 'auto'
-    c.checkpoint_every = 1  # epochs between checkpoints
+    # Seconds between checkpoints inside a phase, about what a kill costs at most; 0: one after every epoch. Every phase
+    # ends with one.
+    c.checkpoint_seconds = 30.0
     c.keep_weights = 'final'  # final: checkpoints of finished trials stay; none: they go, for large sweeps
     return c

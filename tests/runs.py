@@ -21,7 +21,8 @@ import json, os, resource, signal, sys, warnings
 # As in a terminal: a background job of a script, as which the tests may run, hands down that SIGINT is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from bhcnet_jax import main
-from bhcnet_jax.run import train
+from bhcnet_jax.run import checkpoints, train
+import grain, pandas, sklearn.metrics, statsmodels.stats.proportion, tensorboardX, tensorflow_datasets
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()  # whose threads would be missing after the fork
 warnings.filterwarnings('ignore', message='.*fork', category=DeprecationWarning)
@@ -67,7 +68,7 @@ def flags(folder: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
         '--config=base', '--config.recipe=tiny', f'--workdir={workdir}',
         '--config.dataset.name=folder', f'--config.dataset.dir={folder}', '--config.dataset.image_size=16',
         '--config.model.filters=(2,3)', '--config.model.recurrent_units=8', '--config.batch_size=8',
-        '--config.augment.samples=20', '--config.imbalanced.positives=30',
+        '--config.augment.samples=20', '--config.imbalanced.positives=30', '--config.engine.checkpoint_seconds=0',
         *(f'--config.{phase}.epochs={epochs}' for phase, epochs in PHASES.items()),
         *more,
     ]  # fmt: skip

@@ -1,4 +1,8 @@
-"""From a prepared data set to arrays: tfds data source -> grain -> decode, grey, resize -> uint8."""
+"""From a published data set to arrays: a copy prepared once by tfds -> grain -> decode, grey, resize -> uint8.
+
+tfds and grain take longer to import than the images of a small set take to read. They are imported where a set is
+opened at a size for the first time; what they gave is kept for the next time, see `kept.py`.
+"""
 
 import contextlib
 import dataclasses
@@ -9,25 +13,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
 from bhcnet_jax import machine
-from bhcnet_jax.datasets.folder import folder_dataset_builder, images, source, table
-from bhcnet_jax.datasets.head_ct import head_ct_dataset_builder
+from bhcnet_jax.datasets import kept
+from bhcnet_jax.datasets.folder import images, source, table
+from bhcnet_jax.datasets.head_ct.layout import LAYOUT as HEAD_CT
 from bhcnet_jax.errors import UserError
 
-BUILDERS = {
-    'auto': head_ct_dataset_builder.Builder,
-    'head_ct': head_ct_dataset_builder.Builder,
-    'folder': folder_dataset_builder.Builder,
-}
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+LAYOUTS = {'auto': HEAD_CT, 'head_ct': HEAD_CT, 'folder': source.Layout()}
 RESERVED = ('head_ct', 'phantom')  # names of published sets, which a folder does not get
 MIN_RESOLUTION = 16  # pixels, of an equalised head
 DARK_LEVELS = 128  # of 256; a 16-bit image that keeps no more uses 15 bits or fewer
@@ -42,6 +44,18 @@ PHANTOM_NOTICE = """
 *  then --config.dataset.dir=FOLDER_OR_ZIP, or HEAD_CT_DIR.          *
 **********************************************************************
 Looked in %s."""
+
+
+class _Chosen(NamedTuple):
+    """The set that a config names.
+
+    name: of its tfds builder. fingerprint: of its source, and the folder of its prepared copy. labelled: the source;
+    None: drawn.
+    """
+
+    name: str
+    fingerprint: str
+    labelled: source.LabelledSet | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +113,14 @@ class ImageSet:
 
 
 def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
-    """Finds, checks, prepares (once) and decodes the set that config.dataset names.
+    """Finds, checks, prepares (once) and decodes (once at a size) the set that config.dataset names.
 
     dataset: name, dir, image_size and, where they are not as in configs/base.py, equalise, slices, label, columns and
     positive. With several slices it is the set of drawn patients, whatever the name.
     Images keep the order of the labels.csv or of the class folders; their thumbnails are never equalised. The prepared
     copy holds pixels, no metadata, and only its owner can read it. It lies in $TFDS_DATA_DIR (default
-    ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. An
+    ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. So do the
+    decoded images; where they are, the prepared copy is not read, and damage to it shows when it is needed again. An
     image's height and width are those of the published file turned upright by its EXIF tag. resolution: of `preprocess`
     for images that are equalised as others were; 0: the smallest head of this set decides.
     UserError, one line: no set there, or something wrong with it.
@@ -114,23 +129,20 @@ def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
         raise UserError(f'config.dataset.image_size is {dataset.image_size}, expected 1 or more pixels.')
     if dataset.get('slices', 1) > 1:
         return _volumes(dataset)
-    builder_cls, config = _choose(dataset)
-    with _quiet_tfds():
-        builder = _prepare(builder_cls, config)
-        columns, resolution, said = _read(builder, dataset, resolution)
-    fingerprint = source.fingerprint(
-        zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
-    )
-    if builder_cls.name != 'phantom' and fingerprint != config.name:
-        raise _damaged(builder.data_dir, 'its images are not those of its source')
-    if said:
-        logging.warning('dataset.equalise reduces all images to %s.', said)
+    chosen = _choose(dataset)
+    return _image_set(chosen, _columns(chosen, dataset, resolution), dataset)
+
+
+def _image_set(chosen: _Chosen, columns: dict[str, Any], dataset: ConfigDict) -> ImageSet:
+    """Columns as a set, with warnings of what is odd about it."""
+    labelled = chosen.labelled
+    if columns['said']:
+        logging.warning('dataset.equalise reduces all images to %s.', columns['said'])
     _warn_of_dark(columns)
-    labelled = getattr(config, 'labelled', None)
     return ImageSet(
-        name=_name(dataset, builder_cls.name, labelled),
-        synthetic=builder_cls.name == 'phantom',
-        fingerprint=fingerprint,
+        name=_name(dataset, chosen.name, labelled),
+        synthetic=labelled is None,
+        fingerprint=_fingerprint(columns),
         ids=columns['id'],
         images=np.stack(columns['image']),
         thumbnails=np.stack(columns['thumbnail']),
@@ -142,10 +154,10 @@ def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
         modes=columns['mode'],
         coloured=np.array(columns['coloured'], bool),
         file_bytes=np.array(columns['file_bytes'], np.int32),
-        class_names=labelled.class_names if labelled else builder_cls.CLASSES,
+        class_names=labelled.class_names if labelled else HEAD_CT.class_names,
         columns=labelled.columns if labelled else {},
         turned_sha256=columns['turned_sha256'],
-        resolution=resolution,
+        resolution=columns['resolution'],
     )
 
 
@@ -253,39 +265,36 @@ def _resize(grey: Image.Image, size: int) -> np.ndarray:
     return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _choose(dataset: ConfigDict) -> tuple[type[tfds.core.DatasetBuilder], tfds.core.BuilderConfig]:
-    """The builder, and the config whose name is the folder of its prepared copy."""
+def _choose(dataset: ConfigDict) -> _Chosen:
     if dataset.name == 'phantom':
         return _phantom()
-    if dataset.name not in BUILDERS:
-        names = ', '.join(BUILDERS)
+    if dataset.name not in LAYOUTS:
+        names = ', '.join(LAYOUTS)
         raise UserError(f'config.dataset.name is {dataset.name!r}, expected phantom, {names}.')
-    builder_cls = BUILDERS[dataset.name]
+    layout = LAYOUTS[dataset.name]
     files, looked = _find(dataset)
     if files is None and dataset.name == 'auto':
         print(PHANTOM_NOTICE % looked, file=sys.stderr, flush=True)
         return _phantom()
     if files is None:
-        how_to_get = builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS
-        raise UserError(f'no {builder_cls.name} images: looked in {looked}. {how_to_get}')
+        raise UserError(f'no {layout.name} images: looked in {looked}. {layout.how_to_get}')
     named = dataset.dir or os.environ.get('HEAD_CT_DIR')
-    if dataset.name == 'auto' and named and not source.is_laid_out(files, builder_cls.LAYOUT):
-        builder_cls = folder_dataset_builder.Builder
+    if dataset.name == 'auto' and named and not source.is_laid_out(files, layout):
+        layout = LAYOUTS['folder']
     columns, positive = (dataset.get(key, '') for key in ('columns', 'positive'))
-    labelled = source.read(files, builder_cls.LAYOUT, columns, positive)
+    labelled = source.read(files, layout, columns, positive)
     if labelled.layout.published not in (None, labelled.fingerprint):
         logging.warning(
             '%s differs from the published set (fingerprint %s, published %s); going on with what is there.',
             *(files.root, labelled.fingerprint, labelled.layout.published),
         )
-    return builder_cls, folder_dataset_builder.SourceConfig(name=labelled.fingerprint, labelled=labelled)
+    return _Chosen(layout.name, labelled.fingerprint, labelled)
 
 
-def _phantom() -> tuple[type[tfds.core.DatasetBuilder], tfds.core.BuilderConfig]:
-    from bhcnet_jax.datasets.phantom import phantom_dataset_builder  # heavy, and needless for real images
+def _phantom() -> _Chosen:
+    from bhcnet_jax.datasets.phantom import source as drawn  # heavy, and needless for real images
 
-    config = tfds.core.BuilderConfig(name=phantom_dataset_builder.fingerprint())
-    return phantom_dataset_builder.Builder, config
+    return _Chosen('phantom', drawn.fingerprint(), None)
 
 
 def _find(dataset: ConfigDict) -> tuple[source.Files | None, str]:
@@ -304,8 +313,8 @@ def _find(dataset: ConfigDict) -> tuple[source.Files | None, str]:
         found = f'{count} files, no labels.csv' if count else 'empty' if path.exists() else 'does not exist'
         looked.append(f'{place} {path} ({found})')
         if place != MANUAL:
-            builder_cls = BUILDERS['head_ct' if dataset.name == 'head_ct' else 'folder']
-            raise UserError(f'no labelled images in {looked[-1]}. {builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS}')
+            layout = LAYOUTS['head_ct' if dataset.name == 'head_ct' else 'folder']
+            raise UserError(f'no labelled images in {looked[-1]}. {layout.how_to_get}')
     return None, ', '.join(looked)
 
 
@@ -335,10 +344,35 @@ def _data_dir() -> Path:
     return path
 
 
-def _prepare(
-    builder_cls: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig
-) -> tfds.core.DatasetBuilder:
+def _columns(chosen: _Chosen, dataset: ConfigDict, resolution: int) -> dict[str, Any]:
+    """What `_read` returns; kept for the next time."""
+    path = _kept_path(chosen, dataset, resolution)
+    columns = kept.read(path)
+    if columns is None:
+        with _quiet_tfds():
+            builder = _prepare(chosen)
+            columns = _read(builder, dataset, resolution)
+        if chosen.labelled and _fingerprint(columns) != chosen.fingerprint:
+            raise _damaged(builder.data_dir, 'its images are not those of its source')
+        with _private():
+            kept.write(path, columns)
+    return columns
+
+
+def _kept_path(chosen: _Chosen, dataset: ConfigDict, resolution: int) -> Path:
+    name = kept.file_name(dataset.image_size, dataset.get('equalise', False), resolution)
+    return _data_dir() / chosen.name / chosen.fingerprint / name
+
+
+def _fingerprint(columns: dict[str, Any]) -> str:
+    return source.fingerprint(
+        zip(columns['id'], columns['label'], columns['group'], columns['file_sha256'], strict=True)
+    )
+
+
+def _prepare(chosen: _Chosen) -> 'tfds.core.DatasetBuilder':
     """Writes the prepared copy where there is none: into a temporary folder, renamed once it is complete."""
+    builder_cls, config = _builder(chosen)
     path = _data_dir() / builder_cls.name / config.name / str(builder_cls.VERSION)
     if not path.exists():
         try:
@@ -359,10 +393,25 @@ def _prepare(
         raise _damaged(path, images.reason(error)) from error
 
 
-def _read(
-    builder: tfds.core.DatasetBuilder, dataset: ConfigDict, resolution: int
-) -> tuple[dict[str, tuple[Any, ...]], int, str]:
-    """All records decoded, in the set's order, as columns; the resolution of `preprocess`, and that in words."""
+def _builder(chosen: _Chosen) -> tuple[type['tfds.core.DatasetBuilder'], 'tfds.core.BuilderConfig']:
+    """The builder, and the config whose name is the folder of its prepared copy."""
+    import tensorflow_datasets as tfds
+
+    from bhcnet_jax.datasets.folder import folder_dataset_builder
+    from bhcnet_jax.datasets.head_ct import head_ct_dataset_builder
+    from bhcnet_jax.datasets.phantom import phantom_dataset_builder
+
+    if chosen.labelled is None:
+        return phantom_dataset_builder.Builder, tfds.core.BuilderConfig(name=chosen.fingerprint)
+    builder_cls = {each.LAYOUT.name: each for each in (folder_dataset_builder.Builder, head_ct_dataset_builder.Builder)}
+    config = folder_dataset_builder.SourceConfig(name=chosen.fingerprint, labelled=chosen.labelled)
+    return builder_cls[chosen.name], config
+
+
+def _read(builder: 'tfds.core.DatasetBuilder', dataset: ConfigDict, resolution: int) -> dict[str, Any]:
+    """All records decoded, in the set's order, as columns; and the `resolution` of `preprocess`, `said` in words."""
+    import tensorflow_datasets as tfds
+
     stored_bytes = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
@@ -374,7 +423,8 @@ def _read(
         if dataset.get('equalise', False) and not resolution:
             resolution, said = _smallest_head(records)
         rows = _each(records, functools.partial(decode, image_size=dataset.image_size, resolution=resolution))
-        return {key: tuple(row[key] for row in rows) for key in rows[0]}, resolution, said
+        columns = {key: tuple(row[key] for row in rows) for key in rows[0]}
+        return columns | {'resolution': resolution, 'said': said}
     except UserError:
         raise
     except Exception as error:  # array_record, protobuf and Pillow raise each their own on a broken copy
@@ -395,6 +445,8 @@ def _smallest_head(records: Any) -> tuple[int, str]:
 
 def _each(records: Any, function: Callable[[dict[str, Any]], Any]) -> list[Any]:
     """A function of every record, in order, on all cores."""
+    import grain
+
     options = grain.ReadOptions(num_threads=threads())
     return list(grain.MapDataset.source(records).map(function).to_iter_dataset(options))
 
@@ -430,6 +482,8 @@ def _private() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
     """Keeps the terminal to this project's own lines: tfds prints, draws bars and logs by itself."""
+    import tensorflow_datasets as tfds
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

@@ -83,6 +83,10 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leaves what it shows as it stands; what is printed from now on comes below."""
         if self._live:
             self._live.stop()
 

@@ -1,13 +1,14 @@
 """What a run says of itself: what it is about to train, and its result as tables and figures."""
 
+from __future__ import annotations
+
 import pathlib
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from bhcnet_jax import models
 from bhcnet_jax.datasets.input_pipeline import ImageSet
@@ -20,6 +21,9 @@ from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
 from bhcnet_jax.records.database import Results
 from bhcnet_jax.records.schema import COUNTS, PROPORTIONS, SCORES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARK = 'PHANTOM: synthetic images'
 BEST = 3  # trials that the end of a sweep names
@@ -109,9 +113,17 @@ def _print_phase(phase: Phase, class_names: tuple[str, str], images: int) -> Non
 
 
 def print_end(
-    wanted: Sequence[Identity], single: Trial | None, image_set: ImageSet, results: Results, path: pathlib.Path
+    wanted: Sequence[Identity],
+    single: Trial | None,
+    image_set: ImageSet,
+    results: Results,
+    path: pathlib.Path,
+    is_told: bool = False,
 ) -> None:
-    """Prints the result of a single trial, or how many of several trials ended how. single: the only one wanted."""
+    """Prints the result of a single trial, or how many of several trials ended how.
+
+    single: the only one wanted. is_told: its result was printed before.
+    """
     statuses = results.statuses()
     bad = [each.trial_id for each in wanted if statuses.get(each.trial_id) in ('FAILED', 'DIVERGED')]
     for trial_id in bad[:OBITUARIES]:
@@ -124,8 +136,9 @@ def print_end(
         print(f'{counted(len(wanted), "trial")}: {told}')
         _print_best(wanted, results.scores())
         print(f'Leaderboard: {shlex.join(["python", "-m", "bhcnet_jax.results", str(path)])}')
-    elif statuses.get(single.trial_id) == 'DONE':
-        _print_result(single, image_set, results)
+    elif statuses.get(single.trial_id) == 'DONE' and not is_told:
+        row = results.read('trials', single.trial_id).astype(dict.fromkeys(SCORES, float)).iloc[0]
+        print_result(single, image_set, row)
     print(f'Everything is in {path}')
 
 
@@ -165,8 +178,8 @@ def _own_line(error: str) -> str:
     return next((line for line in after if not line.startswith(' ')), lines[-1])
 
 
-def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
-    row = results.read('trials', this.trial_id).astype(dict.fromkeys(SCORES, float)).iloc[0]
+def print_result(this: Trial, image_set: ImageSet, row: Mapping[str, Any]) -> None:
+    """Prints the result of a trained trial. row: its scores, by their columns in the database."""
     tables.print_result(
         {name: row[name] for name in (*COUNTS, *SCORES)},
         {name: (row[f'{name}_low'], row[f'{name}_high']) for name in PROPORTIONS},
@@ -174,7 +187,7 @@ def _print_result(this: Trial, image_set: ImageSet, results: Results) -> None:
         image_set.synthetic,
         image_set.class_names,
     )
-    print(f'Trained in {row["train_seconds"]:.0f} s, {row["images_per_second"]:.0f} images per second')
+    print(f'Trained in {row["train_seconds"]:.0f} s, {row["images_per_second"]:.0f} images per second', flush=True)
 
 
 def paper_row(this: Trial, fingerprint: str, synthetic: bool) -> bhcnet.PaperRow | None:

@@ -125,7 +125,7 @@ COMMON = (
     Key('optimizer.ema', between(0.0, 0.9999), Part.TRACED, neutral=0.0),
     Key('engine.lanes', matching('auto|[1-9][0-9]{0,4}', LANES), Part.CALL),
     Key('engine.spread', one_of('auto', 'lanes', 'batch'), Part.CALL),
-    Key('engine.checkpoint_every', between(1, 10**6), Part.CALL),
+    Key('engine.checkpoint_seconds', between(0.0, 1e6), Part.CALL),
     Key('engine.keep_weights', one_of('final', 'none'), Part.CALL),
 )
 

@@ -1,10 +1,12 @@
 """The results database of one run directory: trials, their epochs and their predictions in SQLite, and its export.
 
-Everything about an epoch is committed in one transaction before the epoch's checkpoint is written; a resumed trial
-writes the same rows again. Each process that trains writes a file of its own; `merge.py` reads any number of them as
-one. Files keep SQLite's rollback journal: its other mode, WAL, needs memory that all processes share, which a network
-file system does not have (https://sqlite.org/wal.html).
+Everything about an epoch is committed in one transaction, perhaps with other epochs, before a checkpoint of it is
+written; a resumed trial writes the same rows again. Each process that trains writes a file of its own; `merge.py` reads
+any number of them as one. Files keep SQLite's rollback journal: its other mode, WAL, needs memory that all processes
+share, which a network file system does not have (https://sqlite.org/wal.html).
 """
+
+from __future__ import annotations
 
 import contextlib
 import functools
@@ -16,10 +18,9 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from bhcnet_jax import files
 from bhcnet_jax.records import digests
@@ -42,6 +43,9 @@ from bhcnet_jax.records.schema import (
 )
 from bhcnet_jax.records.spreadsheet import as_text
 from bhcnet_jax.statistics import metrics
+
+if TYPE_CHECKING:  # takes long to import, and is needed at the end of a training only
+    import pandas as pd
 
 _RESULT_COLUMNS = ', '.join(name for name in BOARD_COLUMNS if name not in STATE_COLUMNS)
 HAVE_COLUMNS = ('seed', 'split.fold', 'split.seed')  # keys of a config
@@ -106,9 +110,8 @@ class Results:
             yield
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InternalError):
             raise
-        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
-            cause = error.__cause__ if isinstance(error, pd.errors.DatabaseError) else error
-            raise unusable(self._path, cause, 'use another run directory') from error
+        except sqlite3.DatabaseError as error:
+            raise unusable(self._path, error, 'use another run directory') from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -120,6 +123,15 @@ class Results:
     def _query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._explaining():
             return self._database.execute(statement, values).fetchall()
+
+    def _frame(self, statement: str, values: Sequence[Any] = ()) -> pd.DataFrame:
+        import pandas as pd
+
+        with self._explaining():
+            try:
+                return pd.read_sql_query(statement, self._database, params=values or None)
+            except pd.errors.DatabaseError as error:
+                raise error.__cause__ from error
 
     def close(self) -> None:
         """Closes the database; everything committed stays."""
@@ -182,14 +194,14 @@ class Results:
                 self._set(row['trial_id'], 'RUNNING', state)
 
     def record_epoch(self, epochs: Iterable[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]) -> None:
-        """Commits one epoch of every lane; its predictions replace earlier ones."""
+        """Commits epochs of every lane; the predictions, of each lane's last one, replace earlier ones."""
         epochs = list(epochs)
         with self._transaction():
             self._insert('epochs', epochs)
             self._insert('predictions', predictions)
             self._database.executemany(
                 "UPDATE trials SET heartbeat = ? WHERE trial_id = ? AND status = 'RUNNING'",
-                [(time.time(), row['trial_id']) for row in epochs],
+                [(time.time(), trial_id) for trial_id in {row['trial_id'] for row in epochs}],
             )
 
     def finish(self, trial_id: str, scores: Mapping[str, Any]) -> None:
@@ -264,10 +276,7 @@ class Results:
 
     def read(self, table: str, trial_id: str) -> pd.DataFrame:
         """One trial's rows of 'trials', 'epochs' or 'predictions', in the order in which they were first entered."""
-        with self._explaining():
-            return pd.read_sql_query(
-                f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', self._database, params=[trial_id]
-            )
+        return self._frame(f'SELECT * FROM {table} WHERE trial_id = ? ORDER BY rowid', [trial_id])
 
     def scores(self) -> dict[str, dict[str, float | None]]:
         """trial_id -> SUMMARIZED, None where undefined; of all trials that are DONE, in the order of their rows."""
@@ -284,8 +293,7 @@ class Results:
         """
         damaged, keys = self.damaged(), [key for key in swept if key not in HAVE_COLUMNS]
         for name, query in EXPORTS.items():
-            with self._explaining():
-                found = pd.read_sql_query(query, self._database)
+            found = self._frame(query)
             found = found[~found.trial_id.isin(damaged)]
             if name == 'results.csv' and keys:
                 stored = dict(self._query('SELECT trial_id, settings FROM trials'))

@@ -1,5 +1,7 @@
 """Reads any number of results databases as one, also while processes train; writes to none."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import pathlib
@@ -9,10 +11,9 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.records import digests
@@ -29,6 +30,9 @@ from bhcnet_jax.records.schema import (
     unusable,
     version,
 )
+
+if TYPE_CHECKING:  # takes long to import, and `look` does without
+    import pandas as pd
 
 STALE_SECONDS = 600  # without a heartbeat for this long, a process on another host counts as gone
 _STARTED = time.time()
@@ -79,6 +83,8 @@ def merge(directories: Iterable[pathlib.Path]) -> Merged:
     with a warning. UserError: a directory without a database, or a database that is
     damaged, of a newer schema, or held by another process for longer than WAIT_SECONDS.
     """
+    import pandas as pd
+
     parts = [_read(path) for path in _find(directories)]
     starts = np.cumsum([0] + [len(part.trials) for part in parts])
     trials = pd.concat([part.trials for part in parts], ignore_index=True)
@@ -174,6 +180,8 @@ _PREDICTION_DTYPES = {'trial': 'int64', 'image_id': 'string', 'label': 'int64', 
 
 def _read(path: pathlib.Path) -> Merged:
     """One database's trials, and the predictions of those that are DONE; trial: position in the first."""
+    import pandas as pd
+
     with reading(path) as database:
         left_out = digests.damaged(database)
         columns = ', '.join(BOARD_COLUMNS)
@@ -273,6 +281,8 @@ def _open_read_only(path: pathlib.Path, stack: contextlib.ExitStack) -> sqlite3.
 
 def _disagreements(done: pd.DataFrame, predictions: pd.DataFrame) -> list[str]:
     """A line for each pair of files whose rows of the same DONE trials have different predictions."""
+    import pandas as pd
+
     counts = done.drop_duplicates('trial_id')
     first = done.trial_id.map(pd.Series(counts.index, counts.trial_id))  # index of a row -> that of the one that counts
     again = first[first != first.index]

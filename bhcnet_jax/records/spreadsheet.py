@@ -1,6 +1,11 @@
 """Texts of a csv file that no spreadsheet takes for a formula."""
 
-import pandas as pd
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMULA = ('=', '+', '-', '@', '\t', '\r')  # how one begins; OWASP, CSV Injection
 

@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -74,6 +75,19 @@ class Checkpoints:
             # Without it the manager guesses from the newest directory, which may be a stray one.
             item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         )
+        self._thread = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
+
+    def start_saving(self, epochs_done: int, tree: Any) -> None:
+        """`save` in a thread, once an earlier one is over; `wait` raises its errors. The arrays must not change."""
+        self.wait()
+        self._saving = self._thread.submit(self.save, epochs_done, tree)
+
+    def wait(self) -> None:
+        """Returns when all is complete on disk. Errors of `save`."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def save(self, epochs_done: int, tree: Any) -> None:
         """Writes a tree of numpy arrays; it is complete on disk on return. OSError if it cannot be written."""
@@ -143,8 +157,12 @@ class Checkpoints:
         _compare(self._read_digests(), self._phase, epochs_done, self._trial_ids, tree)
 
     def close(self) -> None:
-        """Frees the manager's threads."""
-        self._manager.close()
+        """Waits, then frees the threads. Errors of `save`."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
 
 
 def read(directory: pathlib.Path, epochs_done: int, trial_ids: Sequence[str | None]) -> Any:

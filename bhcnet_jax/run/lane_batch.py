@@ -1,24 +1,29 @@
 """Trains a batch of lanes through its phases, with checkpoints and rows in the database."""
 
+from __future__ import annotations
+
 import contextlib
+import functools
+import importlib
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
-from scipy.special import expit
+import scipy  # its parts when they are first used
 
 from bhcnet_jax import machine
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.display.progress import Progress
-from bhcnet_jax.display.tensorboard import Events
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases
 from bhcnet_jax.plan.trial import Trial
 from bhcnet_jax.records.database import Results
-from bhcnet_jax.run import checkpoints, places
+from bhcnet_jax.run import places
 from bhcnet_jax.run.places import Place
 from bhcnet_jax.statistics import metrics
 from bhcnet_jax.training import optim
@@ -26,6 +31,12 @@ from bhcnet_jax.training.engine import Engine, EpochResult
 from bhcnet_jax.training.lanes import stack
 from bhcnet_jax.training.steps import Lane
 
+if TYPE_CHECKING:  # orbax takes long to import
+    from bhcnet_jax.run.checkpoints import Checkpoints
+
+COMMIT_SECONDS = 1.0  # between transactions at least; many short epochs share one
+# Imported while XLA compiles, since a start should not wait for them.
+LATER = ('bhcnet_jax.run.checkpoints', 'scipy.special', 'pandas', 'sklearn.metrics', 'statsmodels.stats.proportion')
 CURVES = tuple(f'{part}_{name}' for part in ('train', 'test', 'val') for name in ('loss', 'accuracy'))
 
 
@@ -92,6 +103,10 @@ class LaneBatch:
         self.image_set = image_set
         self.engine = engine
         self.path = path
+        self._rows: list[dict[str, Any]] = []  # of epochs that are not yet in the database
+        self._latest: list[dict[str, Any]] = []  # predictions of the last of them
+        self._committed_at = time.monotonic()
+        self._unsaved = 0  # epochs of lanes that are shown, but in no checkpoint yet
         self._phases = trials[0].phases  # the same in all lanes, but for their sources
         self._dataset = image_set.label
         self.alive = {each.trial_id for each in trials}  # ids of those that have not diverged
@@ -111,16 +126,23 @@ class LaneBatch:
         """
         ids, names = [each.trial_id for each in self._trials], [phase.name for phase in self._phases]
         lanes = stack(self._trials, 0)
+        if self._epochs_done(known.get(ids[0])) < min(until, self._trials[0].identity.epochs):
+            # Of the last phase: a first one on drawn heads, trained elsewhere, has other shapes.
+            self._start_compiling(stack(self._trials, self._phases[-1].index))
+        _import_the_rest(with_figures=with_tensorboard)
         tree = {'state': self.engine.init(lanes), 'class_weights': lanes.class_weights}
         self.directory = places.enter(self.path, ids, names, known, like=tree)
         self._progress, self._requests = progress, requests
         with contextlib.ExitStack() as opened:
             self._writers = {}
             if with_tensorboard:
+                from bhcnet_jax.display.tensorboard import Events
+
                 events = self.path / 'tensorboard'
                 self._writers = {
                     trial_id: opened.enter_context(Events(events / trial_id[:12], self._dataset)) for trial_id in ids
                 }
+            opened.callback(self._hide_unsaved)
             with contextlib.suppress(_AllDiverged):
                 tree = self._train(tree, until)
                 if phases.is_pretraining(self._config) and lanes.scored.size:
@@ -162,10 +184,12 @@ class LaneBatch:
                     return phase.index, *found
         return 0, 0, like
 
-    def _checkpoints(self, phase: phases.Phase) -> contextlib.closing[checkpoints.Checkpoints]:
+    def _checkpoints(self, phase: phases.Phase) -> contextlib.closing[Checkpoints]:
+        from bhcnet_jax.run.checkpoints import Checkpoints
+
         metadata = {'dataset': self._dataset, 'phase': phase.name}
         ids = [each.trial_id for each in self._trials]
-        return contextlib.closing(checkpoints.Checkpoints(self.directory / phase.name, ids, metadata))
+        return contextlib.closing(Checkpoints(self.directory / phase.name, ids, metadata))
 
     def _run_epochs(self, phase: phases.Phase, done: int, end: int, tree: dict[str, Any]) -> dict[str, Any]:
         """Trains the epochs from `done` to `end` of a phase. Returns the tree that is then on disk."""
@@ -179,6 +203,7 @@ class LaneBatch:
         self._compile(lanes)
         states = self.engine.to_devices(tree['state'])
         with self._checkpoints(phase) as saved:
+            saved_at = time.monotonic()
             for epoch in range(done, end):
                 lanes = lanes.replace(
                     epoch=np.full(count, epoch, np.int32),
@@ -190,12 +215,15 @@ class LaneBatch:
                 start = time.perf_counter()
                 states, result = self.engine.epoch(states, lanes)
                 self._record(phase, epoch + 1, result, time.perf_counter() - start)
-                stop = self._requests and epoch + 1 < phase.epochs
-                if (epoch + 1) % self._config.engine.checkpoint_every == 0 or epoch + 1 == end or stop:
-                    state = self.engine.to_host(states, count)
-                    saved.save(epoch + 1, {'state': state, 'class_weights': lanes.class_weights})
+                due = time.monotonic() - saved_at >= self._config.engine.checkpoint_seconds
+                if due or epoch + 1 == end or self._requests:
+                    self._commit()  # before the checkpoint, so that none is of epochs that the database lacks
+                    state = jax.tree.map(np.array, self.engine.to_host(states, count))  # the next epoch uses theirs up
+                    saved.start_saving(epoch + 1, {'state': state, 'class_weights': lanes.class_weights})
+                    saved_at, self._unsaved = time.monotonic(), 0
                 if self._requests:
                     raise Stopped(self._requests[0], f'{phase.name} epoch {epoch + 1} of {phase.epochs}')
+            saved.wait()
             # Read back, so that the next phase starts from what is on disk, as after a kill.
             found = saved.restore(like=tree, at=end)
             if found is None:
@@ -205,14 +233,22 @@ class LaneBatch:
                 )
             return found[1]
 
-    def _compile(self, lanes: Lane) -> None:
-        if not self.engine.is_compiled:
+    def _epochs_done(self, place: Place | None) -> int:
+        return sum(phase.epochs for phase in self._phases[: place.phase]) + place.epoch if place else 0
+
+    def _start_compiling(self, lanes: Lane) -> None:
+        if not self.engine.is_compiled and not self.engine.is_compiling:
             print(f'Compiling for {machine.hardware()} ...', flush=True)
+            self.engine.start_compiling(lanes)
+
+    def _compile(self, lanes: Lane) -> None:
+        self._start_compiling(lanes)
+        if not self.engine.is_compiled:
             seconds = self.engine.compile(lanes)
             print(f'Compiled in {seconds:.1f} s', flush=True)
 
     def _record(self, phase: phases.Phase, epoch: int, result: EpochResult, seconds: float) -> None:
-        """Commits an epoch of all lanes that have not diverged, then shows it. epoch: 1-based.
+        """Enters an epoch of all lanes that have not diverged, then shows it. epoch: 1-based.
 
         Where layers learn by themselves nothing classifies yet, so there are no scores.
         """
@@ -223,6 +259,7 @@ class LaneBatch:
             if this.trial_id not in self.alive:
                 continue
             if not (np.isfinite(sums[0]) and np.isfinite(logits).all()):
+                self._commit()
                 self._results.diverge(this.trial_id, phase.name, epoch)
                 self.alive.remove(this.trial_id)
                 done = sum(earlier.epochs for earlier in self._phases[: phase.index]) + epoch - 1
@@ -243,10 +280,22 @@ class LaneBatch:
                 **({} if phase.layers else self._scores(this, logits)),
             })  # fmt: skip
             predictions += [] if phase.layers else self._predictions(this, logits[: len(this.split.test)])
-        self._results.record_epoch(rows, predictions)
         if not rows:
+            self._unsaved = 0  # nobody will train them again
             raise _AllDiverged
         self._show(phase, epoch, rows, seconds)
+        self._rows += rows
+        self._latest = predictions
+        if time.monotonic() - self._committed_at >= COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Commits the epochs that are not yet in the database, and the predictions of the last, in one transaction."""
+        if self._rows:
+            self._results.record_epoch(self._rows, self._latest)
+            for writer in self._writers.values():
+                writer.flush()
+        self._rows, self._latest, self._committed_at = [], [], time.monotonic()
 
     def _scores(self, this: Trial, logits: np.ndarray) -> dict[str, float | None]:
         """The columns of an epoch on the test and the validation part. logits: float [test + val].
@@ -257,13 +306,13 @@ class LaneBatch:
             return {}
         test, val = np.split(logits.astype(np.float64), [len(this.split.test)])
         test_labels, val_labels = self.image_set.labels[this.split.test], self.image_set.labels[this.split.val]
-        counts = metrics.counts(test_labels, expit(test))
+        counts = metrics.counts(test_labels, scipy.special.expit(test))
         return {
             'test_loss': _loss(test_labels, test),
             'test_accuracy': (counts.tp + counts.tn) / len(test),
             **counts._asdict(),
             'val_loss': _loss(val_labels, val) if len(val) else None,
-            'val_accuracy': float(np.mean((expit(val) >= 0.5) == val_labels)) if len(val) else None,
+            'val_accuracy': float(np.mean((scipy.special.expit(val) >= 0.5) == val_labels)) if len(val) else None,
         }
 
     def _predictions(self, this: Trial, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -272,7 +321,7 @@ class LaneBatch:
                 'trial_id': this.trial_id,
                 'image_id': self.image_set.ids[image],
                 'label': int(self.image_set.labels[image]),
-                'probability': float(expit(np.float64(logit))),
+                'probability': float(scipy.special.expit(np.float64(logit))),
                 'dataset': self._dataset,
             }
             for image, logit in zip(this.split.test, logits, strict=True)
@@ -283,12 +332,28 @@ class LaneBatch:
         for row in rows if self._writers else ():
             curves = {name: row[name] for name in CURVES if row.get(name) is not None}
             self._writers[row['trial_id']].add_scalars(curves, epochs_before + epoch)
-            self._writers[row['trial_id']].flush()
         loss = float(np.mean([row['train_loss'] for row in rows]))
         accuracy = None if phase.layers else float(np.mean([row['train_accuracy'] for row in rows]))
         images = self._config.augment.samples
         rate = len(self._trials) * images / seconds
         self._progress.update(phase.name, epoch, loss, accuracy, rate, len(rows), images)
+        self._unsaved += len(rows)
+
+    def _hide_unsaved(self) -> None:
+        """Takes back epochs that will be trained again, since something went wrong before they were in a checkpoint."""
+        self._progress.done -= self._unsaved
+        self._unsaved = 0
+
+
+@functools.cache
+def _import_the_rest(with_figures: bool) -> None:
+    """Imports in a thread what trials need from their first checkpoint to their end, once a process."""
+
+    def import_all() -> None:
+        for name in (*LATER, 'bhcnet_jax.display.figures') if with_figures else LATER:
+            importlib.import_module(name)
+
+    threading.Thread(target=import_all).start()
 
 
 def _loss(labels: np.ndarray, logits: np.ndarray) -> float:

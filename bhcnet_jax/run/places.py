@@ -22,6 +22,8 @@ Lanes of different phases could train together, since the program is the same. T
 the reasons above, and each lane would need its own epochs, its own end and its own number in a checkpoint.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import itertools
@@ -29,13 +31,15 @@ import pathlib
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from bhcnet_jax import files
-from bhcnet_jax.run import checkpoints
+
+if TYPE_CHECKING:  # orbax takes long to import
+    from bhcnet_jax.run.checkpoints import Checkpoints
 
 BATCH = 'batch.json'
 
@@ -128,9 +132,15 @@ def enter(
     directory = _new_directory(path, trial_ids)
     files.write_json(directory / BATCH, mine)
     if tree is not None:
-        with contextlib.closing(checkpoints.Checkpoints(directory / where[0].phase_name, trial_ids)) as saved:
+        with _checkpoints(directory / where[0].phase_name, trial_ids) as saved:
             saved.save(where[0].epoch, tree)
     return directory
+
+
+def _checkpoints(directory: pathlib.Path, trial_ids: Sequence[str | None]) -> contextlib.closing[Checkpoints]:
+    from bhcnet_jax.run.checkpoints import Checkpoints
+
+    return contextlib.closing(Checkpoints(directory, trial_ids))
 
 
 def _new_directory(path: pathlib.Path, trial_ids: Sequence[str]) -> pathlib.Path:
@@ -159,7 +169,7 @@ def _collect(places: Sequence[Place], like: Any) -> Any:
         here = [place for place in places if place.directory == directory]
         ids = trials_of(directory)
         stack = jax.tree.map(lambda leaf, ids=ids: np.zeros((len(ids), *leaf.shape[1:]), leaf.dtype), like)
-        with contextlib.closing(checkpoints.Checkpoints(directory / here[0].phase_name, ids)) as saved:
+        with _checkpoints(directory / here[0].phase_name, ids) as saved:
             found = saved.restore(stack, at=here[0].epoch)
         if found is None:
             raise UnreadableError

@@ -6,6 +6,8 @@ If it raises, they go on one at a time, so that only those that raise alone are 
 drawn heads come their pre-trainings, each once for all trials that share it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import pathlib
@@ -13,7 +15,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
@@ -21,7 +23,6 @@ from ml_collections import ConfigDict
 from bhcnet_jax import files, machine
 from bhcnet_jax.display import progress, summary
 from bhcnet_jax.display.progress import Progress
-from bhcnet_jax.display.tensorboard import SweepEvents
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan.study import Study
 from bhcnet_jax.plan.trial import Identity, Trial
@@ -30,7 +31,10 @@ from bhcnet_jax.records.schema import SUMMARIZED
 from bhcnet_jax.run import lane_batch, places, pruning
 from bhcnet_jax.run.lane_batch import LaneBatch
 from bhcnet_jax.training.engine import Engine, is_out_of_memory, spread_of
-from bhcnet_jax.training.lanes import choose_lanes, stack
+from bhcnet_jax.training.lanes import choose_lanes, remember, this_device
+
+if TYPE_CHECKING:
+    from bhcnet_jax.display.tensorboard import SweepEvents
 
 ENDED = ('DONE', 'FAILED', 'DIVERGED')  # not PRUNED: the rest of the trial can still be trained
 
@@ -64,11 +68,12 @@ class Scheduler:
     ):
         self._study, self._wanted, self._path, self._results = study, wanted, path, results
         self._rule, self._fail_fast = rule, fail_fast
+        self._has_told = False
         self._keeps_weights = study.config.engine.keep_weights == 'final'
         self._engines = _Engines(study, path, spread)
 
-    def run(self) -> None:
-        """Trains. Raises the errors of `train.run`."""
+    def run(self) -> bool:
+        """Trains. Returns whether it printed a single trial's result. Raises the errors of `train.run`."""
         self._heed_older_database()
         self._look()
         racing = [each for each in self._wanted if self._results.status(each.trial_id) not in ('FAILED', 'DIVERGED')]
@@ -83,6 +88,7 @@ class Scheduler:
                 racing = self._prune(racing, rung)
             self._train(racing, sys.maxsize)
         self._look()
+        return self._has_told
 
     def _heed_older_database(self) -> None:
         """Sets checkpoints aside of which the database knows nothing, since it was restored from an older copy."""
@@ -144,8 +150,8 @@ class Scheduler:
             epochs,
             samples,
             saved,
-            # A line per epoch would be too much to read from thousands of trials.
-            seconds_between_lines=60 if len(self._wanted) > 1 else 0,
+            # A line per epoch would be too much to read from thousands of trials, or where epochs take milliseconds.
+            seconds_between_lines=60 if len(self._wanted) > 1 else 0.25,
             total_trials=len(self._wanted),
             score_name='validation accuracy' if has_val else 'test accuracy',
             extra_images=sum((heads - samples) * left for heads, left in drawn),
@@ -162,6 +168,8 @@ class Scheduler:
         if len(self._wanted) == 1:
             yield None
             return
+        from bhcnet_jax.display.tensorboard import SweepEvents
+
         swept = {each.trial_id: each.point for each in self._wanted}
         label = self._study.image_set.label
         with SweepEvents(self._path / 'tensorboard' / 'sweep', label, swept) as events:
@@ -301,7 +309,10 @@ class Scheduler:
             return
         scores = {each.trial_id: _score(each, self._results) for each in trials if each.trial_id in this.alive}
         if len(self._wanted) == 1 and scores:
-            # Drawn before the trial is DONE, so that a run killed in between draws again.
+            # The answer first. Both before the trial is DONE, so that a run killed in between tells and draws again.
+            self._progress.stop()
+            summary.print_result(trials[0], this.image_set, scores[trials[0].trial_id])
+            self._has_told = True
             weights = jax.tree.map(lambda leaf: leaf[0], params)
             summary.draw(trials[0], this.image_set, weights, self._results, self._path / 'figures')
         self._results.finish_many(scores)
@@ -357,7 +368,7 @@ class _Engines:
         # No more lanes than there are trials, so that those that pruning leaves do not train beside padding.
         spread = spread_of(self._study.config_of(this), self._spread)
         devices = 1 if spread == 'batch' else jax.device_count()
-        lanes = min(self._lanes(this, count), -(-count // devices))
+        lanes = min(self._lanes(this), -(-count // devices))
         if (this.signature, lanes) not in self._made:
             planned = self._study.plan(this)
             images = self._study.images(planned.config.dataset)
@@ -365,17 +376,17 @@ class _Engines:
             self._made[this.signature, lanes] = engine
         return self._made[this.signature, lanes]
 
-    def _lanes(self, this: Identity, count: int) -> int:
+    def _lanes(self, this: Identity) -> int:
         """How many lanes a device trains at most: the earlier choice on the same hardware, else a new one."""
         asked, found = self._study.config.engine.lanes, self._chosen.get(this.signature)
         made_for = {'asked': asked, 'hardware': machine.hardware()}
         if found is None or any(found[key] != value for key, value in made_for.items()):
-            planned = self._study.plan(this)
-            images = self._study.images(planned.config.dataset)
-            lane = stack([planned], planned.phases[-1].index)
-            spread = spread_of(planned.config, self._spread)
-            lanes, rates = choose_lanes(planned.config, images.images, images.labels, lane, count, spread)
-            self._choose(this.signature, {**made_for, 'lanes': lanes, 'images_per_second': rates})
+            device = this_device()
+            lanes, reason = choose_lanes(self._study.plan(this).config, this.signature, device)
+            if reason:
+                what = f'Each {device.kind} trains up to {lanes} trials together: {reason}.'
+                print(f'{what} --config.engine.lanes=N says otherwise.', flush=True)
+            self._choose(this.signature, {**made_for, 'lanes': lanes})
         return self._chosen[this.signature]['lanes']
 
     def _choose(self, signature: str, choice: dict[str, Any]) -> None:
@@ -384,10 +395,13 @@ class _Engines:
 
     def halve(self, signature: str) -> bool:
         """Halves the lanes of a signature and drops its engines. False: there was one lane only."""
-        lanes = self._chosen[signature]['lanes'] // 2
+        made = [lanes for name, lanes in self._made if name == signature]  # perhaps fewer, as many as there are trials
+        lanes = min([self._chosen[signature]['lanes'], *made]) // 2
         if not lanes:
             return False
         self._choose(signature, {**self._chosen[signature], 'lanes': lanes})
+        if self._study.config.engine.lanes == 'auto':
+            remember(this_device(), signature, lanes)
         for key in [key for key in self._made if key[0] == signature]:
             self._made.pop(key).close()
         print(f'Out of memory: from here on each device trains at a time: {lanes}', flush=True)

@@ -81,10 +81,10 @@ def run(config: ConfigDict, options: Options) -> bool:
         run_dir.record_start(path, options.command, options.sweep)
         single = study.plan(wanted[0]) if len(wanted) == 1 else None
         run_dir.record_data(path, study.image_set, study.grouping, single, study.resolution(wanted))
-        if missing:
-            scheduler.Scheduler(study, wanted, path, database, spread, rule, options.fail_fast).run()
+        work = scheduler.Scheduler(study, wanted, path, database, spread, rule, options.fail_fast)
+        is_told = work.run() if missing else False
         database.export(path, run_files.config(path)['swept'])  # of all calls here
-        summary.print_end(wanted, single, study.image_set, database, path)
+        summary.print_end(wanted, single, study.image_set, database, path, is_told)
         statuses = database.statuses()
     return all(statuses.get(each.trial_id) in ('DONE', 'PRUNED') for each in wanted)
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ class Engine:
       images: uint8 [N, H, W], copied to every device once.
       labels: int32 [N], 1 = positive.
       trials: how many lanes are to be trained; a device that would only train padding is not used.
-      lanes: L; `choose_lanes` says how many are best.
+      lanes: L; `lanes.choose_lanes` says how many are best.
       spread: 'lanes' or 'batch', what the devices share; see `choose_spread`.
 
     Raises:
@@ -81,6 +82,7 @@ class Engine:
         self._evaluate = jax.jit(self._make_evaluate(config))
         self._epoch = jax.pmap(self._make_epoch(config), AXIS, devices=self.devices, donate_argnums=0)
         self._data = self._compiled = None
+        self._compiling: Future[tuple[Any, float]] | None = None
 
     def _tell(self, call: str, **arguments: Any) -> None:
         """Has the other processes make the same call of this engine."""
@@ -192,6 +194,11 @@ class Engine:
         return self._compiled is not None
 
     @property
+    def is_compiling(self) -> bool:
+        """Whether `compile` has something to wait for."""
+        return self._compiling is not None
+
+    @property
     def device_bytes(self) -> int:
         """Memory that the compiled epoch takes on each device: its arguments and what it computes with."""
         sizes = self._compiled.memory_analysis()
@@ -199,6 +206,14 @@ class Engine:
 
     def compile(self, lanes: steps.Lane) -> float:
         """Compiles the epoch, once for all epochs of all phases. Returns the seconds that took."""
+        if self._compiling is None:
+            self.start_compiling(lanes)
+        compiling, self._compiling = self._compiling, None
+        self._compiled, seconds = compiling.result()
+        return seconds
+
+    def start_compiling(self, lanes: steps.Lane) -> None:
+        """Has XLA begin in a thread, for other work meanwhile; `compile` waits for it, and raises what it raised."""
         config, images, labels, trials = self._made_of
         self._tell(
             'compile',
@@ -210,14 +225,18 @@ class Engine:
             spread=self.spread,
             lanes=serialization.to_state_dict(lanes),
         )
+        thread = ThreadPoolExecutor(1)
         with hosts.together():
             self._data = self._copy_to_each((images, labels))
-            states = self._stack(jax.tree.map(np.asarray, self.init(lanes)))
+            shapes = jax.eval_shape(self._init, self._fill_up(lanes))
+            states = self._stack(jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes))
             self.structure = jax.tree.structure(states)
             start = time.perf_counter()
             lowered = self._epoch.lower(self._join(states), self._join(self._stack(lanes)), self._data)
-            self._compiled = lowered.compile()
-        return time.perf_counter() - start
+            self._compiling = thread.submit(lambda: (lowered.compile(), time.perf_counter() - start))
+            if jax.process_count() > 1:
+                self._compiling.result()  # so that all processes know whether it failed in one
+        thread.shutdown(wait=False)
 
     def epoch(self, states: Any, lanes: steps.Lane) -> tuple[Any, EpochResult]:
         """Trains every lane for one epoch and evaluates it. `states`, from `to_devices` or an epoch, is used up."""

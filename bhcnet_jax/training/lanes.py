@@ -2,21 +2,39 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bhcnet_jax import files, machine
+from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases, table, trial
 from bhcnet_jax.plan.splits import Split
 from bhcnet_jax.plan.trial import Trial
 from bhcnet_jax.training import steps
-from bhcnet_jax.training.engine import Engine, is_out_of_memory
+from bhcnet_jax.training.engine import Engine
 
-MEASURED_IMAGES = 4096  # of the epoch that `measure_lanes` times
-WORTHWHILE = 1.05  # growth of images/s below which more lanes are not worth their memory
+WIDEST = 32  # lanes; an H200 had 102 500 images/s with 16 and 105 300 with 32 (bfloat16)
+COPIES = 3  # of an epoch's augmented images, float32, that a lane may take: drawn, changed, in order of the steps
+TABLE = 'lanes.json'
+UNUSABLE = (OSError, RuntimeError, UserError)  # no table there, no home directory, damaged
+
+
+class Device(NamedTuple):
+    """What is known of a device. platform: cpu, gpu. kind: its name. memory: bytes, 0 if unknown."""
+
+    platform: str
+    kind: str
+    memory: int
+
+
+def this_device() -> Device:
+    """The first of this process."""
+    device = jax.local_devices()[0]
+    return Device(device.platform, device.device_kind, (device.memory_stats() or {}).get('bytes_limit', 0))
 
 
 class Cost(NamedTuple):
@@ -55,53 +73,44 @@ def _scored(split: Split) -> np.ndarray:
     return np.append(scored, np.repeat(scored[:1], trial.scored_count(split) - len(scored)))
 
 
-def choose_lanes(
-    config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, trials: int, spread: str
-) -> tuple[int, dict[int, float]]:
-    """How many lanes a device should train together, and the measured images/s by number of lanes.
+def choose_lanes(config: ConfigDict, signature: str, device: Device) -> tuple[int, str]:
+    """How many lanes a device trains together at most, and why; '' if the user or the platform says so.
 
-    Measures only on a GPU, and only if config.engine.lanes is 'auto'. On a CPU, lanes trained together are slower than
-    one after the other: 64 images/s against 93 (4 lanes, 2 cores).
-
-    lane: of one trial, leaves [1, ...]. trials: how many are to be trained. The other arguments: of `Engine`.
+    On a CPU, lanes trained together are slower than one after the other: 64 images/s against 93 (4 lanes, 2 cores). On
+    a GPU nothing is measured: WIDEST, or what half of the memory has room for, or what `remember` was told. What does
+    not fit all the same is halved when it is met. signature: of the trials.
     """
     if config.engine.lanes != 'auto':
-        return int(config.engine.lanes), {}
-    if jax.default_backend() == 'cpu':
-        return 1, {}
-    return measure_lanes(config, images, labels, lane, trials, spread)
+        return int(config.engine.lanes), ''
+    if device.platform == 'cpu':
+        return 1, ''
+    with contextlib.suppress(KeyError, *UNUSABLE):
+        return _table()[device.kind][signature], 'more did not fit earlier'
+    return _fitting(config, device.memory)
 
 
-def measure_lanes(
-    config: ConfigDict, images: np.ndarray, labels: np.ndarray, lane: steps.Lane, trials: int, spread: str
-) -> tuple[int, dict[int, float]]:
-    """Tries 1, 2, 4, ... lanes per device until images/s hardly grow, memory runs out or all trials fit.
-
-    Arguments and result: of `choose_lanes`. An epoch longer than MEASURED_IMAGES is cut; a shorter one is the recipe's
-    own, and JAX's cache then has its program for the training.
-    """
-    config, lane = shorten(config, lane, MEASURED_IMAGES)
-    rates, best = {}, None
-    for lanes in _widths(trials if spread == 'batch' else -(-trials // len(jax.devices()))):
-        try:
-            rates[lanes] = measure(config, images, labels, lane, lanes, lanes, spread).images_per_second
-        except jax.errors.JaxRuntimeError as error:
-            if best is None or not is_out_of_memory(error):
-                raise
-            break
-        if best is not None and rates[lanes] < WORTHWHILE * rates[best]:
-            break
-        best = lanes
-    return best, rates
+def _fitting(config: ConfigDict, memory: int) -> tuple[int, str]:
+    images = config.augment.samples * config.dataset.image_size**2 * 4 * COPIES
+    room, lanes = memory // 2 // images if memory else WIDEST, WIDEST
+    while lanes > max(room, 1):
+        lanes //= 2
+    return lanes, 'wider gains little' if lanes == WIDEST else f'as {memory / 1e9:.1f} GB of memory allow'
 
 
-def _widths(needed: int) -> Iterator[int]:
-    """1, 2, 4, ... and at the end the width at which all trials fit."""
-    width = 1
-    while width < needed:
-        yield width
-        width *= 2
-    yield needed
+def remember(device: Device, signature: str, lanes: int) -> None:
+    """Keeps in the user's cache how many lanes fit, for the next `choose_lanes`; nothing if it cannot be written."""
+    table = {}
+    with contextlib.suppress(*UNUSABLE):
+        table = _table()
+    with contextlib.suppress(*UNUSABLE):
+        machine.cache_folder().mkdir(parents=True, exist_ok=True)
+        kept = {**table.get(device.kind, {}), signature: lanes}
+        files.write_json(machine.cache_folder() / TABLE, {**table, device.kind: kept})
+
+
+def _table() -> dict[str, dict[str, int]]:
+    """Kind of device -> signature -> lanes."""
+    return files.read_json(machine.cache_folder() / TABLE, {str: {str: int}}, 'Delete it.')
 
 
 def shorten(config: ConfigDict, lane: steps.Lane, samples: int) -> tuple[ConfigDict, steps.Lane]:

@@ -6,6 +6,7 @@
     python launch/bench/benchmark.py --suite=gpu                   images/s by lanes and dtype, what bounds each part
     python launch/bench/benchmark.py --suite=sweep                 a sweep in one process, 8, 2 side by side, PyTorch
     python launch/bench/benchmark.py --suite=startup               imports, first step, preparation of the images
+    python launch/bench/benchmark.py --suite=start                 whole commands, cold and warm
     python launch/bench/benchmark.py --suite=augment               share of augmentation; an affine change in PyTorch
     python launch/bench/benchmark.py --suite=growth                images/s by image size, batch size and lanes
     python launch/bench/benchmark.py --suite=prune                 a sweep of 64 trials, whole and pruned
@@ -42,7 +43,7 @@ from growth import measure_growth
 from ml_collections import ConfigDict
 from networks import measure_networks
 from PIL import Image
-from startup import measure_startup
+from startup import measure_commands, measure_startup
 
 from bhcnet_jax import machine
 from bhcnet_jax.configs import base
@@ -56,7 +57,9 @@ from bhcnet_jax.training import optim
 from bhcnet_jax.training.engine import Engine, choose_spread
 from bhcnet_jax.training.lanes import stack
 
-SUITES = ('training', 'cpu', 'networks', 'gpu', 'sweep', 'augment', 'startup', 'growth', 'prune', 'records')
+SUITES = (
+    'training', 'cpu', 'networks', 'gpu', 'sweep', 'augment', 'startup', 'start', 'growth', 'prune', 'records',
+)  # fmt: skip
 
 
 def random_images(count: int, size: int) -> ImageSet:
@@ -208,7 +211,7 @@ def _seconds(command: Sequence[str], environment: Mapping[str, str] | None = Non
 
 PRUNED_SWEEP = (
     '--config=smoke', '--config.dataset.name=folder', '--config.split.val_folds=5', '--config.augment.samples=128',
-    "--config.phases=('balanced',)", '--config.balanced.epochs=24', '--config.engine.checkpoint_every=24',
+    "--config.phases=('balanced',)", '--config.balanced.epochs=24', '--config.engine.checkpoint_seconds=1000',
     '--sweep=optimizer.peak_lr=log(1e-5,1e-1,16) model.dropout=0,0.2,0.4,0.6',
 )  # fmt: skip
 RULE = 'rungs=4,8 keep=1/3'
@@ -259,16 +262,35 @@ def _ranked(path: pathlib.Path) -> list[tuple[str, float]]:
         return database.execute(query).fetchall()
 
 
-def measure_records(folder: pathlib.Path) -> dict[str, Any]:
-    """Finished trials per second that the database takes, expansion of a large sweep, and the cost beside epochs."""
+EXPANDED = {
+    'seeds and folds': 'seed=0:1000 split.fold=0:10 balanced.epochs=4,6,8,10,12,14,16,18,20,24',
+    'all recipes different': 'optimizer.peak_lr=loguniform(1e-5,1e-1,100000,0)',
+}
+EPOCHS_OF_A_SECOND = (
+    '--config=balanced', '--config.dataset.name=phantom', '--config.augment.samples=160', '--config.balanced.epochs=4',
+    '--sweep=seed=0:6',
+)  # fmt: skip
+
+
+def measure_records(
+    folder: pathlib.Path,
+    trials: int = 1024,
+    expanded: Mapping[str, str] = EXPANDED,
+    beside: Sequence[str] = EPOCHS_OF_A_SECOND,
+) -> dict[str, Any]:
+    """Finished trials per second that the database takes, expansion of a large sweep, and the cost beside epochs.
+
+    trials: that finish, a multiple of 64. expanded: sweeps, by name. beside: flags of a sweep.
+    """
+    rates = {lanes: _finish(folder / str(lanes), lanes, trials) for lanes in (1, 8, 64)}
     return {
-        'finished trials per second, by lanes': {lanes: _finish(folder / str(lanes), lanes) for lanes in (1, 8, 64)},
-        'expansion': {name: _expand(folder / name, axes) for name, axes in EXPANDED.items()},
-        'time beside the epochs': _beside_epochs(folder),
+        'finished trials per second, by lanes': rates,
+        'expansion': {name: _expand(folder / name, axes) for name, axes in expanded.items()},
+        'time beside the epochs': _beside_epochs(folder, beside),
     }
 
 
-def _finish(folder: pathlib.Path, lanes: int, trials: int = 1024) -> float:
+def _finish(folder: pathlib.Path, lanes: int, trials: int) -> float:
     """Trials per second, each with one epoch and 20 predictions, in batches of `lanes`."""
     folder.mkdir(parents=True)
     with contextlib.closing(Results(folder / 'results.sqlite')) as results:
@@ -286,14 +308,8 @@ def _finish(folder: pathlib.Path, lanes: int, trials: int = 1024) -> float:
         return trials / (time.perf_counter() - start)
 
 
-EXPANDED = {
-    'seeds and folds': 'seed=0:1000 split.fold=0:10 balanced.epochs=4,6,8,10,12,14,16,18,20,24',
-    'all recipes different': 'optimizer.peak_lr=loguniform(1e-5,1e-1,100000,0)',
-}
-
-
 def _expand(folder: pathlib.Path, axes: str) -> dict[str, float]:
-    """Expands 100 000 trials and compares them with a database of as many, in a process of its own."""
+    """Expands a sweep and compares it with a database of all its trials, in a process of its own."""
     program = f'import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); import benchmark; '
     program += f'benchmark.expand({str(folder)!r}, {axes!r})'
     output = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout
@@ -307,7 +323,7 @@ def expand(folder: str, axes: str) -> None:
     study = Study(config, axes)
     pathlib.Path(folder).mkdir(parents=True)
     with contextlib.closing(Results(pathlib.Path(folder) / 'results.sqlite')) as results:
-        results.enter({'trial_id': each.trial_id} for each in study.trials(sweep.parse_shard('1/1')))
+        results.begin({'trial_id': each.trial_id} for each in study.trials(sweep.parse_shard('1/1')))
     fresh = Study(config, axes)
     start = time.perf_counter()
     with contextlib.closing(Results(pathlib.Path(folder) / 'results.sqlite')) as results:
@@ -318,10 +334,8 @@ def expand(folder: str, axes: str) -> None:
     print(json.dumps(figures))
 
 
-def _beside_epochs(folder: pathlib.Path) -> dict[str, float]:
-    """Share of a sweep's time that is not in its epochs, for epochs of about a second, from the first epoch on."""
-    flags = ('--config=balanced', '--config.dataset.name=phantom', '--config.augment.samples=160',
-             '--config.balanced.epochs=4', '--sweep=seed=0:6')  # fmt: skip
+def _beside_epochs(folder: pathlib.Path, flags: Sequence[str]) -> dict[str, float]:
+    """Share of a sweep's time that is not in its epochs, from the first epoch on."""
     env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
     with subprocess.Popen(_main(folder / 'beside', *flags), stdout=subprocess.PIPE, text=True, env=env) as child:
         for line in child.stdout:
@@ -363,6 +377,7 @@ def main() -> None:
         'prune': lambda folder: measure_pruning(folder, rounds),
         'records': measure_records,
         'startup': lambda folder: measure_startup(folder, rounds),
+        'start': measure_commands,
         'augment': lambda folder: measure_augmentation(folder, image_set, rounds, count),
         'growth': lambda folder: measure_growth(folder, random_images, rounds, count),
     }

@@ -10,6 +10,7 @@ import time
 import pytest
 
 import bhcnet_jax
+from runs import child_environment, flags
 
 # Starts Python with SIGINT heeded, as in a terminal; what started the tests may have handed down that it is ignored.
 PYTHON = [sys.executable, '-c', 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); '
@@ -43,8 +44,8 @@ def slow_library(tmp_path):
 
 def start_an_import(command, folder):
     """Starts a command and waits until it imports numpy from a folder. -> the process"""
-    flags = ['--config=smoke'] if command in OF_A_CONFIG else ['.']
-    child = start(f'bhcnet_jax.{command}', *flags, cwd=folder, env={**os.environ, 'PYTHONPATH': str(folder)})
+    more = ['--config=smoke'] if command in OF_A_CONFIG else ['.']
+    child = start(f'bhcnet_jax.{command}', *more, cwd=folder, env={**os.environ, 'PYTHONPATH': str(folder)})
     while not (folder / 'here').exists():
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)
@@ -144,8 +145,8 @@ def test_an_unknown_flag_is_repeated_without_its_control_characters():
 
 @pytest.mark.parametrize('command', [*COMMANDS, *CHECKS])
 def test_an_unknown_flag_is_one_line_and_exit_status_2(command):
-    flags = ['--config=smoke'] if command in OF_A_CONFIG else []
-    child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', *flags, '--nix'], capture_output=True,
+    more = ['--config=smoke'] if command in OF_A_CONFIG else []
+    child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', *more, '--nix'], capture_output=True,
                            text=True, check=False)  # fmt: skip
     assert (child.returncode, child.stdout) == (2, '')
     assert child.stderr.startswith('error: ') and child.stderr.count('\n') == 1
@@ -175,3 +176,32 @@ def test_the_package_says_what_there_is():
     assert found - {'__main__'} == set(COMMANDS)
     for command in COMMANDS:
         assert f'  python -m bhcnet_jax.{command} ' in child.stdout
+
+
+LATER = (
+    'array_record', 'grain', 'matplotlib', 'orbax', 'pandas', 'pyarrow', 'sklearn', 'statsmodels', 'tensorboardX',
+    'tensorflow_datasets',
+)  # fmt: skip
+
+
+def test_a_set_that_was_opened_before_is_described_without_the_libraries_that_come_later(labelled_folder, tmp_path):
+    arguments = flags(labelled_folder, tmp_path / 'run', '--dry_run', '--noestimate')
+    script = (
+        'import sys; from bhcnet_jax import main; from bhcnet_jax.display import summary\n'
+        'describe = summary.describe\n'
+        'def listed(*arguments):\n'
+        '    describe(*arguments)\n'
+        '    print("loaded", *{name.partition(".")[0] for name in sys.modules})\n'
+        'summary.describe = listed\n'
+        f'sys.argv = ["main", *{arguments!r}]; main.run()'
+    )
+    environment = child_environment(tmp_path)
+    loaded = []
+    for _ in ('prepares and keeps', 'reads what was kept'):
+        child = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True,
+                               check=True)  # fmt: skip
+        (line,) = [line for line in child.stdout.splitlines() if line.startswith('loaded ')]
+        loaded.append(set(line.split()))
+    assert {'jax', 'array_record', 'grain', 'tensorflow_datasets'} <= loaded[0]
+    assert 'jax' in loaded[1]
+    assert not loaded[1].intersection(LATER)

@@ -76,6 +76,12 @@ def load(folder: Path, image_size: int = 8) -> input_pipeline.ImageSet:
     return input_pipeline.load(ConfigDict({'name': 'folder', 'dir': str(folder), 'image_size': image_size}))
 
 
+def forget(data_dir: Path) -> None:
+    """Has the prepared copies read again."""
+    for path in data_dir.rglob('*.npz'):
+        path.unlink()
+
+
 def head(side: int, left: int, top: int, canvas: tuple[int, int], gain: float) -> Image.Image:
     """The same bright disc with a gradient and a dark hole, at a size, place and brightness."""
     row, column = (np.mgrid[:side, :side] + 0.5) * 2 / side - 1
@@ -316,6 +322,7 @@ def test_a_damaged_prepared_copy_ends_in_one_line(tmp_path: Path, data_dir: Path
         load(folder_of({'a.png': png(random(41, 40)), 'b.png': png(random(50, 40))}, tmp_path / 'other'))
         (other,) = set(data_dir.rglob('*.array_record*')) - {record_file}
         record_file.write_bytes(other.read_bytes())
+    forget(data_dir)
     with pytest.raises(UserError, match=r'prepared copy is damaged .* Delete it') as caught:
         load(folder)
     assert str(record_file.parent) in str(caught.value)
@@ -351,6 +358,7 @@ def test_a_damaged_description_of_a_prepared_copy_ends_in_one_line(
     whole = load(folder)
     (path,) = data_dir.rglob(name)
     path.write_bytes(content)
+    forget(data_dir)
     try:
         found = load(folder)
     except UserError as error:

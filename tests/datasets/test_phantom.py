@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from scipy import ndimage
 
-from bhcnet_jax.datasets.phantom import drawing, phantom_dataset_builder, shortcuts
+from bhcnet_jax.datasets.phantom import drawing, phantom_dataset_builder, shortcuts, source
 
 
 @pytest.fixture(scope='module')
@@ -139,16 +139,16 @@ def test_the_shortcut_measure_finds_a_shortcut(slices):
 
 
 def test_the_fingerprint_changes_with_the_seed():
-    ours = phantom_dataset_builder.fingerprint()
-    assert ours == phantom_dataset_builder.fingerprint()
+    ours = source.fingerprint()
+    assert ours == source.fingerprint()
     assert len(ours) == 64 and int(ours, 16)
-    assert ours != phantom_dataset_builder.fingerprint(drawing.SEED + 1)
+    assert ours != source.fingerprint(drawing.SEED + 1)
 
 
 def test_the_fingerprint_changes_with_what_is_drawn(monkeypatch):
-    before = phantom_dataset_builder.fingerprint()
+    before = source.fingerprint()
     monkeypatch.setattr(drawing, 'GREY', drawing.GREY + 1)
-    assert phantom_dataset_builder.fingerprint() != before
+    assert source.fingerprint() != before
 
 
 def test_the_fingerprint_changes_with_the_source_of_the_drawing(monkeypatch, tmp_path):
@@ -158,9 +158,9 @@ def test_the_fingerprint_changes_with_the_source_of_the_drawing(monkeypatch, tmp
     edited = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, 'edited_drawing', edited)
     spec.loader.exec_module(edited)
-    before = phantom_dataset_builder.fingerprint()
-    monkeypatch.setattr(phantom_dataset_builder, 'drawing', edited)
-    assert phantom_dataset_builder.fingerprint() != before
+    before = source.fingerprint()
+    monkeypatch.setattr(source, 'drawing', edited)
+    assert source.fingerprint() != before
 
 
 @pytest.fixture(scope='module')

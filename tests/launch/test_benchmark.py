@@ -14,6 +14,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+import runs
 from bhcnet_jax import models
 from bhcnet_jax.configs import base, zoo
 from bhcnet_jax.training import augment
@@ -49,6 +50,34 @@ def needs(package):
     return pytest.mark.skipif(
         importlib.util.find_spec(package) is None, reason=f"{package} is missing: pip install 'bhcnet_jax[bench]'"
     )
+
+
+def test_whole_commands_are_measured_cold_and_warm(labelled_folder, tmp_path):
+    startup = importlib.import_module('startup')
+    config, *tiny = runs.flags(labelled_folder, tmp_path)
+    tiny = [config, *(flag for flag in tiny if not flag.startswith('--workdir')), "--config.phases=('balanced',)"]
+    commands = {'one': tuple(tiny), 'two': (*tiny, '--sweep=seed=0:2')}
+    found = startup.measure_commands(tmp_path, commands)['seconds from the start']
+    assert list(found) == ['one, cold', 'one, warm', 'two, cold', 'two, warm']
+    for name, seconds in found.items():
+        assert list(seconds) == ['data line', 'first epoch', 'answer', 'end', 'training'], name
+        passed = [seconds[moment] for moment in ('data line', 'first epoch', 'answer', 'end')]
+        assert passed == sorted(passed) and passed[0] > 0 and seconds['training'] > 0
+    assert (tmp_path / '0/warm/results.csv').exists() and list((tmp_path / '0/cache/bhcnet_jax/compiled').iterdir())
+
+
+def test_records_are_measured_to_the_end(labelled_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    benchmark = importlib.import_module('benchmark')
+    config, *tiny = runs.flags(labelled_folder, tmp_path, '--config.augment.samples=16', '--sweep=seed=0:2')
+    tiny = [config, *(flag for flag in tiny if not flag.startswith('--workdir'))]
+    found = benchmark.measure_records(tmp_path, 64, {'six': 'seed=0:3 optimizer.peak_lr=1e-3,1e-4'}, tiny)
+    assert set(found['finished trials per second, by lanes']) == {1, 8, 64}
+    assert min(found['finished trials per second, by lanes'].values()) > 0
+    six = found['expansion']['six']
+    assert (six['trials'], six['missing']) == (6, 6) and six['peak_memory_bytes'] > 0
+    beside = found['time beside the epochs']
+    assert beside['epochs'] == 2 * sum(runs.PHASES.values()) and 0 < beside['share'] < 1
 
 
 class Reference(nn.Module):

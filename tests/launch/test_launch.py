@@ -48,6 +48,7 @@ def recipe(labelled_folder):
         '--config.model.filters=(2,3)', '--config.batch_size=8', '--config.augment.samples=20',
         '--config.augment.policy=none',
         '--config.imbalanced.positives=30', '--config.balanced.epochs=15', '--config.imbalanced.epochs=15',
+        '--config.engine.checkpoint_seconds=0',
     ]  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def recipe(labelled_folder):
 def single(recipe, environment, tmp_path_factory):
     """A call returns the trials and predictions of the sweep in a single process, which trains beside the tests."""
     workdir = tmp_path_factory.mktemp('single') / 'run'
-    flags = [*recipe, f'--sweep=seed=0:{SEEDS}', f'--workdir={workdir}', '--config.engine.checkpoint_every=100']
+    flags = [*recipe, f'--sweep=seed=0:{SEEDS}', f'--workdir={workdir}', '--config.engine.checkpoint_seconds=100']
     child = subprocess.Popen(
         [sys.executable, '-m', 'bhcnet_jax.main', *flags], env=environment, stdout=subprocess.DEVNULL
     )

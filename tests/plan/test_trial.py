@@ -66,7 +66,7 @@ def test_other_data_make_another_trial():
     'overrides',
     [
         {'recipe': 'my label'},
-        {'engine__checkpoint_every': 5},
+        {'engine__checkpoint_seconds': 5.0},
         {'dataset__dir': '/elsewhere'},
         {'augment__distort__noise': 0.5},  # the policy in use is affine
         {'model__recurrent_units': 7},  # the model in use has none

@@ -51,6 +51,29 @@ def test_the_newest_checkpoint_comes_back_bit_for_bit_as_numpy(saved):
         assert part.dtype == expected.dtype
 
 
+def test_what_is_saved_in_a_thread_is_whole_once_it_was_waited_for(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path / 'balanced', IDS)) as checkpoints:
+        for epoch in (1, 2, 3):
+            checkpoints.start_saving(epoch, tree(epoch))
+        checkpoints.wait()
+        assert checkpoints.restore(tree(0))[0] == 3
+        checkpoints.start_saving(4, tree(4))
+    epochs_done, found = restore(tmp_path / 'balanced')
+    assert epochs_done == 4
+    np.testing.assert_array_equal(found['state']['kernel'], tree(4)['state']['kernel'])
+
+
+@pytest.mark.parametrize('ask', ['wait', 'start_saving', 'close'])
+def test_what_goes_wrong_in_the_thread_is_raised_when_it_is_asked(tmp_path, monkeypatch, ask):
+    checkpoints = Checkpoints(tmp_path / 'balanced', IDS)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: collections.namedtuple('Usage', 'total free')(10**9, 10))
+    checkpoints.start_saving(1, tree(1))
+    with pytest.raises(OSError, match='No space left'):
+        getattr(checkpoints, ask)(*((2, tree(2)) if ask == 'start_saving' else ()))
+    if ask != 'close':
+        checkpoints.close()
+
+
 @pytest.mark.parametrize('name', ['study [2]', '[a]', '*', 'a?', '{0}', '100%20', '~', 'a#b', 'ü', '**'])
 def test_any_name_of_a_folder_will_do(tmp_path, name):
     checkpoints = Checkpoints(tmp_path / name / 'balanced', IDS)

@@ -66,10 +66,11 @@ def assert_same_rows(workdir, undisturbed):
 
 def traces(workdir, kind, since):
     """Whether a run that began then (Unix nanoseconds) is in the middle of something, or was when it died."""
-    for path in workdir.glob(TRACES[kind]):
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime_ns >= since:
-                return True
+    with contextlib.suppress(FileNotFoundError):  # a folder may go while it is listed
+        for path in workdir.glob(TRACES[kind]):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime_ns >= since:
+                    return True
     return False
 
 
@@ -95,7 +96,9 @@ def kill_during(kind, server, arguments, workdir, generator):
     if status == 0:
         return None
     assert status == -signal.SIGKILL, output
-    found = [kind for kind in TRACES if traces(workdir, kind, since)]
+    found = [each for each in TRACES if traces(workdir, each, since)]
+    if kind in found:  # a checkpoint is written beside the epochs and commits that follow
+        return kind
     return found[0] if found else 'epoch' if 'Compiled' in output else 'start'
 
 
@@ -147,7 +150,8 @@ def test_with_an_older_database_restored_a_sweep_ends_with_the_rows_of_an_undist
 ):
     arguments, workdir = flags(labelled_folder, tmp_path / 'run', *SWEEP), tmp_path / 'run'
     child = server.start(arguments)
-    for epochs in (2 * epoch, 2 * epoch + 4):  # of two trials that train together
+    # Of two trials that train together. A checkpoint is whole once the next but one has begun to be written.
+    for epochs in (2 * epoch, 2 * epoch + 8):
         while recorded_epochs(workdir) < epochs and child.is_alive():
             time.sleep(0.001)
         if not (tmp_path / 'copy').exists():

@@ -162,13 +162,13 @@ def test_a_damaged_last_checkpoint_of_a_pretraining_is_trained_again(runs, undis
     with monkeypatch.context() as patch:
         patch.setattr(Results, 'inherit', lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            runs.run('damaged', FOLDS)
+            runs.run('damaged', FOLDS, engine__checkpoint_seconds=0.0)  # so that there is an earlier one
     (last,) = (runs.folder / 'damaged' / 'checkpoints').glob('*/phantom/2')
     for file in last.rglob('*'):
         if file.is_file():
             file.write_bytes(b'damaged')
     del epochs[:]
-    assert runs.run('damaged', FOLDS)
+    assert runs.run('damaged', FOLDS, engine__checkpoint_seconds=0.0)
     assert epochs == [('phantom', 1), ('real', 2), ('real', 1)]
     assert_same(runs, 'damaged', undisturbed)
 

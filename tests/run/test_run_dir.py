@@ -45,7 +45,7 @@ def claim(path, image_set, swept=(), trains=True, **overrides):
 def test_the_same_run_may_come_back_with_other_engine_settings(image_set, tmp_path):
     claim(tmp_path / 'run', image_set)
     before = (tmp_path / 'run/config.json').read_bytes()
-    claim(tmp_path / 'run', image_set, engine__checkpoint_every=3)
+    claim(tmp_path / 'run', image_set, engine__checkpoint_seconds=3.0)
     assert (tmp_path / 'run/config.json').read_bytes() == before
 
 

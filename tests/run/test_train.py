@@ -15,9 +15,12 @@ import pytest
 from sklearn import metrics as reference
 from tensorboardX.proto import event_pb2
 
+from bhcnet_jax.display import summary
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.plan import phases
+from bhcnet_jax.records.database import Results
 from bhcnet_jax.run import lane_batch, train
+from bhcnet_jax.run.checkpoints import Checkpoints
 from bhcnet_jax.run.train import Options
 from bhcnet_jax.training import optim
 from bhcnet_jax.training.engine import Engine
@@ -97,7 +100,8 @@ def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(labelled_folder,
 
 def test_ctrl_c_finishes_the_epoch_and_says_how_to_go_on(labelled_folder, server, tmp_path):
     workdir = tmp_path / 'run'
-    arguments = flags(labelled_folder, workdir, '--config.engine.checkpoint_every=100')
+    longer = ('--config.engine.checkpoint_seconds=1000', '--config.balanced.epochs=20000')
+    arguments = flags(labelled_folder, workdir, *longer)
     status, output = interrupt(server, arguments, workdir, 'balanced', signal.SIGINT)
     assert status == 128 + signal.SIGINT
     assert 'SIGINT: finishing this epoch, then saving. Once more to stop at once.' in output
@@ -115,7 +119,7 @@ def test_ctrl_c_while_the_data_are_prepared_is_one_line(server, environment, tmp
     os.kill(child.pid, signal.SIGINT)
     status, output = child.wait()
     assert status == 128 + signal.SIGINT
-    assert 'Interrupted; finished epochs are saved. To go on: python -m bhcnet_jax.main' in output
+    assert 'Interrupted; what is in a checkpoint is saved. To go on: python -m bhcnet_jax.main' in output
     assert 'Traceback' not in output
 
 
@@ -174,8 +178,6 @@ def test_tensorboard_has_every_epoch_once(undisturbed):
 
 
 def test_phase_two_starts_from_the_weights_and_class_weights_on_disk(undisturbed):
-    from bhcnet_jax.run.checkpoints import Checkpoints  # after the flags of absl are parsed
-
     workdir, _ = undisturbed
     saved = {}
     for phase in ('balanced', 'imbalanced'):
@@ -224,6 +226,56 @@ def test_a_run_on_the_phantom_says_so_in_everything_it_writes(tmp_path, monkeypa
     assert b'PHANTOM' in next((workdir / 'tensorboard').rglob('events*')).read_bytes()
     metadata = [file.read_text() for file in (workdir / 'checkpoints').glob('*/balanced/metadata/*')]
     assert 'PHANTOM' in ''.join(metadata)
+
+
+@pytest.mark.parametrize(('seconds', 'saves'), [(0.0, 24), (1e6, 2)])
+def test_checkpoints_and_transactions_come_by_time_and_lose_no_epoch(
+    labelled_folder, tmp_path, monkeypatch, seconds, saves
+):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    monkeypatch.setattr(lane_batch, 'COMMIT_SECONDS', 1e6)
+    calls = {Checkpoints.save: 0, Results.record_epoch: 0}
+    for function in list(calls):
+
+        def counted(*arguments, function=function):
+            calls[function] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr({Checkpoints.save: Checkpoints}.get(function, Results), function.__name__, counted)
+    config = tiny_config(labelled_folder)
+    config.engine.checkpoint_seconds = seconds
+    assert train.run(config, Options(workdir=str(tmp_path / 'run')))
+    assert list(calls.values()) == [saves, saves]
+    with contextlib.closing(sqlite3.connect(tmp_path / 'run/results.sqlite')) as database:
+        rows = database.execute('SELECT phase, epoch FROM epochs ORDER BY rowid').fetchall()
+    assert rows == [(phase, epoch) for phase, count in PHASES.items() for epoch in range(1, count + 1)]
+    found = [int(path.name) for path in (tmp_path / 'run/checkpoints').glob('*/*/*') if path.name.isdigit()]
+    assert sorted(found) == ([11, 11, 12, 12] if seconds == 0 else [12, 12])
+
+
+def test_the_result_is_told_before_figures_are_drawn_and_again_by_the_next_start(
+    labelled_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    config, workdir, told = tiny_config(labelled_folder), tmp_path / 'run', []
+    draw = summary.draw
+
+    def interrupted(*arguments):
+        told.append(capsys.readouterr().out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(summary, 'draw', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, Options(workdir=str(workdir)))
+    monkeypatch.setattr(summary, 'draw', draw)
+    assert train.run(config, Options(workdir=str(workdir)))
+    told.append(capsys.readouterr().out)
+    for output in told:
+        assert output.count('Test part: confusion matrix') == output.count('Trained in') == 1
+    assert 'Compiling' in told[0] and 'Compiling' not in told[1]  # nothing is trained again
+    assert (workdir / 'figures/features.png').exists()
+    assert train.run(config, Options(workdir=str(workdir)))
+    assert capsys.readouterr().out.count('Test part: confusion matrix') == 1
 
 
 def test_training_that_diverges_says_when(labelled_folder, tmp_path, monkeypatch, capsys):

@@ -155,7 +155,7 @@ def test_a_batch_over_two_processes_survives_a_lost_follower(labelled_folder, en
         _, errors = leader.communicate(timeout=ENDS_WITHIN)
         assert leader.returncode == 1
         assert 'error: process 0 of 2 ends, since another one is gone (' in errors
-        assert ' Finished epochs are saved. To go on: ' in errors
+        assert ' What is in a checkpoint is saved. To go on: ' in errors
         assert 'Traceback' not in errors
     assert 3 <= recorded_epochs(workdir) < EPOCHS
     with two_processes(labelled_folder, environment, workdir, *arguments) as (leader, follower):

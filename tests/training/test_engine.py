@@ -76,6 +76,18 @@ def test_a_lane_is_the_same_on_either_device(pair):
     assert_equal(results[1], result, (1, 0))
 
 
+def test_a_program_compiled_in_a_thread_trains_alike(alone):
+    config = small_config()
+    engine = Engine(config, *small_images())
+    engine.start_compiling(small_lanes(config, (7,)))
+    states = engine.init(small_lanes(config, (7,)))
+    assert engine.is_compiling and not engine.is_compiled
+    assert engine.compile(small_lanes(config, (7,))) > 0
+    assert engine.is_compiled and not engine.is_compiling
+    states, result = engine.epoch(engine.to_devices(states), small_lanes(config, (7,)))
+    assert_equal(result, alone[2][0])
+
+
 def test_two_devices_compute_what_one_does_up_to_rounding(pair, alone):
     assert len(alone[0].devices) == 1
     for both, one in zip(jax.tree.leaves(pair[1].params), jax.tree.leaves(alone[1].params), strict=True):
@@ -230,55 +242,48 @@ def test_what_four_devices_have_begun_goes_on_with_one_and_the_other_way_round(t
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize(('said', 'lanes'), [('auto', 1), ('6', 6)])
-def test_lanes_are_those_of_the_config_and_one_on_a_cpu(said, lanes):
-    config = small_config(engine__lanes=said)
-    assert widths.choose_lanes(config, *small_images(), small_lanes(config), 100, 'lanes') == (lanes, {})
+CPU, CARD = widths.Device('cpu', 'cpu', 0), widths.Device('gpu', 'NVIDIA X', 140 * 10**9)
 
 
 @pytest.mark.parametrize(
-    ('spread', 'trials', 'worthwhile', 'tried'),
+    ('said', 'device', 'lanes', 'reason'),
     [
-        ('lanes', 5, 0, [1, 2, 3]),  # 3 for each of two devices are enough
-        ('batch', 2, 0, [1, 2]),
-        ('lanes', 100, 1000, [1, 2]),  # two are not a thousand times as fast
+        ('auto', CPU, 1, ''),
+        ('6', CPU, 6, ''),
+        ('6', CARD, 6, ''),
+        ('auto', CARD, 32, 'wider gains little'),
+        ('auto', CARD._replace(memory=0), 32, 'wider gains little'),  # unknown
+        ('auto', CARD._replace(memory=2 * 10**6), 16, 'as 0.0 GB of memory allow'),
+        ('auto', CARD._replace(memory=1), 1, 'as 0.0 GB of memory allow'),
     ],
 )
-def test_lanes_are_tried_until_they_gain_nothing(spread, trials, worthwhile, tried, monkeypatch):
-    monkeypatch.setattr(widths, 'WORTHWHILE', worthwhile)
-    config = small_config(augment__policy='none', model__filters=(2,))
-    best, rates = widths.measure_lanes(config, *small_images(), small_lanes(config), trials, spread)
-    assert list(rates) == tried
-    assert min(rates.values()) > 0
-    assert best == (tried[-1] if worthwhile == 0 else 1)
+def test_lanes_are_chosen_by_the_device(said, device, lanes, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    config = small_config(engine__lanes=said)
+    config.dataset.image_size = 16  # 20 images of 1024 bytes, three times, in half of the memory
+    assert widths.choose_lanes(config, 'a', device) == (lanes, reason)
 
 
-def test_a_long_epoch_is_cut_for_the_measurement(monkeypatch):
-    monkeypatch.setattr(widths, 'MEASURED_IMAGES', 16)
-    seen = []
-    measured = widths.Cost(compile_seconds=1.0, images_per_second=1.0, device_bytes=1)
-    monkeypatch.setattr(widths, 'measure', lambda config, _, __, lane, *rest: seen.append((config, lane)) or measured)
-    config = small_config()
-    widths.measure_lanes(config, *small_images(), small_lanes(config), 1, 'lanes')
-    ((short, lane),) = seen
-    assert (short.augment.samples, config.augment.samples) == (16, 20)
-    assert (lane.sources.shape, lane.learning_rates.shape) == ((1, 16), (1, 2))
+def test_what_did_not_fit_is_remembered_for_its_device_and_programs(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    config = small_config(engine__lanes='auto')
+    widths.remember(CARD, 'a', 8)
+    widths.remember(CARD, 'b', 4)
+    assert widths.choose_lanes(config, 'a', CARD) == (8, 'more did not fit earlier')
+    assert widths.choose_lanes(config, 'b', CARD)[0] == 4
+    assert widths.choose_lanes(config, 'a', CARD._replace(kind='NVIDIA Y'))[0] == 32
+    assert widths.choose_lanes(config, 'c', CARD)[0] == 32
+    (tmp_path / 'bhcnet_jax/lanes.json').write_text('{"NVIDIA X": 3}')
+    assert widths.choose_lanes(config, 'a', CARD)[0] == 32
+    widths.remember(CARD, 'a', 2)
+    assert widths.choose_lanes(config, 'a', CARD)[0] == 2
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'bhcnet_jax/lanes.json'))  # no folder can be made there
+    widths.remember(CARD, 'a', 1)
+    assert widths.choose_lanes(config, 'a', CARD)[0] == 32
 
 
 def exhaust(*_):
     jax.block_until_ready(jnp.zeros(2**45, jnp.float32))  # 128 TiB
-
-
-def test_more_lanes_than_fit_into_memory_are_not_chosen(monkeypatch):
-    measure = widths.measure
-    monkeypatch.setattr(widths, 'WORTHWHILE', 0)
-    monkeypatch.setattr(widths, 'measure', lambda *arguments: (exhaust if arguments[-2] > 2 else measure)(*arguments))
-    config = small_config(augment__policy='none', model__filters=(2,))
-    best, rates = widths.measure_lanes(config, *small_images(), small_lanes(config), 100, 'lanes')
-    assert (best, list(rates)) == (2, [1, 2])
-    monkeypatch.setattr(widths, 'measure', exhaust)
-    with pytest.raises(jax.errors.JaxRuntimeError, match='Out of memory'):
-        widths.measure_lanes(config, *small_images(), small_lanes(config), 100, 'lanes')
 
 
 def test_only_a_lack_of_memory_is_told_as_such():

@@ -45,11 +45,8 @@ class Builder(tfds.core.ShardBasedBuilder):
         '2.0.0': 'Grey pixels and numbers of the published file in place of the file.',
         '1.0.0': 'First version.',
     }
-    MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        'Expected a folder or zip of images with labels.csv (file,label[,group]), or with a folder for each class.'
-    )
-    CLASSES = table.NUMBERED
     LAYOUT = source.Layout()
+    MANUAL_DOWNLOAD_INSTRUCTIONS = LAYOUT.how_to_get
     pkg_dir_path = epath.Path(__file__).parent
 
     def __init__(self, *, file_format: str = 'array_record', **kwargs: Any) -> None:
@@ -58,7 +55,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
-                FEATURES | {'label': tfds.features.ClassLabel(names=self.CLASSES)}
+                FEATURES | {'label': tfds.features.ClassLabel(names=self.LAYOUT.class_names or table.NUMBERED)}
             ),
             supervised_keys=('image', 'label'),
             disable_shuffling=True,

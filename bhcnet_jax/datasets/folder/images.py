@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, TiffImagePlugin
-from scipy import ndimage
 
 from bhcnet_jax.errors import UserError
 
@@ -112,6 +111,8 @@ def to_grey(image: Image.Image) -> Image.Image:
 
 def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     """The box around the largest part above the mean, skull and brain: left, top, right, bottom. uint8 [H, W]."""
+    from scipy import ndimage  # takes longer to import than many sets to read
+
     parts, count = ndimage.label(pixels > pixels.mean())
     if not count:
         return 0, 0, *pixels.shape[::-1]

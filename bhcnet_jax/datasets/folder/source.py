@@ -32,6 +32,8 @@ class Layout:
       class_names: of labels 0 and 1; None: as the csv or the folders name them.
       class_counts: images labelled 0 and labelled 1; None: any number.
       published: the fingerprint of the published set; None where there is none.
+      name: of its tfds builder, and so of the folder of its prepared copies.
+      how_to_get: where the images are to be had and put, for a user who has none.
     """
 
     header: tuple[str, str] | None = None
@@ -41,6 +43,10 @@ class Layout:
     class_names: tuple[str, str] | None = None
     class_counts: tuple[int, int] | None = None
     published: str | None = None
+    name: str = 'folder'
+    how_to_get: str = (
+        'Expected a folder or zip of images with labels.csv (file,label[,group]), or with a folder for each class.'
+    )
 
     def columns(self, header: list[str], where: str, named: str) -> Columns:
         """Places of a csv's columns. UserError: another header than this layout has."""

@@ -1,27 +1,14 @@
 """tfds builder of the head-CT images that Felipe Kitamura published on Kaggle: 100 normal, 100 hemorrhage."""
 
-from pathlib import PurePosixPath
-
 from etils import epath
 
-from bhcnet_jax.datasets.folder import folder_dataset_builder, source
+from bhcnet_jax.datasets.folder import folder_dataset_builder
+from bhcnet_jax.datasets.head_ct import layout
 
 
 class Builder(folder_dataset_builder.Builder):
     """A labelled folder with another header, file names made from numbers, and a known content."""
 
-    MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        'Download https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage and name the zip, or the '
-        'folder that it unpacks to, by config.dataset.dir or HEAD_CT_DIR, or put it in the manual folder.'
-    )
-    CLASSES = ('normal', 'hemorrhage')
-    LAYOUT = source.Layout(
-        header=('id', 'hemorrhage'),
-        file_name=lambda number: f'{number.zfill(3)}.png',
-        image_id=lambda path: PurePosixPath(path).stem,
-        image_format='PNG',
-        class_names=CLASSES,
-        class_counts=(100, 100),
-        published='6b93e0a7808bd2ff503025cb1013e1582b53cb4eda4bf841a95c3f1ea62047fb',
-    )
+    LAYOUT = layout.LAYOUT
+    MANUAL_DOWNLOAD_INSTRUCTIONS = LAYOUT.how_to_get
     pkg_dir_path = epath.Path(__file__).parent

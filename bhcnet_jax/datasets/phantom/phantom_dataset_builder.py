@@ -1,7 +1,5 @@
 """tfds builder of the synthetic set: 200 drawn head-CT slices, 100 normal and 100 with a hemorrhage."""
 
-import hashlib
-import inspect
 import io
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -13,20 +11,8 @@ from PIL import Image
 
 from bhcnet_jax.datasets.folder import images
 from bhcnet_jax.datasets.folder.folder_dataset_builder import FEATURES
+from bhcnet_jax.datasets.head_ct.layout import LAYOUT
 from bhcnet_jax.datasets.phantom import drawing
-
-
-def fingerprint(seed: int = drawing.SEED) -> str:
-    """SHA-256, hex, over the source of drawing.py and the pixels of the first ten slices of `seed`.
-
-    The source makes every edit of the drawing count. The pixels, two of each kind, make the seed count, and
-    libraries that draw otherwise than those here.
-    """
-    digest = hashlib.sha256(inspect.getsource(drawing).encode())
-    for index in range(2 * len(drawing.KINDS)):
-        drawn = drawing.draw_slice(index, seed)
-        digest.update(f'{drawn.image.shape}'.encode() + drawn.image.tobytes() + drawn.mask.tobytes())
-    return digest.hexdigest()
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -37,7 +23,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         '2.0.0': 'Fields of any labelled folder.',
         '1.0.0': 'First version.',
     }
-    CLASSES = ('normal', 'hemorrhage')
     pkg_dir_path = epath.Path(__file__).parent
 
     def __init__(self, *, file_format: str = 'array_record', **kwargs: Any) -> None:
@@ -49,7 +34,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 FEATURES
                 | {
                     'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
-                    'label': tfds.features.ClassLabel(names=self.CLASSES),
+                    'label': tfds.features.ClassLabel(names=LAYOUT.class_names),
                 }
             ),
             supervised_keys=('image', 'label'),
