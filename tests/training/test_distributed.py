@@ -57,8 +57,8 @@ def two_processes(folder, environment, workdir, spread, sweep):
         '--config=base', '--config.recipe=tiny', f'--workdir={workdir}', f'--config.engine.spread={spread}',
         '--config.dataset.name=folder', f'--config.dataset.dir={folder}', '--config.dataset.image_size=16',
         '--config.model.filters=(2,3)', '--config.model.recurrent_units=8', '--config.batch_size=8',
-        '--config.augment.samples=20', '--config.augment.policy=none', '--config.phases=("balanced",)',
-        f'--config.balanced.epochs={EPOCHS}', f'--sweep={sweep}',
+        '--config.augment.samples=20', '--config.augment.policy=none', '--config.engine.checkpoint_seconds=0',
+        '--config.phases=("balanced",)', f'--config.balanced.epochs={EPOCHS}', f'--sweep={sweep}',
         '--distributed', f'--coordinator=localhost:{free_port()}', '--processes=2',
     ]  # fmt: skip
     processes = [
