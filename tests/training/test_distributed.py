@@ -139,7 +139,8 @@ def test_lanes_over_two_processes_survive_a_killed_leader_and_a_stop(
         assert leader.returncode == 128 + signal.SIGTERM
         assert 'Stopped by SIGTERM after balanced epoch' in output
         trained, epoch = map(int, re.search(rf'(\d+)/{2 * EPOCHS} epochs  balanced epoch (\d+) ', output).groups())
-        assert trained == 2 * epoch and epoch in (done, done + 1)  # the last recorded one may be in no checkpoint yet
+        # The last recorded epoch may be in no checkpoint yet, and that of the one before may not have been written out.
+        assert trained == 2 * epoch and epoch in (done - 1, done, done + 1)
         assert follower.wait(ENDS_WITHIN) == 0
     assert done + 2 <= recorded_epochs(workdir) < EPOCHS
     # The same directory goes on in one process; its first rows are those of two.
