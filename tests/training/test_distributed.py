@@ -57,8 +57,8 @@ def two_processes(folder, environment, workdir, spread, sweep):
         '--config=base', '--config.recipe=tiny', f'--workdir={workdir}', f'--config.engine.spread={spread}',
         '--config.dataset.name=folder', f'--config.dataset.dir={folder}', '--config.dataset.image_size=16',
         '--config.model.filters=(2,3)', '--config.model.recurrent_units=8', '--config.batch_size=8',
-        '--config.augment.samples=20', '--config.augment.policy=none', '--config.phases=("balanced",)',
-        f'--config.balanced.epochs={EPOCHS}', f'--sweep={sweep}',
+        '--config.augment.samples=20', '--config.augment.policy=none', '--config.engine.checkpoint_seconds=0',
+        '--config.phases=("balanced",)', f'--config.balanced.epochs={EPOCHS}', f'--sweep={sweep}',
         '--distributed', f'--coordinator=localhost:{free_port()}', '--processes=2',
     ]  # fmt: skip
     processes = [
@@ -139,7 +139,8 @@ def test_lanes_over_two_processes_survive_a_killed_leader_and_a_stop(
         assert leader.returncode == 128 + signal.SIGTERM
         assert 'Stopped by SIGTERM after balanced epoch' in output
         trained, epoch = map(int, re.search(rf'(\d+)/{2 * EPOCHS} epochs  balanced epoch (\d+) ', output).groups())
-        assert trained == 2 * epoch and epoch in (done, done + 1)  # the last recorded one may be in no checkpoint yet
+        # The last recorded epoch may be in no checkpoint yet, and that of the one before may not have been written out.
+        assert trained == 2 * epoch and epoch in (done - 1, done, done + 1)
         assert follower.wait(ENDS_WITHIN) == 0
     assert done + 2 <= recorded_epochs(workdir) < EPOCHS
     # The same directory goes on in one process; its first rows are those of two.
