@@ -112,6 +112,8 @@ def pretrainings(directory: pathlib.Path) -> pd.DataFrame:
     Columns: trial_id, recipe, recipe_id, seed, phase, phases, epochs, status, settings (JSON), file. Errors as of
     `merge`.
     """
+    import pandas as pd
+
     names = ('trial_id', 'recipe', 'recipe_id', 'seed', 'phase', 'phases', 'epochs', 'status', 'settings')
     parts = []
     for path in _find([directory]):

@@ -21,7 +21,7 @@ from bhcnet_jax.datasets.input_pipeline import ImageSet
 CHECKED = 1
 NETWORKS: dict[str, Mapping[str, Any]] = {  # by name, the keys of its config
     'strong': {f'model.{key}': value for key, value in strong.get_config().model.items()},
-    **{keys['model.name']: keys for keys in zoo.NETWORKS},
+    **{keys['model.name']: keys for keys in zoo.NETWORKS if 'phases' not in keys},  # which one phase trains
 }
 
 

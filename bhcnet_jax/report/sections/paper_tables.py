@@ -16,9 +16,9 @@ ROWS = (*bhcnet.TABLE_1, *bhcnet.TABLE_2, *bhcnet.TABLE_3)
 # Table 3 prints no epochs, so that its rows of the CNN are those of no recipe.
 OF_RECIPES = tuple(row for row in ROWS if bhcnet.row_for(row.model, row.phases, row.epochs or 0) == row)
 HEADS = ('row', *(NAMES.get(name, name) for name in bhcnet.METRICS))
-STUDIES = "The paper's table 5 of earlier systems, as printed, and this study's of the same kind"
+STUDIES = "The paper's table 5 of earlier systems, and this study's of the same kind"
 OTHER_DATA = (
-    'The images of [73], [74], [75] and [77] are others, and more of them; how they were parted is not printed. A '
+    'Paper: as printed. The images of [73], [74], [75] and [77] are others, and more of them; how they were parted is not printed. A '
     'difference to them is of data and protocol as well as of the system, and no row above another shows which is '
     'better. The 3-D systems need volumes, which these single slices are not: here they learn from drawn heads, and '
     'a report of their own has them.'
