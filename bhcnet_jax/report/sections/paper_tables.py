@@ -19,9 +19,9 @@ HEADS = ('row', *(NAMES.get(name, name) for name in bhcnet.METRICS))
 STUDIES = "The paper's table 5 of earlier systems, and this study's of the same kind"
 OTHER_DATA = (
     'Paper: as printed. The images of [73], [74], [75] and [77] are others, and more of them; how they were parted is '
-    'not printed. A difference to them is of data and protocol as well as of the system, and no row above another shows '
-    'which is better. The 3-D systems need volumes, which these single slices are not: here they learn from drawn heads, and '
-    'a report of their own has them.'
+    'not printed. A difference to them is of data and protocol as well as of the system, and no row above another '
+    'shows which is better. The 3-D systems need volumes, which these single slices are not: here they learn from '
+    'drawn heads, and a report of their own has them.'
 )
 OURS = 'This study:'  # begins our rows beside those of the paper
 
