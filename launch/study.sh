@@ -4,6 +4,7 @@
 #     HEAD_CT_DIR=archive.zip bash launch/study.sh runs/study                all parts, one after another
 #     HEAD_CT_DIR=archive.zip bash launch/study.sh runs/study cnn strong     some of them
 #     HEAD_CT_DIR=archive.zip bash launch/study.sh runs/study zoo            named alone, since it takes days on a CPU
+#     HEAD_CT_DIR=archive.zip bash launch/study.sh runs/study worth          named alone: fewer drawn heads and real images
 #     bash launch/study.sh runs/study volumes                                named alone: networks of drawn volumes
 #
 # A part has its own run directory, so several parts can train side by side. On a GPU, with five seeds of each network:
@@ -47,6 +48,7 @@ for part in ${*:-baselines strong tuned pretrained cnn lstm gru equalised bfloat
         tuned) kfold tuned tuned '' ;;
         equalised) kfold equalised strong dataset.equalise=True ;;
         pretrained) kfold pretrained pretrained '' ;;
+        worth) train worth worth --sweep="$folds" ;;
         zoo) train zoo zoo --sweep="$folds" ;;
         volumes) train volumes volumes ;;
         readings) train readings readings --sweep="$folds" ;;
@@ -54,7 +56,7 @@ for part in ${*:-baselines strong tuned pretrained cnn lstm gru equalised bfloat
         ablations) train ablations ablations --sweep='split.fold=0:5' ;;
         epochs) epochs ;;
         *) echo "error: no part $part; expected baselines, strong, tuned, pretrained, cnn, lstm, gru, equalised, bfloat16, ablations," \
-            "epochs, zoo, volumes or readings." >&2
+            "epochs, worth, zoo, volumes or readings." >&2
             exit 2 ;;
     esac
 done
