@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import fft, ndimage
+from scipy import fft, ndimage, sparse
 
 from bhcnet_jax.datasets.folder import images
 from bhcnet_jax.datasets.input_pipeline import ImageSet
@@ -112,17 +112,10 @@ def _links(keys: tuple[str, ...]) -> Iterator[tuple[int, int]]:
 
 def _merge(count: int, pairs: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Connected components of the pairs, each named after its smallest index. -> int32 [count]."""
-    above = list(range(count))  # a smaller or equal index in the same component
-
-    def smallest(index: int) -> int:
-        while above[index] != index:
-            above[index] = index = above[above[index]]
-        return index
-
-    for a, b, *_ in pairs:
-        low, high = sorted((smallest(a), smallest(b)))
-        above[high] = low
-    return np.array([smallest(index) for index in range(count)], np.int32)
+    a, b = np.array([pair[:2] for pair in pairs], np.int32).reshape(-1, 2).T
+    graph = sparse.coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
+    _, component = sparse.csgraph.connected_components(graph, directed=False)
+    return _name(component)
 
 
 def _name(component: np.ndarray) -> np.ndarray:
