@@ -21,6 +21,7 @@ def small_config(**overrides):
     config.model.recurrent_units = 8
     config.batch_size = 8
     config.augment.samples = 20
+    config.engine.checkpoint_seconds = 0.0  # after every epoch, so that a run that is killed goes on in mid-phase
     for key, value in overrides.items():
         config.update_from_flattened_dict({key.replace('__', '.'): value})
     return config
