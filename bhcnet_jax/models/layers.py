@@ -77,6 +77,17 @@ def max_pool2x2(x: jax.Array) -> jax.Array:
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
 
 
+def global_max(x: jax.Array) -> jax.Array:
+    """The maximum over all places: [B, ..., C] -> [B, C]; of equal ones the first gets the gradient.
+
+    The gradient of `jnp.max` compares x with its maximum. Where XLA computes x once for the maximum and once more,
+    rounded differently, for the comparison, no place is found, and the gradient is 0/0.
+    """
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    place = jnp.arange(x.shape[1])[:, None] == x.argmax(axis=1)[:, None]
+    return jnp.where(place, x, 0).sum(axis=1)
+
+
 def relu_max_pool2x2x2(x: jax.Array) -> jax.Array:
     """`relu_max_pool2x2`, then the maximum over two slices: [B, D, H, W, C] -> [B, D//2, H//2, W//2, C].
 

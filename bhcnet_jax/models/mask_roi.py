@@ -57,7 +57,7 @@ class MaskROI(nn.Module):
         if dropout_keys is not None:
             dropout_keys = jax.vmap(lambda key: jax.random.split(key, depth))(dropout_keys).reshape(-1)
         head = layers.Head(self.hidden_units, self.dtype, name='head')
-        logits = head(maps.max(axis=(1, 2)), values, dropout_keys).reshape(batch, depth)
+        logits = head(layers.global_max(maps), values, dropout_keys).reshape(batch, depth)
         return jax.nn.logsumexp(logits, axis=1) - math.log(depth)
 
 

@@ -144,6 +144,16 @@ def test_of_equal_maxima_the_first_gets_the_gradient_by_place():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
 
 
+def test_the_global_maximum_has_the_gradient_of_jnp_max_and_of_equal_maxima_the_first_gets_it():
+    x = random((2, 3, 4, 5))
+    np.testing.assert_array_equal(layers.global_max(x), x.max(axis=(1, 2)))
+    ways = layers.global_max, lambda x: x.max((1, 2))
+    gradients = (jax.grad(lambda x, way=way: jnp.sin(way(x)).sum())(x) for way in ways)
+    np.testing.assert_allclose(*gradients, atol=1e-6)
+    gradient = jax.grad(lambda x: layers.global_max(x).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
+
+
 @pytest.mark.parametrize(
     'layer',
     [
