@@ -1,8 +1,12 @@
-"""What a GPU makes of the paper's network: images/s by lanes and precision, one training, and what bounds each part.
+"""What a GPU makes of the paper's network: images/s by lanes and precision, beside PyTorch's; what bounds each part.
 
 It runs on a CPU too, where its figures say little.
 """
 
+import contextlib
+import importlib.util
+import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from contender import PEAK_SIZE
-from contest import TOLERANCES, spread
+from contest import INSTALL, TOLERANCES, Contestant, ContestError, Entry, Team, prepare, race, spread
 from ml_collections import ConfigDict
 
 from bhcnet_jax.configs import balanced
@@ -28,14 +32,17 @@ BOUND_LANES = 8  # of the parts that are measured by themselves
 TRAINED = 1000  # trainings of the paper's length whose time is told
 COPIED = 2**26  # float32 values that no cache holds
 CALLS = 10  # of a part in a turn
+MODELS = 32  # of PyTorch that vmap trains together
+PROCESSES = 8  # of PyTorch that share the device
 Part = tuple[Callable[..., Any], tuple[Any, ...], int]  # function, arguments, operations of its convolutions
 
 
-def measure_accelerator(image_set: ImageSet, rounds: int, count: int) -> dict[str, Any]:
-    """By dtype: images/s by lanes, seconds of one training and of many at once, and `measure_bounds`.
+def measure_accelerator(folder: pathlib.Path, image_set: ImageSet, rounds: int, count: int) -> dict[str, Any]:
+    """By dtype: images/s by lanes, PyTorch's by variant, seconds of one training and of many, and `measure_bounds`.
 
     count: images of a lane's epoch. Epochs include augmentation and evaluation; median, lowest and highest of `rounds`.
     """
+    theirs = measure_torch(folder, image_set, rounds, count)
     epochs = balanced.get_config().balanced.epochs * balanced.get_config().augment.samples / count
     measured = {}
     for dtype in TOLERANCES:
@@ -46,11 +53,63 @@ def measure_accelerator(image_set: ImageSet, rounds: int, count: int) -> dict[st
         measured[dtype] = {
             'images/s by lanes': {lanes: spread(rates[lanes]) for lanes in LANES},
             'lanes of most images/s': best,
+            "PyTorch's images/s": theirs[dtype],
+            "times as fast as PyTorch's best": _times_as_fast(rates[best], theirs[dtype]),
             f'seconds of {TRAINED} trainings': spread([TRAINED / best * epochs * each for each in seconds[best]]),
             'seconds of one training by itself': spread([epochs * each for each in seconds[1]]),
             'bounds': measure_bounds(image_set, dtype, min(best, BOUND_LANES), rounds),
         }
     return measured
+
+
+def measure_torch(folder: pathlib.Path, image_set: ImageSet, rounds: int, count: int) -> dict[str, Any]:
+    """By dtype, images/s of each of PyTorch's variants in the same training, without evaluation; or why there are none.
+
+    Each is a process of its own, or PROCESSES of them at once, on the device that JAX has.
+    """
+    if importlib.util.find_spec('torch') is None:
+        return dict.fromkeys(TOLERANCES, f'not measured: torch is not installed: {INSTALL}')
+    prepare(folder, image_set.images, image_set.labels, **{'augment.samples': count, 'balanced.epochs': rounds + 1})
+    return {
+        dtype: {name: _race_torch(folder, variant, members, rounds, count) for name, (variant, members) in each.items()}
+        for dtype, each in ((dtype, torch_variants(dtype)) for dtype in TOLERANCES)
+    }
+
+
+def torch_variants(dtype: str) -> dict[str, tuple[dict[str, Any], int]]:
+    """The variant of `rival_torch_gpu.py`, and how many processes of it train at once."""
+    common = {'dtype': dtype, 'device': 'cpu' if jax.default_backend() == 'cpu' else 'cuda', 'way': 'eager'}
+    graph = {**common, 'way': 'graph'}
+    return {
+        'eager': (common, 1),
+        'eager, channels_last': ({**common, 'channels_last': True}, 1),
+        'compiled': ({**common, 'compile': True}, 1),
+        'CUDA graph': (graph, 1),
+        f'vmap over {MODELS} models': ({**common, 'way': 'vmap', 'models': MODELS}, 1),
+        f'{PROCESSES} processes': (common, PROCESSES),
+        f'{PROCESSES} processes with CUDA graphs': (graph, PROCESSES),
+    }
+
+
+def _race_torch(
+    folder: pathlib.Path, variant: dict[str, Any], members: int, rounds: int, count: int
+) -> dict[str, float] | str:
+    """Images/s, or why it did not run."""
+    visible = '' if variant['device'] == 'cpu' else os.environ.get('CUDA_VISIBLE_DEVICES', '0')
+    entry = Entry('rival_torch_gpu.py', variant, {'CUDA_VISIBLE_DEVICES': visible})
+    images = count * members * variant.get('models', 1)
+    try:
+        with contextlib.ExitStack() as stack:
+            team = Team([stack.enter_context(Contestant(entry, folder, folder / 'cache')) for _ in range(members)])
+            return spread([images / seconds for seconds in race({'': team}, rounds)['']])
+    except ContestError as error:
+        return f'did not run: {error}'
+
+
+def _times_as_fast(mine: list[float], theirs: dict[str, Any] | str) -> float | None:
+    """The ratio of medians; None if nothing of theirs ran."""
+    rates = [] if isinstance(theirs, str) else [each['median'] for each in theirs.values() if not isinstance(each, str)]
+    return statistics.median(mine) / max(rates) if rates else None
 
 
 def _one_lane(image_set: ImageSet, dtype: str, count: int) -> tuple[ConfigDict, steps.Lane]:

@@ -3,7 +3,7 @@
     python launch/bench/benchmark.py --config=balanced --epochs=5  one training: images/s, compile seconds, memory
     python launch/bench/benchmark.py --suite=cpu                   one training against PyTorch and Keras
     python launch/bench/benchmark.py --suite=networks              every network against PyTorch
-    python launch/bench/benchmark.py --suite=gpu                   images/s by lanes and dtype, what bounds each part
+    python launch/bench/benchmark.py --suite=gpu                   images/s by lanes, PyTorch's, what bounds each part
     python launch/bench/benchmark.py --suite=sweep                 a sweep in one process, 8, 2 side by side, PyTorch
     python launch/bench/benchmark.py --suite=startup               imports, first step, preparation of the images
     python launch/bench/benchmark.py --suite=start                 whole commands, cold and warm
@@ -372,7 +372,7 @@ def main() -> None:
         'training': lambda _: measure_training(arguments.config, arguments.epochs),
         'cpu': lambda folder: measure_cpu(folder, image_set.images, image_set.labels, rounds, count, dtypes),
         'networks': lambda folder: measure_networks(folder, image_set, rounds, count, names),
-        'gpu': lambda _: measure_accelerator(image_set, rounds, count),
+        'gpu': lambda folder: measure_accelerator(folder / 'torch', image_set, rounds, count),
         'sweep': lambda folder: measure_sweep(folder, rounds),
         'prune': lambda folder: measure_pruning(folder, rounds),
         'records': measure_records,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -65,9 +66,9 @@ class Contestant:
         self._started = time.perf_counter()
         environment = {
             **os.environ,
-            **entry.environment,
             'CUDA_VISIBLE_DEVICES': '',
             'JAX_PLATFORMS': 'cpu',
+            **entry.environment,
             'JAX_TRACEBACK_FILTERING': 'off',  # else a remark of JAX follows the error, which `ask` shows
             'JAX_COMPILATION_CACHE_DIR': str(cache / 'jax'),
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -104,6 +105,20 @@ class Contestant:
             self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
+
+
+class Team:
+    """Contestants that do at once what they are asked, as one."""
+
+    def __init__(self, members: Sequence[Contestant]):
+        self._members = members
+
+    def ask(self, command: str) -> float:
+        """Seconds from the question to the last answer. ContestError if one of them has died."""
+        start = time.perf_counter()
+        with ThreadPoolExecutor(len(self._members)) as pool:
+            list(pool.map(lambda member: member.ask(command), self._members))
+        return time.perf_counter() - start
 
 
 def in_turn(names: Sequence[str], rounds: int) -> Iterator[str]:

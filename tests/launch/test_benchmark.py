@@ -113,6 +113,51 @@ def test_pytorch_takes_the_same_first_steps(contest, task):
     np.testing.assert_allclose(theirs, mine, rtol=1e-5)
 
 
+@needs('torch')
+def test_models_that_pytorch_maps_over_take_the_same_first_steps(contest, task):
+    (mine,) = contest.first_losses({'bhcnet_jax, float32': contest.project_entry()}, task).values()
+    variant = json.dumps({'dtype': 'float32', 'way': 'vmap', 'models': 3})
+    read = importlib.import_module('contender').read_task(str(task / 'try'), variant)
+    theirs = importlib.import_module('rival_torch_gpu').make(read).first_losses()
+    np.testing.assert_allclose(theirs, mine, rtol=1e-5)
+
+
+@needs('torch')
+def test_a_captured_step_of_pytorch_is_the_step(task):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip('PyTorch captures graphs on a GPU only, and sees none here')
+    losses = []
+    for way in ('eager', 'graph'):
+        variant = json.dumps({'dtype': 'float32', 'device': 'cuda', 'way': way})
+        read = importlib.import_module('contender').read_task(str(task / 'try'), variant)
+        losses.append(importlib.import_module('rival_torch_gpu').make(read).first_losses())
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@needs('torch')
+def test_variants_of_pytorch_are_measured_one_by_one_and_what_does_not_run_says_why(tmp_path, monkeypatch):
+    accelerator = importlib.import_module('accelerator')
+    monkeypatch.setattr(accelerator, 'TOLERANCES', ('float32',))
+    every = accelerator.torch_variants('float32')
+    monkeypatch.setattr(
+        accelerator,
+        'torch_variants',
+        lambda _: {
+            'eager': every['eager'],
+            'graph': every['CUDA graph'],
+            'vmap': ({**every['eager'][0], 'way': 'vmap', 'models': 2}, 1),
+            'two': (every['eager'][0], 2),
+        },
+    )
+    image_set = importlib.import_module('benchmark').random_images(40, 16)
+    found = accelerator.measure_torch(tmp_path / 'torch', image_set, 2, 64)['float32']
+    assert found['graph'].startswith('did not run: rival_torch_gpu.py')
+    for name in ('eager', 'vmap', 'two'):
+        assert 0 < found[name]['min'] <= found[name]['median'] <= found[name]['max']
+
+
 @pytest.fixture
 def networks():
     with warnings.catch_warnings():  # of what torchvision and timm import
@@ -120,7 +165,7 @@ def networks():
         yield importlib.import_module('networks')
 
 
-# Of strong one step: compiled with few optimisations, as here, the gradient of its two poolings can be nan.
+# Of strong one step, as in networks.CHECKED.
 @needs('torch')
 @pytest.mark.parametrize(('name', 'checked'), [('strong', 1), ('cnn_lstm', 2), ('cnn_gru', 2), ('lenet5', 2)])
 def test_pytorch_takes_the_same_first_steps_in_networks_written_for_it(contest, networks, name, checked, tmp_path):
