@@ -169,8 +169,18 @@ class Evidence:
     @property
     def is_of_paper(self) -> bool:
         """Whether the images are those of the paper, or stand in for them; volumes do not."""
-        has_volumes = any(each.settings.get('dataset.slices', 1) > 1 for each in self.recipes)
-        return self.fingerprint == bhcnet.FINGERPRINT or (self.dataset == STAND_IN and not has_volumes)
+        return self.fingerprint == bhcnet.FINGERPRINT or (self.dataset == STAND_IN and not self.has_volumes)
+
+    @property
+    def has_volumes(self) -> bool:
+        """Whether an image is a whole patient."""
+        return any(each.settings.get('dataset.slices', 1) > 1 for each in self.recipes)
+
+    def baselines_for(self, recipe: Recipe) -> str:
+        """How to get the baselines of a recipe, which has none."""
+        if self.has_volumes:
+            return 'they see single images, and these are volumes'
+        return f'`{self.command(recipe.baseline_command)}`'
 
     def command(self, command: str) -> str:
         """A command of `main` or `baselines` with the flags of these images, as a shell takes it."""

@@ -53,6 +53,8 @@ def test_the_report_has_the_network_with_its_volumes_and_does_not_compare_it_wit
     text = (tmp_path / 'report.md').read_text()
     assert 'PHANTOM' in text and f'volumes of {SLICES} slices' in text
     assert 'The paper reports' not in text
+    assert 'Missing: baselines (they see single images, and these are volumes).' in text
+    assert 'bhcnet_jax.baselines --config' not in text
 
 
 def test_a_bundle_predicts_as_its_run_and_says_that_it_marks_no_outliers(run, tmp_path, capsys):

@@ -53,7 +53,7 @@ def _against_shortcuts(evidence: Evidence, best: Recipe) -> str:
     if shortcut is None:
         return (
             'Whether it beats the shortcut baselines is not known: none was trained on the same folds '
-            f'(`{evidence.command(best.baseline_command)}`).'
+            f'({evidence.baselines_for(best)}).'
         )
     found = differences.difference(shortcut, best)
     change = f'{found.accuracy.text} ({found.accuracy.interval}; McNemar mid-p {Number(found.p, style="p").bare})'

@@ -16,7 +16,7 @@ def comparisons(evidence: Evidence, reference: Recipe) -> Section:
     title = 'Comparisons and ablations'
     if not others:
         return Section(title, ['Missing: a second recipe on the same folds. Train one, or the '
-                               f'baselines: `{evidence.command(reference.baseline_command)}`'])  # fmt: skip
+                               f'baselines ({evidence.baselines_for(reference)}).'])  # fmt: skip
     found = {each.recipe_id: difference(reference, each) for each in others}
     adjusted = comparison.holm([each.p for each in found.values()])
     rows = [_row(other, found[other.recipe_id], p) for other, p in zip(others, adjusted, strict=True)]

@@ -34,7 +34,7 @@ def leaderboard(evidence: Evidence) -> Section:
     if not all(each.shares_folds(recipes[0]) for each in recipes):
         blocks.insert(0, 'Not all recipes were scored on the same images in the same folds: their rows do not compare.')
     if not any(each.kind != 'network' for each in recipes):
-        blocks.append(f'Missing: baselines. `{evidence.command(recipes[0].baseline_command)}`')
+        blocks.append(f'Missing: baselines ({evidence.baselines_for(recipes[0])}).')
     blocks += drawn(pd.concat([each.trials.assign(recipe=each.label) for each in recipes]))
     blocks += [f'Warning: {line}' for line in evidence.warnings]
     return Section('Leaderboard', blocks)
