@@ -7,13 +7,11 @@ opened at a size for the first time; what they gave is kept for the next time, s
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import io
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
@@ -21,7 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from bhcnet_jax import machine
-from bhcnet_jax.datasets import kept
+from bhcnet_jax.datasets import finding, kept, preprocessing
 from bhcnet_jax.datasets.folder import images, source, table
 from bhcnet_jax.datasets.head_ct.layout import LAYOUT as HEAD_CT
 from bhcnet_jax.errors import UserError
@@ -29,33 +27,8 @@ from bhcnet_jax.errors import UserError
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-LAYOUTS = {'auto': HEAD_CT, 'head_ct': HEAD_CT, 'folder': source.Layout()}
-RESERVED = ('head_ct', 'phantom')  # names of published sets, which a folder does not get
-MIN_RESOLUTION = 16  # pixels, of an equalised head
 DARK_LEVELS = 128  # of 256; a 16-bit image that keeps no more uses 15 bits or fewer
 IMAGE_BYTES = 2**30  # memory that decoding and equalising an image of images.MAX_PIXELS may take
-THUMBNAIL_SIZE = 128  # pixels; the size at which look-alikes were studied, see splits.py
-MANUAL = 'the manual folder of tensorflow_datasets'
-PHANTOM_NOTICE = """
-**********************************************************************
-*  PHANTOM: no real images were found, so this runs on SYNTHETIC     *
-*  ones. Its results say nothing about head CT. The real images:     *
-*  https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage *
-*  then --config.dataset.dir=FOLDER_OR_ZIP, or HEAD_CT_DIR.          *
-**********************************************************************
-Looked in %s."""
-
-
-class _Chosen(NamedTuple):
-    """The set that a config names.
-
-    name: of its tfds builder. fingerprint: of its source, and the folder of its prepared copy. labelled: the source;
-    None: drawn.
-    """
-
-    name: str
-    fingerprint: str
-    labelled: source.LabelledSet | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,26 +94,26 @@ def load(dataset: ConfigDict, resolution: int = 0) -> ImageSet:
     copy holds pixels, no metadata, and only its owner can read it. It lies in $TFDS_DATA_DIR (default
     ~/tensorflow_datasets) in a folder named by the fingerprint, so a changed source never meets a stale copy. So do the
     decoded images; where they are, the prepared copy is not read, and damage to it shows when it is needed again. An
-    image's height and width are those of the published file turned upright by its EXIF tag. resolution: of `preprocess`
-    for images that are equalised as others were; 0: the smallest head of this set decides.
+    image's height and width are those of the published file turned upright by its EXIF tag. resolution: of
+    `preprocessing.preprocess` for images that are equalised as others were; 0: the smallest head of this set decides.
     UserError, one line: no set there, or something wrong with it.
     """
     if dataset.image_size < 1:
         raise UserError(f'config.dataset.image_size is {dataset.image_size}, expected 1 or more pixels.')
     if dataset.get('slices', 1) > 1:
         return _volumes(dataset)
-    chosen = _choose(dataset)
+    chosen = finding.choose(dataset)
     return _image_set(chosen, _columns(chosen, dataset, resolution), dataset)
 
 
-def _image_set(chosen: _Chosen, columns: dict[str, Any], dataset: ConfigDict) -> ImageSet:
+def _image_set(chosen: finding.Chosen, columns: dict[str, Any], dataset: ConfigDict) -> ImageSet:
     """Columns as a set, with warnings of what is odd about it."""
     labelled = chosen.labelled
     if columns['said']:
         logging.warning('dataset.equalise reduces all images to %s.', columns['said'])
     _warn_of_dark(columns)
     return ImageSet(
-        name=_name(dataset, chosen.name, labelled),
+        name=finding.name_of(dataset, chosen.name, labelled),
         synthetic=labelled is None,
         fingerprint=_fingerprint(columns),
         ids=columns['id'],
@@ -171,62 +144,12 @@ def _volumes(dataset: ConfigDict) -> ImageSet:
     sides = np.full(count, size, np.int32)
     return ImageSet(
         name='phantom', synthetic=True, fingerprint=held_out.fingerprint(), ids=ids, images=volumes,
-        thumbnails=np.stack([_resize(Image.fromarray(volume[slices // 2]), THUMBNAIL_SIZE) for volume in volumes]),
+        thumbnails=np.stack([preprocessing.thumbnail(Image.fromarray(volume[slices // 2])) for volume in volumes]),
         labels=labels, groups=ids,
-        pixel_sha256=tuple(map(volume_sha256, volumes)),
+        pixel_sha256=tuple(map(preprocessing.volume_sha256, volumes)),
         heights=sides, widths=sides, modes=('L',) * count, coloured=np.zeros(count, bool),
         file_bytes=np.full(count, volumes[0].nbytes, np.int32), class_names=('normal', 'hemorrhage'),
     )  # fmt: skip
-
-
-def decode(record: dict[str, Any], image_size: int, resolution: int = 0) -> dict[str, Any]:
-    """A record of the prepared copy -> one image's fields of ImageSet, file_sha256 and levels of grey (if 16 bits).
-
-    image_size, resolution: see `preprocess`.
-    """
-    grey = _grey(record)
-    return {
-        'image': preprocess(grey, image_size, resolution),
-        'thumbnail': _resize(grey, THUMBNAIL_SIZE),
-        'label': int(record['label']),
-        'id': record['id'].decode(),
-        'group': record['group'].decode(),
-        'pixel_sha256': pixel_sha256(grey),
-        'turned_sha256': _turned_sha256(np.asarray(grey)),
-        'height': grey.height,
-        'width': grey.width,
-        'mode': record['mode'].decode(),
-        'coloured': bool(record['coloured']),
-        'file_bytes': int(record['file_bytes']),
-        'file_sha256': record['file_sha256'].decode(),
-        'levels': grey.getextrema()[1] + 1 if record['bits'] == 16 else 256,
-    }
-
-
-def preprocess(grey: Image.Image, image_size: int, resolution: int = 0) -> np.ndarray:
-    """What a network sees of an image, in training and in use: mode L -> uint8 [image_size, image_size].
-
-    resolution: pixels that `images.equalise` leaves of the head; 0: the image stays as published. The resize is
-    Pillow's bilinear: a triangle filter that widens with the reduction (antialiased) and, unlike bicubic or Lanczos,
-    never overshoots. The aspect ratio is not kept, as in the paper.
-    """
-    return _resize(images.equalise(grey, resolution) if resolution else grey, image_size)
-
-
-def pixel_sha256(grey: Image.Image) -> str:
-    """See ImageSet; grey: mode L."""
-    return hashlib.sha256(f'{grey.width}x{grey.height} '.encode() + grey.tobytes()).hexdigest()
-
-
-def volume_sha256(volume: np.ndarray) -> str:
-    """The same for a volume, uint8 [D, H, W]."""
-    return hashlib.sha256(f'{volume.shape} '.encode() + volume.tobytes()).hexdigest()
-
-
-def _grey(record: dict[str, Any]) -> Image.Image:
-    with images.open_image(record['image'], ('PNG',)) as grey:
-        grey.load()
-    return grey
 
 
 def _warn_of_dark(columns: dict[str, tuple[Any, ...]]) -> None:
@@ -242,109 +165,7 @@ def _warn_of_dark(columns: dict[str, tuple[Any, ...]]) -> None:
         )
 
 
-def _name(dataset: ConfigDict, kind: str, labelled: source.LabelledSet | None) -> str:
-    """What the data set is called: `dataset.label`, else as its folder or zip; published sets have their own names."""
-    if kind != 'folder':
-        return kind
-    label = dataset.get('label', '')
-    if '/' in label or not label.isprintable():
-        raise UserError(f'config.dataset.label is {label!r}, expected a name without / and line breaks.')
-    root = Path(os.path.abspath(labelled.files.root))
-    name = label or (root.stem if root.is_file() else root.name) or kind
-    name = name.encode('utf-8', 'backslashreplace').decode()
-    return f'{name} (folder)' if name.casefold() in RESERVED else name
-
-
-def _turned_sha256(pixels: np.ndarray) -> str:
-    """The same for an image [H, W] and all that it becomes by turns of 90 degrees and flips."""
-    ways = [np.rot90(each, quarter) for each in (pixels, pixels.T) for quarter in range(4)]
-    return hashlib.sha256(min(f'{way.shape} '.encode() + way.tobytes() for way in ways)).hexdigest()
-
-
-def _resize(grey: Image.Image, size: int) -> np.ndarray:
-    return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def _choose(dataset: ConfigDict) -> _Chosen:
-    if dataset.name == 'phantom':
-        return _phantom()
-    if dataset.name not in LAYOUTS:
-        names = ', '.join(LAYOUTS)
-        raise UserError(f'config.dataset.name is {dataset.name!r}, expected phantom, {names}.')
-    layout = LAYOUTS[dataset.name]
-    files, looked = _find(dataset)
-    if files is None and dataset.name == 'auto':
-        print(PHANTOM_NOTICE % looked, file=sys.stderr, flush=True)
-        return _phantom()
-    if files is None:
-        raise UserError(f'no {layout.name} images: looked in {looked}. {layout.how_to_get}')
-    named = dataset.dir or os.environ.get('HEAD_CT_DIR')
-    if dataset.name == 'auto' and named and not source.is_laid_out(files, layout):
-        layout = LAYOUTS['folder']
-    columns, positive = (dataset.get(key, '') for key in ('columns', 'positive'))
-    labelled = source.read(files, layout, columns, positive)
-    if labelled.layout.published not in (None, labelled.fingerprint):
-        logging.warning(
-            '%s differs from the published set (fingerprint %s, published %s); going on with what is there.',
-            *(files.root, labelled.fingerprint, labelled.layout.published),
-        )
-    return _Chosen(layout.name, labelled.fingerprint, labelled)
-
-
-def _phantom() -> _Chosen:
-    from bhcnet_jax.datasets.phantom import source as drawn  # heavy, and needless for real images
-
-    return _Chosen('phantom', drawn.fingerprint(), None)
-
-
-def _find(dataset: ConfigDict) -> tuple[source.Files | None, str]:
-    """The files of the first set found; or None and, in words, where it looked and what is there.
-
-    A place that the user named and that holds no set is an error: no other set may step in for it.
-    """
-    places = _places(dataset)
-    looked = ['$HEAD_CT_DIR (not set)'] if list(places) == [MANUAL] else []
-    for place, path in places.items():
-        files = source.find(path)
-        by_folders = place != MANUAL and dataset.name != 'head_ct'
-        if source.tables(files) or (by_folders and source.class_folders(files)):
-            return files, ''
-        count = len(files.handles)
-        found = f'{count} files, no labels.csv' if count else 'empty' if path.exists() else 'does not exist'
-        looked.append(f'{place} {path} ({found})')
-        if place != MANUAL:
-            layout = LAYOUTS['head_ct' if dataset.name == 'head_ct' else 'folder']
-            raise UserError(f'no labelled images in {looked[-1]}. {layout.how_to_get}')
-    return None, ', '.join(looked)
-
-
-def _places(dataset: ConfigDict) -> dict[str, Path]:
-    if dataset.dir:
-        return {'config.dataset.dir': _path('config.dataset.dir', dataset.dir)}
-    if dataset.name == 'folder':
-        raise UserError('config.dataset.dir is empty, expected the folder or zip of the labelled images.')
-    named = os.environ.get('HEAD_CT_DIR')
-    places = {'$HEAD_CT_DIR': _path('$HEAD_CT_DIR', named)} if named else {}
-    return places | {MANUAL: _data_dir() / 'downloads' / 'manual'}
-
-
-def _path(place: str, text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f'{place} is {text!r}, but there is no such user. Write the whole path.') from error
-
-
-def _data_dir() -> Path:
-    path = _path('$TFDS_DATA_DIR', os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').absolute()
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f'$TFDS_DATA_DIR {path} is no name in UTF-8. Set it to another folder.') from error
-    return path
-
-
-def _columns(chosen: _Chosen, dataset: ConfigDict, resolution: int) -> dict[str, Any]:
+def _columns(chosen: finding.Chosen, dataset: ConfigDict, resolution: int) -> dict[str, Any]:
     """What `_read` returns; kept for the next time."""
     path = _kept_path(chosen, dataset, resolution)
     columns = kept.read(path)
@@ -359,9 +180,9 @@ def _columns(chosen: _Chosen, dataset: ConfigDict, resolution: int) -> dict[str,
     return columns
 
 
-def _kept_path(chosen: _Chosen, dataset: ConfigDict, resolution: int) -> Path:
+def _kept_path(chosen: finding.Chosen, dataset: ConfigDict, resolution: int) -> Path:
     name = kept.file_name(dataset.image_size, dataset.get('equalise', False), resolution)
-    return _data_dir() / chosen.name / chosen.fingerprint / name
+    return finding.data_dir() / chosen.name / chosen.fingerprint / name
 
 
 def _fingerprint(columns: dict[str, Any]) -> str:
@@ -370,15 +191,15 @@ def _fingerprint(columns: dict[str, Any]) -> str:
     )
 
 
-def _prepare(chosen: _Chosen) -> 'tfds.core.DatasetBuilder':
+def _prepare(chosen: finding.Chosen) -> 'tfds.core.DatasetBuilder':
     """Writes the prepared copy where there is none: into a temporary folder, renamed once it is complete."""
     builder_cls, config = _builder(chosen)
-    path = _data_dir() / builder_cls.name / config.name / str(builder_cls.VERSION)
+    path = finding.data_dir() / builder_cls.name / config.name / str(builder_cls.VERSION)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _private():
-                builder_cls(data_dir=_data_dir(), config=config).download_and_prepare()
+                builder_cls(data_dir=finding.data_dir(), config=config).download_and_prepare()
         except UserError:
             raise
         except Exception as error:  # array_record raises its own on a full disk
@@ -388,12 +209,12 @@ def _prepare(chosen: _Chosen) -> 'tfds.core.DatasetBuilder':
                     'Point TFDS_DATA_DIR to a folder with room.'
                 ) from error
     try:
-        return builder_cls(data_dir=_data_dir(), config=config)  # as it is on disk, whoever wrote it
+        return builder_cls(data_dir=finding.data_dir(), config=config)  # as it is on disk, whoever wrote it
     except Exception as error:  # protobuf and json raise each their own on a broken copy
         raise _damaged(path, images.reason(error)) from error
 
 
-def _builder(chosen: _Chosen) -> tuple[type['tfds.core.DatasetBuilder'], 'tfds.core.BuilderConfig']:
+def _builder(chosen: finding.Chosen) -> tuple[type['tfds.core.DatasetBuilder'], 'tfds.core.BuilderConfig']:
     """The builder, and the config whose name is the folder of its prepared copy."""
     import tensorflow_datasets as tfds
 
@@ -422,7 +243,8 @@ def _read(builder: 'tfds.core.DatasetBuilder', dataset: ConfigDict, resolution: 
         (records,) = builder.as_data_source(decoders=stored_bytes).values()
         if dataset.get('equalise', False) and not resolution:
             resolution, said = _smallest_head(records)
-        rows = _each(records, functools.partial(decode, image_size=dataset.image_size, resolution=resolution))
+        decode = functools.partial(preprocessing.decode, image_size=dataset.image_size, resolution=resolution)
+        rows = _each(records, decode)
         columns = {key: tuple(row[key] for row in rows) for key in rows[0]}
         return columns | {'resolution': resolution, 'said': said}
     except UserError:
@@ -433,11 +255,11 @@ def _read(builder: 'tfds.core.DatasetBuilder', dataset: ConfigDict, resolution: 
 
 def _smallest_head(records: Any) -> tuple[int, str]:
     """Pixels of the shorter side of the smallest head, and that in words. UserError: too few to show anything."""
-    side, name = min(_each(records, _head_side))
+    side, name = min(_each(records, preprocessing.head_side))
     said = f'{side} x {side} pixels, the shorter side of the head in {name}'
-    if side < MIN_RESOLUTION:
+    if side < preprocessing.MIN_RESOLUTION:
         raise UserError(
-            f'dataset.equalise would reduce all images to {said}; expected {MIN_RESOLUTION} or more. '
+            f'dataset.equalise would reduce all images to {said}; expected {preprocessing.MIN_RESOLUTION} or more. '
             'Leave that image out, or set config.dataset.equalise=False.'
         )
     return side, said
@@ -455,12 +277,6 @@ def threads() -> int:
     """How many threads may decode images: as there are cores, and as have memory for the largest image each."""
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return max(1, min(machine.cores(), free // IMAGE_BYTES))
-
-
-def _head_side(record: dict[str, Any]) -> tuple[int, str]:
-    """The shorter side of the box around a head, pixels as published, and the image's id."""
-    left, top, right, bottom = images.head_box(np.asarray(_grey(record)))
-    return min(right - left, bottom - top), record['id'].decode()
 
 
 def _damaged(path: Path, what: str) -> UserError:

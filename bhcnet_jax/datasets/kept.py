@@ -16,7 +16,7 @@ from absl import logging
 
 from bhcnet_jax import files
 
-VERSION = 1  # of what `input_pipeline.decode` makes of a prepared image; part of the file's name
+VERSION = 1  # of what `preprocessing.decode` makes of a prepared image; part of the file's name
 
 
 def file_name(image_size: int, equalise: bool, resolution: int) -> str:

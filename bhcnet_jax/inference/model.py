@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.special import expit, logit
 
 from bhcnet_jax import models
-from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets import preprocessing
 from bhcnet_jax.datasets.ct import reader
 from bhcnet_jax.datasets.ct.hounsfield import BRAIN
 from bhcnet_jax.datasets.folder import images as files_of_images
@@ -102,7 +102,7 @@ class Model:
       dataset: the training set's name; PHANTOM where its images are synthetic.
       class_names: of labels 0 and 1.
       fingerprint: of the training set.
-      resolution: of `input_pipeline.preprocess`.
+      resolution: of `preprocessing.preprocess`.
       training_images: `pixel_sha256` of all images of the training set, test parts included; None if not recorded.
       calibration: None if there were too few out-of-fold images for one.
       outliers: of the training set; None if nobody fitted them.
@@ -181,12 +181,12 @@ class Model:
 
     def preprocess_grey(self, grey: Image.Image, name: str = 'the image') -> np.ndarray:
         """The same for an image of Pillow's mode L. UserError, naming it: so small that it shows no head."""
-        if min(grey.size) < input_pipeline.MIN_RESOLUTION:
+        if min(grey.size) < preprocessing.MIN_RESOLUTION:
             raise UserError(
-                f'{name}: {grey.width} x {grey.height} pixels, expected at least {input_pipeline.MIN_RESOLUTION} each '
+                f'{name}: {grey.width} x {grey.height} pixels, expected at least {preprocessing.MIN_RESOLUTION} each '
                 'way. Leave it out.'
             )
-        return input_pipeline.preprocess(grey, self.image_size, self.resolution)
+        return preprocessing.preprocess(grey, self.image_size, self.resolution)
 
     def member_logits(self, images: np.ndarray) -> np.ndarray:
         """Each network's logits, float64 [M, N], of images uint8 [N, S, S], or of volumes [N, D, S, S] with D `slices`.

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets import input_pipeline, preprocessing
 from bhcnet_jax.datasets.ct import hounsfield, reader
 from bhcnet_jax.datasets.ct.hounsfield import Header, Window
 from bhcnet_jax.datasets.folder import images, source
@@ -250,7 +250,7 @@ def _read(model: Model, window: Window, each: Input) -> list[tuple[np.ndarray, b
         return [
             (
                 model.preprocess_grey(grey, each.name),
-                None if known is None else input_pipeline.pixel_sha256(grey) in known,
+                None if known is None else preprocessing.pixel_sha256(grey) in known,
             )
             for grey in greys
         ]
@@ -304,7 +304,7 @@ def _score_series(model: Model, inputs: Sequence[Input], window: Window) -> Iter
             )
             continue
         volume, known = resample(slices, model.slices), model.training_images
-        in_training_set = None if known is None else input_pipeline.volume_sha256(volume) in known
+        in_training_set = None if known is None else preprocessing.volume_sha256(volume) in known
         answer = next(zip(*model.answer(volume[None]), strict=True))
         prediction = _prediction(model, first, answer, in_training_set, None)
         yield Scored(prediction, volume, len(slices))

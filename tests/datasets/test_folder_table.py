@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets import finding, input_pipeline
 from bhcnet_jax.datasets.folder import source, table
 from bhcnet_jax.errors import UserError
 
@@ -245,6 +245,6 @@ def test_a_file_beside_the_images_that_is_none_needs_no_row(folder: Path, name: 
 
 def test_a_published_set_takes_no_columns_and_no_class(tmp_path: Path) -> None:
     root = write(tmp_path / 'set', '000.png', csv='id,hemorrhage\n0,1\n')
-    assert source.is_laid_out(source.find(root), input_pipeline.LAYOUTS['head_ct'])
+    assert source.is_laid_out(source.find(root), finding.LAYOUTS['head_ct'])
     with pytest.raises(UserError, match="positive 'hemorrhage', but this set has a fixed form"):
         load(root, name='head_ct', positive='hemorrhage')

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 
 from bhcnet_jax import machine
-from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets import finding, input_pipeline, preprocessing
 from bhcnet_jax.datasets.folder import images
 from bhcnet_jax.errors import UserError
 
@@ -243,7 +243,7 @@ def test_the_resize_is_the_antialiased_bilinear_one_of_jax(shape: tuple[int, int
     published = png(pixels)
     record = images.read(published, 'x') | {'label': 1, 'id': 'x', 'group': ''}
     record = {key: value.encode() if isinstance(value, str) else value for key, value in record.items()}
-    decoded = input_pipeline.decode(record, 16)
+    decoded = preprocessing.decode(record, 16)
     expected = jax.image.resize(pixels.astype(np.float32), (16, 16), 'linear', antialias=True)
     np.testing.assert_allclose(decoded['image'], expected, atol=1.01)
     assert decoded['image'].dtype == np.uint8
@@ -456,7 +456,7 @@ def test_processes_at_once_and_a_killed_one_leave_a_whole_copy(tmp_path: Path, d
 
 def test_the_banner_of_the_phantom_has_no_log_prefix(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.delenv('HEAD_CT_DIR', raising=False)
-    input_pipeline._choose(ConfigDict({'name': 'auto', 'dir': '', 'image_size': 8}))
+    finding.choose(ConfigDict({'name': 'auto', 'dir': '', 'image_size': 8}))
     banner = capfd.readouterr().err.strip().splitlines()
     assert banner[0] == banner[5] == '*' * 70
     assert banner[1].startswith('*  PHANTOM: no real images were found')

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bhcnet_jax.datasets import input_pipeline, kept
+from bhcnet_jax.datasets import input_pipeline, kept, preprocessing
 from bhcnet_jax.errors import UserError
 
 GROUPS = ('', '', 'é\0', 'é\0')
@@ -95,8 +95,8 @@ def test_another_version_of_the_decoding_decodes_again(folder: Path, monkeypatch
     load(folder)
     monkeypatch.setattr(kept, 'VERSION', kept.VERSION + 1)
     decoded = []
-    decode = input_pipeline.decode
-    monkeypatch.setattr(input_pipeline, 'decode', lambda record, **how: decoded.append(record) or decode(record, **how))
+    decode = preprocessing.decode
+    monkeypatch.setattr(preprocessing, 'decode', lambda record, **how: decoded.append(record) or decode(record, **how))
     load(folder)
     assert len(decoded) == 4
 

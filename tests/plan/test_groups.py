@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy import ndimage
 
-from bhcnet_jax.datasets import input_pipeline
+from bhcnet_jax.datasets import input_pipeline, preprocessing
 from bhcnet_jax.plan import groups
 
 # Seen by eye in the real set: one slice twice, in another size, window or crop.
@@ -49,7 +49,7 @@ def _image_set(images, groups=None, labels=None):
         modes=('L',) * n,
         coloured=np.zeros(n, bool),
         file_bytes=np.full(n, 5000, np.int32),
-        turned_sha256=tuple(map(input_pipeline._turned_sha256, images)),
+        turned_sha256=tuple(map(preprocessing.turned_sha256, images)),
     )
 
 
