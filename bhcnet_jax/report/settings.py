@@ -10,11 +10,11 @@ import pandas as pd
 from flax import traverse_util
 
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.plan import trial
+from bhcnet_jax.plan import table, trial
 from bhcnet_jax.plan.written import recipes
 from bhcnet_jax.records import run_files
 
-SPEAKING = ('model.dtype',)  # keys whose values need no name beside them in a label
+SPEAKING = ('model.name', 'model.dtype')  # keys whose values need no name beside them in a label
 ORDER = ('phases', 'batch_size', 'dataset', 'split', 'model', 'optimizer', 'augment')  # in a label; then the phases
 _LEFT_OUT = trial.NEUTRAL  # of identities, at these values
 
@@ -45,14 +45,17 @@ def of_recipes(
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:
-    flat = _LEFT_OUT | traverse_util.flatten_dict(trial.resolve(config), sep='.')
+    flat = traverse_util.flatten_dict(trial.resolve(config), sep='.')
+    for section in table.in_use(config, table.RECIPE):
+        left_out = {'.'.join((*section.path, name)): neutral for name, neutral in section.neutral.items()}
+        flat = left_out | flat
     return {key: flat[key] for key in sorted(flat, key=_place)}
 
 
-def _place(key: str) -> int:
-    """Where a key's section stands in a label."""
+def _place(key: str) -> tuple[int, bool]:
+    """Where a key stands in a label: by its section, the name of the network before its settings."""
     section = key.partition('.')[0]
-    return ORDER.index(section) if section in ORDER else len(ORDER)
+    return ORDER.index(section) if section in ORDER else len(ORDER), key != 'model.name'
 
 
 def varying(known: Sequence[Settings]) -> list[str]:

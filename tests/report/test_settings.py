@@ -1,10 +1,13 @@
 """Labels tell recipes apart, in few words; the reference is the recipe that others are near to."""
 
 import dataclasses
+import json
 
 import numpy as np
 
 import studies
+from bhcnet_jax.configs import zoo
+from bhcnet_jax.plan.written import recipes
 from bhcnet_jax.report import differences, evidence, settings
 
 
@@ -33,6 +36,19 @@ def test_a_label_tells_what_is_not_as_in_most_of_the_recipes(tmp_path):
     assert labels(known) == ['net', 'net (norm group)', 'net (balanced)', 'net (dropout 0.1, bfloat16)']
     two = [{'model.dropout': value} for value in (0.5, 0.1)]
     assert labels(two) == ['net (dropout 0.5)', 'net (dropout 0.1)']  # of two there is no majority
+
+
+def test_a_label_has_no_key_that_its_network_has_not():
+    config = zoo.get_config()
+    config.model.width = 0.25
+    written = json.loads(config.to_json_best_effort())
+    every = dict(recipes(written, []))
+    known = settings.of_recipes([({'config': written}, [])], set(every))
+    of_rate = [each for each in known.values() if each['optimizer.peak_lr'] == 1e-4 and each['phases'][0] == 'balanced']
+    norms = [', norm batch' if each.get('model.norm') == 'batch' else '' for each in of_rate]
+    names = [each['model.name'] for each in of_rate]
+    assert len(names) == 11
+    assert labels(of_rate, 'zoo') == [f'zoo ({name}{norm})' for name, norm in zip(names, norms, strict=True)]
 
 
 def test_a_label_does_not_repeat_the_phase_that_its_name_ends_with():
