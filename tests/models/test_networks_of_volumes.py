@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
@@ -11,6 +12,7 @@ from bhcnet_jax import models
 from bhcnet_jax.errors import UserError
 from bhcnet_jax.models import convolution, layers, mask_roi
 from bhcnet_jax.plan import trial
+from bhcnet_jax.training import steps
 from lanes import small_config
 
 VOLUMES = [name for name, family in models.FAMILIES.items() if family.sees_volumes]
@@ -156,6 +158,48 @@ def test_the_loss_of_a_patient_is_of_the_mean_odds_of_the_slices():
     with nn.intercept_methods(keep):
         logit = model.apply(variables, x)
     np.testing.assert_allclose(np.exp(logit), [np.exp(seen[0]).mean()], rtol=1e-5)
+
+
+def patients(key, count=16):
+    """Noise of 4 x 16 x 16 [B, D, H, W], in half of them a bright square in one slice; labels; where it is."""
+    where, noise, label = jax.random.split(key, 3)
+    labels = jax.random.bernoulli(label, 0.5, (count,)).astype(jnp.int32)
+    z, y, x = jax.random.randint(where, (3, count, 1, 1, 1), 0, jnp.array([4, 14, 14]).reshape(3, 1, 1, 1, 1))
+    slices, rows, columns = jnp.indices((4, 16, 16))[:, None]
+    square = (slices == z) & (abs(rows - y - 1) <= 1) & (abs(columns - x - 1) <= 1)
+    blood = square & (labels == 1)[:, None, None, None]
+    inputs = 0.4 * jax.random.uniform(noise, blood.shape)
+    return inputs + jnp.where(blood, 0.5, 0.0), labels, blood
+
+
+@pytest.mark.parametrize('name', VOLUMES)
+def test_a_network_of_volumes_learns_to_find_a_bright_square_in_one_slice_of_patients_never_seen_before(name):
+    config = volume_config(name, model__dropout=0.0, model__norm='group', model__filters=(8, 16))
+    if name == 'cnn3d':
+        config.model.pooling = 'max'
+    model, optimizer = models.create(config.model), optax.adam(3e-3)
+    params = model.init(jax.random.key(0), volumes())['params']
+
+    @jax.jit
+    def step(params, state, key):
+        inputs, labels, blood = patients(key)
+
+        def loss(params):
+            logits, found = model.apply({'params': params}, inputs[..., None], mutable=[layers.MASKS])
+            of_masks = steps.mask_loss(jax.tree.leaves(found)[0], blood)
+            of_labels = optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32))
+            return (of_labels + of_masks).sum(), (logits > 0) == (labels == 1)
+
+        gradient, hits = jax.grad(loss, has_aux=True)(params)
+        with jax.numpy_dtype_promotion('standard'):  # as optax needs it
+            updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, hits.mean()
+
+    state, accuracies = optimizer.init(params), []
+    for key in jax.random.split(jax.random.key(1), 100):
+        params, state, accuracy = step(params, state, key)
+        accuracies.append(float(accuracy))
+    assert np.mean(accuracies[-20:]) > 0.95
 
 
 @pytest.mark.parametrize(('overrides', 'message'), [
