@@ -32,6 +32,25 @@ def test_it_is_there_only_for_enough_readings_that_differ_in_several_settings(tm
     assert readings.readings(evidence.gather(studies.write(tmp_path / 'none'))) == []
 
 
+def test_recipes_of_several_networks_are_no_readings_of_one_description(tmp_path):
+    found = many(tmp_path)
+    named = [
+        dataclasses.replace(each, settings={**each.settings, 'model.name': ('cnn', 'lenet5')[place % 2]})
+        for place, each in enumerate(found.recipes)
+    ]
+    assert readings.readings(dataclasses.replace(found, recipes=named)) == []
+
+
+def test_a_reading_without_one_of_the_settings_has_a_line_of_its_own(tmp_path):
+    found = many(tmp_path)
+    first, *others = found.recipes
+    without = {key: value for key, value in first.settings.items() if key != 'batch_size'}
+    recipes = [dataclasses.replace(first, settings=without), *others]
+    (section,) = readings.readings(dataclasses.replace(found, recipes=recipes))
+    table = next(each for each in section.blocks if isinstance(each, Table) and each.name == 'choices')
+    assert {(key, value): number.value for key, value, number, *_ in table.rows}['batch_size', '-'] == 1
+
+
 def test_every_value_of_every_key_has_a_row_with_its_readings(tmp_path):
     (section,) = readings.readings(many(tmp_path))
     table = next(each for each in section.blocks if isinstance(each, Table) and each.name == 'choices')

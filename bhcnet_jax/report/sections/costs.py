@@ -70,14 +70,15 @@ def _at_chosen_rates(networks: list[Recipe]) -> dict[str, choosing.Choice]:
         rest = {key: value for key, value in each.settings.items() if key != RATE}
         alike[repr(rest), each.parts].append(each)
     several = [recipes for recipes in alike.values() if len(recipes) > 1]
-    keys = settings.varying([recipes[0].settings for recipes in several])
+    firsts = [recipes[0].settings for recipes in several]
+    keys = [key for key in settings.varying(firsts) if key != RATE]
+    usual = settings.usual(firsts, keys)
     found = {}
     for recipes in several:
         choice = choosing.by_validation(recipes)
         if choice is not None:
             first = recipes[0]
-            told = [settings.shown(first.settings[key]) for key in keys if key in first.settings and key != RATE]
-            label = f'{first.trials.recipe.iloc[0]}{": " if told else ""}{", ".join(told)}'
+            label = settings.label(first.trials.recipe.iloc[0], first.settings, keys, usual)
             found[label] = choice._replace(recipe=dataclasses.replace(choice.recipe, label=label))
     return found
 

@@ -22,12 +22,13 @@ FEWEST, KEYS = 20, 3  # recipes that differ in so many settings at least
 def readings(evidence: Evidence) -> list[Section]:
     """Shows the accuracy of every reading, sorted, which choices move it, and what a chosen one reaches.
 
-    Nothing where there are fewer than FEWEST recipes of one name on the same folds that differ in KEYS settings.
+    Nothing where there are fewer than FEWEST recipes of one name and network on the same folds that differ in KEYS
+    settings.
     """
     found = defaultdict(list)
     for each in evidence.recipes:
         if each.kind == 'network' and each.settings:
-            found[each.trials.recipe.iloc[0], each.parts].append(each)
+            found[each.trials.recipe.iloc[0], each.settings['model.name'], each.parts].append(each)
     sections = []
     for recipes in found.values():
         keys = settings.varying([each.settings for each in recipes])
@@ -42,7 +43,7 @@ def _blocks(evidence: Evidence, recipes: list[Recipe], keys: list[str]) -> list[
         np.stack([_hits(each) for each in recipes]),
         chosen,
         recipes[0].groups,
-        [repr([each.settings[key] for key in keys if _is_of_program(key)]) for each in recipes],
+        [repr([each.settings.get(key) for key in keys if _is_of_program(key)]) for each in recipes],
     )
     found = sorted(found, key=lambda each: (keys.index(each.key), _order(each.value)))
     count, images = len(recipes), len(recipes[0].pooled.labels)
