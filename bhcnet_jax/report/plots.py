@@ -315,14 +315,18 @@ def sizes(name: str, caption: str, mark: str, rows: Sequence[tuple[str, int, Num
     """The accuracy of each row, (label, parameters, accuracy), over its parameters on a logarithmic axis."""
 
     def paint(axes: Axes) -> None:
-        for label, parameters, number in rows:
+        rising = sorted(rows, key=lambda row: row[2].value)
+        for _, parameters, number in rising:
             axes.plot([parameters] * 2, [100 * number.low, 100 * number.high], color=COLOURS[0], alpha=0.5)
             axes.plot(parameters, 100 * number.value, MARKERS[0], color=COLOURS[0], markersize=4)
-            axes.annotate(_short(label, 24), (parameters, 100 * number.value), (4, 3), textcoords='offset points',
-                          fontsize=7, color=INK)  # fmt: skip
         axes.set(xscale='log', xlabel='parameters', ylabel='accuracy, %')
-        axes.margins(x=0.15)
         axes.grid(linewidth=0.6)
+        values = np.array([100 * number.value for *_, number in rising])
+        beside = {'textcoords': axes.get_yaxis_transform(), 'va': 'center', 'fontsize': 7.5, 'color': INK}
+        line = {'arrowstyle': '-', 'color': SOFT, 'linewidth': 0.4, 'relpos': (0, 0.5), 'shrinkA': 1, 'shrinkB': 3}
+        heights = apart(values, LABEL_HEIGHT * np.ptp(axes.get_ylim()))
+        for (label, parameters, _), value, height in zip(rising, values, heights, strict=True):
+            axes.annotate(_short(label), (parameters, value), (1.04, height), arrowprops=line, **beside)
 
     return draw(name, caption, mark, paint, (1.6 * SIZE[0], SIZE[1]))
 

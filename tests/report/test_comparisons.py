@@ -1,5 +1,6 @@
 """Comparisons are those of the predictions, and of the database for validation images."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -7,6 +8,9 @@ import pandas as pd
 import pytest
 
 import studies
+from bhcnet_jax.report import evidence
+from bhcnet_jax.report.page import Table
+from bhcnet_jax.report.sections import comparisons as sections
 from studies import numbers, recipe_id_of, section
 
 
@@ -60,6 +64,22 @@ def test_validation_scores_are_those_of_the_database_with_losses_paired_by_seed_
         lower = '-' if label == reference_label else f'{(change < 0).sum()} of {len(change)}'
         row = next(line for line in comparisons(real).splitlines() if line.startswith(f'| {label} |') and lower in line)
         assert row.split('|')[-2].strip() == lower
+
+
+def test_what_was_not_scored_on_its_validation_images_has_no_row_of_them(tmp_path):
+    found = evidence.gather(studies.write(tmp_path)[:1])
+    one, *_ = found.recipes
+    first, second, unscored = (
+        dataclasses.replace(one, recipe_id=name, label=name, trials=one.trials.assign(n_val=4, **scores))
+        for name, scores in (
+            ('first', {'val_loss': 0.1, 'val_accuracy': 1.0}),
+            ('second', {'val_loss': 0.2, 'val_accuracy': 0.5}),
+            ('unscored', {'val_loss': np.nan, 'val_accuracy': np.nan}),
+        )
+    )
+    shown = sections.comparisons(dataclasses.replace(found, recipes=[first, second, unscored]), first)
+    (table,) = (each for each in shown.blocks if isinstance(each, Table) and each.name == 'validation')
+    assert [row[0] for row in table.rows] == ['first', 'second']
 
 
 def test_the_reference_may_be_named(tmp_path):

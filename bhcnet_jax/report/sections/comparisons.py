@@ -71,8 +71,11 @@ def _validation(reference: Recipe, others: list[Recipe]) -> list[Block]:
 
     Losses are compared in trainings of the same seed and fold, which have the same validation part.
     """
-    parts = {each.label: each.trials[each.trials.n_val > 0] for each in (reference, *others)}
-    parts = {label: trials.set_index(['seed', 'fold']) for label, trials in parts.items() if len(trials)}
+    parts = {}
+    for each in (reference, *others):
+        scored = each.trials[(each.trials.n_val > 0) & each.trials.val_loss.notna()]  # baselines have parts, no scores
+        if len(scored):
+            parts[each.label] = scored.set_index(['seed', 'fold'])
     of_reference = parts.get(reference.label)
     if of_reference is None or len(parts) == 1:
         return []

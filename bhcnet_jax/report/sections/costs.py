@@ -32,12 +32,20 @@ def costs(evidence: Evidence) -> list[Block]:
     if chosen:
         blocks.append(_rates(chosen, networks))
         networks = [choice.recipe for choice in chosen.values()]
-    shown = [(each.label, sizes[each.recipe_id][0], each.number('accuracy')) for each in networks]
+    one = len({each.trials.recipe.iloc[0] for each in networks}) == 1
+    shown = [
+        (_bare(each) if one else each.label, sizes[each.recipe_id][0], each.number('accuracy')) for each in networks
+    ]
     if len({parameters for _, parameters, _ in shown}) >= FEWEST:
         n = len(networks[0].pooled.labels)
         caption = f'Accuracy against the number of parameters, 95 % intervals over n = {n} images'
         blocks.append(plots.sizes('parameters', caption, evidence.mark, shown))
     return blocks
+
+
+def _bare(recipe: Recipe) -> str:
+    """What a label tells beside the name of the recipe, if it does."""
+    return recipe.label.partition(' (')[2].removesuffix(')') or recipe.label
 
 
 def _sizes(recipe: Recipe) -> tuple[int, int]:
