@@ -39,8 +39,8 @@ class CNN(nn.Module):
     ) -> jax.Array:
         x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.mask_head, self.dtype, name='trunk')(x, mask)
         places = tuple(range(1, x.ndim - 1))
-        pooled = {'mean': x.mean(axis=places), 'max': layers.global_max(x)}
-        x = jnp.concatenate([pooled[name] for name in self.pooling.split('_')], axis=-1)  # [B, F] or [B, 2 F]
+        pool = {'mean': lambda x: x.mean(axis=places), 'max': layers.global_max}
+        x = jnp.concatenate([pool[name](x) for name in self.pooling.split('_')], axis=-1)  # [B, F] or [B, 2 F]
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, dropout_keys)
 
 

@@ -85,7 +85,7 @@ def global_max(x: jax.Array) -> jax.Array:
     """
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     place = jnp.arange(x.shape[1])[:, None] == x.argmax(axis=1)[:, None]
-    return jnp.where(place, x, 0).sum(axis=1)
+    return jnp.where(place, x, jnp.zeros_like(x)).sum(axis=1)
 
 
 def relu_max_pool2x2x2(x: jax.Array) -> jax.Array:
