@@ -201,6 +201,7 @@ def test_the_command_ends_in_one_line_where_there_is_no_folder(tmp_path, monkeyp
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_known_leaks_of_the_real_set(tmp_path, monkeypatch):
     if not os.environ.get('HEAD_CT_DIR'):
         pytest.skip('HEAD_CT_DIR is not set')

@@ -10,6 +10,8 @@ from bhcnet_jax.report import __main__ as report
 from bhcnet_jax.run import train
 from lanes import tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def run(labelled_folder, tmp_path_factory):

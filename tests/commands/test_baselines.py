@@ -101,6 +101,7 @@ def done(folder, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_baselines_and_a_network_are_tested_on_the_same_folds_and_stand_in_one_table(done, folder, tmp_path):
     tiny = {'phases': ('balanced',), 'balanced__epochs': 1, 'model__filters': (2,), 'augment__policy': 'none'}
     assert train.run(config_of(folder, **tiny), train.Options(str(tmp_path / 'network'), sweep=FOLDS))
@@ -344,6 +345,7 @@ def networks(folder, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_features_are_what_the_last_layer_makes_its_logit_of(networks):
     found = Networks(networks)
     for trial_id in merge.merge([networks]).trials.trial_id:

@@ -74,6 +74,7 @@ OF_A_SHELL = {  # each changes results, unless the program sets what it needs
 }
 
 
+@pytest.mark.slow
 def test_settings_of_the_shell_change_no_result_and_are_recorded(labelled_folder, tmp_path):
     found = []
     for name, variables in (('usual', {}), ('other', OF_A_SHELL)):
@@ -212,6 +213,7 @@ def train(labelled_folder, tmp_path, tmp_path_factory):
         yield run
 
 
+@pytest.mark.slow
 def test_the_next_process_compiles_nothing_even_after_kept_programs_were_broken(train, tmp_path):
     compiled, read, _, expected = train()
     assert compiled > 0

@@ -144,6 +144,7 @@ def test_an_unknown_flag_is_repeated_without_its_control_characters():
 
 
 @pytest.mark.parametrize('command', [*COMMANDS, *CHECKS])
+@pytest.mark.slow
 def test_an_unknown_flag_is_one_line_and_exit_status_2(command):
     more = ['--config=smoke'] if command in OF_A_CONFIG else []
     child = subprocess.run([sys.executable, '-m', f'bhcnet_jax.{command}', *more, '--nix'], capture_output=True,
@@ -184,6 +185,7 @@ LATER = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_set_that_was_opened_before_is_described_without_the_libraries_that_come_later(labelled_folder, tmp_path):
     arguments = flags(labelled_folder, tmp_path / 'run', '--dry_run', '--noestimate')
     script = (

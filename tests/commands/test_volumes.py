@@ -13,6 +13,8 @@ from bhcnet_jax.report import __main__ as report
 from bhcnet_jax.run import train
 from lanes import small_config
 
+pytestmark = pytest.mark.slow
+
 SLICES, SIZE = 4, 16
 
 

@@ -12,6 +12,8 @@ from bhcnet_jax.datasets.ct import reader
 from bhcnet_jax.datasets.phantom import heads, patients
 from bhcnet_jax.inference import scoring
 
+pytestmark = pytest.mark.slow
+
 SIZE, SLICES, SEED = 32, 6, 5
 
 

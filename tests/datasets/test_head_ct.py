@@ -182,6 +182,7 @@ def test_a_named_place_that_is_not_there_ends_in_one_line_not_in_the_phantom(
     assert "'~nosuchuser/x', but there is no such user" in line('~nosuchuser/x')
 
 
+@pytest.mark.slow
 def test_auto_without_a_set_takes_the_phantom_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     loaded = load(name='auto')
     assert loaded.synthetic and loaded.name == 'phantom' and len(loaded.ids) == 200
@@ -245,6 +246,7 @@ def test_a_broken_set_ends_in_one_line(stand_in: Path, data_dir: Path, case: str
 
 
 @needs_real
+@pytest.mark.slow
 def test_the_real_images_are_the_published_ones(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level('WARNING', logger='absl'):
         loaded = load(REAL, name='auto')
@@ -260,6 +262,7 @@ def test_the_real_images_are_the_published_ones(caplog: pytest.LogCaptureFixture
     (False, '3878b6c429ea4b9cbeaf24b33839b4d53a777ab0f182f0b758ab2381868fecde'),
     (True, '2f831bc2cbd63d173d9e1cb1ec5199f07e45aa34b9944361d95256d399db844c'),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_the_real_images_are_the_arrays_that_the_published_trials_saw(equalise: bool, expected: str) -> None:
     dataset = {'name': 'head_ct', 'dir': REAL, 'image_size': 128, 'equalise': equalise}
     loaded = input_pipeline.load(ConfigDict(dataset))

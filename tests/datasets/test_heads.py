@@ -13,6 +13,8 @@ from scipy import ndimage
 
 from bhcnet_jax.datasets.phantom import anatomy, bleedings, heads, patients, shapes, shortcuts
 
+pytestmark = pytest.mark.slow
+
 SIZE, COUNT = 64, 48
 
 

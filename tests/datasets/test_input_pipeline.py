@@ -438,6 +438,7 @@ def wait_for(data_dir: Path, pattern: str) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_processes_at_once_and_a_killed_one_leave_a_whole_copy(tmp_path: Path, data_dir: Path) -> None:
     image = png(random(250, 250))
     folder = folder_of({f'{index}.png': image for index in range(400)}, tmp_path / 'set')

@@ -40,6 +40,7 @@ def filled_head(image):
     return ndimage.binary_fill_holes(skull)
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_pixels(slices):
     for index in range(10):
         again = drawing.draw_slice(index)

@@ -50,6 +50,7 @@ def refusal(path, trials=''):
 
 
 @pytest.mark.parametrize('name', ['crossed', 'equalised'])
+@pytest.mark.slow
 def test_a_bundle_alone_predicts_bit_for_bit_what_its_run_does(name, request, heads, tmp_path):
     run = request.getfixturevalue(name)
     model, moved = bhcnet_jax.load(run), tmp_path / 'moved' / 'away.bhc'
@@ -173,6 +174,7 @@ def test_a_recipe_of_another_version_of_the_code_is_refused(crossed, tmp_path, m
     assert 'does not know its recipe' in said and 'new_key' in said
 
 
+@pytest.mark.slow
 def test_the_commands_run_as_processes_of_their_own(crossed, heads, tmp_path):
     def run(*words):
         command = [sys.executable, '-m', *map(str, words)]

@@ -16,6 +16,8 @@ from bhcnet_jax.inference import difficulty
 from bhcnet_jax.inference.model import Model
 from bhcnet_jax.training import steps
 
+pytestmark = pytest.mark.slow
+
 COUNT = 200
 
 

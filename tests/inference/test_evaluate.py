@@ -44,6 +44,7 @@ def evaluated(model, data, out, *more):
     return json.loads((out / 'evaluation.json').read_text()), pd.read_csv(out / 'images.csv', keep_default_na=False)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_libraries_on_the_probabilities_of_the_model(crossed, elsewhere, tmp_path):
     found, rows = evaluated(crossed, elsewhere, tmp_path / 'on')
     model = bhcnet_jax.load(crossed)
@@ -69,6 +70,7 @@ def test_the_numbers_are_those_of_the_libraries_on_the_probabilities_of_the_mode
     assert three['metrics']['auc']['value'] == pytest.approx(roc_auc_score(of_group.label, top))
 
 
+@pytest.mark.slow
 def test_intervals_draw_patients_not_slices(tmp_path):
     generator = np.random.default_rng(0)
     label = np.repeat(np.arange(40) % 2 == 1, 25)
@@ -117,6 +119,7 @@ def test_equalised_images_have_the_resolution_of_the_training_set(equalised, els
         np.testing.assert_array_equal(image, model.preprocess(elsewhere / name))
 
 
+@pytest.mark.slow
 def test_looks_are_counted_and_a_folder_keeps_to_its_images(crossed, elsewhere, heads, tmp_path):
     for look in (1, 2):
         found, _ = evaluated(crossed, elsewhere, tmp_path / 'on', f'--trials=seed={look - 1}')
@@ -135,6 +138,7 @@ def test_the_page_of_errors_shows_the_worst_and_says_that_it_is_private(crossed,
         assert f'{name}, p = ' in source
 
 
+@pytest.mark.slow
 def test_the_report_shows_them_beside_the_out_of_fold_numbers(crossed, elsewhere, tmp_path):
     found, _ = evaluated(crossed, elsewhere, crossed / 'on-clinic')
     try:
@@ -158,6 +162,7 @@ def test_the_report_shows_them_beside_the_out_of_fold_numbers(crossed, elsewhere
     assert 'no external test' in (tmp_path / 'without.md').read_text()
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(crossed, elsewhere, tmp_path, refusal):
     (tmp_path / 'on').mkdir()
     (tmp_path / 'on/evaluation.json').write_text('{"format": 1}')

@@ -18,6 +18,8 @@ from bhcnet_jax.inference.model import Member, Model
 from bhcnet_jax.plan import trial
 from lanes import random_variables, small_config, tiny_config
 
+pytestmark = pytest.mark.slow
+
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 16, 16), np.uint8)
 NETWORKS = {
     'cnn': {'model__convs': 2, 'model__pooling': 'mean_max'},

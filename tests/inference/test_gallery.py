@@ -156,6 +156,7 @@ def test_what_synthetic_images_trained_says_so_and_the_rest_does_not(page, cross
 @pytest.mark.skipif(
     not (browser.PROGRAM or 'CI' in os.environ), reason='no Chromium here: apt-get install chromium'
 )
+@pytest.mark.slow
 def test_a_browser_shows_a_thousand_images_without_scrolling_sideways(crossed, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (1000, 16, 16), np.uint8)
     found = [predicted(f'{SCRIPT}{"long" * 30}{place}', place / 1000) for place in range(1000)]

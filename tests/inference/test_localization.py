@@ -14,6 +14,8 @@ from bhcnet_jax.errors import UserError
 from bhcnet_jax.inference import localization, model
 from bhcnet_jax.inference.localization import CENTRE, MAP, RANDOM
 
+pytestmark = pytest.mark.slow
+
 MASK = np.zeros((1, 4, 4), bool)
 MASK[0, 1, 1:3] = True
 

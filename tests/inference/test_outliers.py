@@ -16,6 +16,8 @@ from bhcnet_jax.inference.model import CONFORMAL, UNLIKE
 from bhcnet_jax.run import train
 from lanes import small_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def drawn_run(tmp_path_factory):

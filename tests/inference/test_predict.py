@@ -155,6 +155,7 @@ def test_mistakes_are_one_line(crossed, heads, tmp_path, refusal):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_a_process_of_its_own(crossed, heads, tmp_path):
     command = [sys.executable, '-m', 'bhcnet_jax.predict', crossed, heads / '00.png', '--out', tmp_path]
     ended = subprocess.run(command, capture_output=True, text=True)

@@ -16,6 +16,8 @@ from bhcnet_jax.models.family import Family
 from bhcnet_jax.training import steps
 from lanes import BLOCKS, small_config, small_images
 
+pytestmark = pytest.mark.slow
+
 HEAT_MAPS = [how for how in saliency.METHODS if how != 'mask']  # the mask head's are in test_segment.py
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16), np.uint8)
 

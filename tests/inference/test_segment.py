@@ -15,6 +15,8 @@ from bhcnet_jax.inference import gallery
 from bhcnet_jax.models import layers
 from bhcnet_jax.training import steps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def segmenting(trained):

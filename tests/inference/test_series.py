@@ -287,6 +287,7 @@ def plant(data, **changes):
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_nothing_of_a_patient_reaches_an_output(crossed, dicom, stack, tmp_path):
     """Intact, skipped and damaged files of every kind, run as a process: every byte that it writes or says."""
     folder = tmp_path / 'in'

@@ -20,6 +20,8 @@ from bhcnet_jax.inference import trained as of_run
 from bhcnet_jax.plan import phases
 from bhcnet_jax.records.database import Results
 
+pytestmark = pytest.mark.slow
+
 PHANTOM = {
     'phases': ('phantom', 'balanced'), 'phantom__epochs': 2, 'phantom__samples': 64, 'augment__policy': 'none',
     'phantom__mask': 1.0, 'model__mask_head': True, 'recipe': 'tiny teacher',

@@ -36,6 +36,7 @@ def test_a_cnn_predicts_on_test_images_what_its_run_recorded(crossed, heads):
     assert_predicts_as_recorded(crossed, heads)
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_predicts_what_its_run_recorded(trained, heads):
     assert_predicts_as_recorded(trained('gru', {'model__name': 'cnn_gru'}), heads)
 
@@ -44,6 +45,7 @@ def test_running_moments_averages_mirror_images_and_equalised_images_predict_wha
     assert_predicts_as_recorded(equalised, heads)
 
 
+@pytest.mark.slow
 def test_of_a_sweep_over_equalise_both_recipes_predict_what_the_run_recorded(trained, heads):
     assert_predicts_as_recorded(trained('both', sweep='dataset.equalise=False,True'), heads)
 
@@ -125,6 +127,7 @@ def refusal(run, trials=''):
     return str(refused.value)
 
 
+@pytest.mark.slow
 def test_several_recipes_need_a_choice_and_the_message_gives_one(trained):
     run = trained('two', sweep='model.hidden_units=0,3')
     said = refusal(run)
@@ -133,6 +136,7 @@ def test_several_recipes_need_a_choice_and_the_message_gives_one(trained):
     assert len(bhcnet_jax.load(run, choice).members) == 1
 
 
+@pytest.mark.slow
 def test_weights_that_were_not_kept_are_named_with_their_flag(trained):
     assert '--config.engine.keep_weights=final' in refusal(trained('dropped', {'engine__keep_weights': 'none'}))
 

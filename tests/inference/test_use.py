@@ -14,6 +14,7 @@ from PIL import Image
 PAGE = pathlib.Path(__file__).parents[2] / 'docs/use.md'
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_written(crossed, heads, tmp_path):
     training, *blocks = re.findall(r'(?:^    .+\n)+', PAGE.read_text(), re.MULTILINE)
     assert 'python -m bhcnet_jax.main --config=smoke --workdir=runs/smoke' in training

@@ -19,6 +19,8 @@ from bhcnet_jax import models
 from bhcnet_jax.configs import base, zoo
 from bhcnet_jax.training import augment
 
+pytestmark = pytest.mark.slow
+
 TINY = {'model.filters': (2, 3, 4), 'batch_size': 8, 'augment.samples': 16}
 STRENGTHS = base.get_config().augment.affine.to_dict()
 NETWORKS = ('strong', *(keys['model.name'] for keys in zoo.NETWORKS))

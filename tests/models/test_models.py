@@ -162,6 +162,7 @@ def test_the_global_maximum_has_the_gradient_of_jnp_max_and_of_equal_maxima_the_
         layers.max_pool2x2,
     ],
 )
+@pytest.mark.slow
 def test_layers_are_the_same_eager_jitted_and_vmapped(layer):
     x = random((3, 6, 6, 2))
     eager = layer(x)
@@ -194,6 +195,7 @@ def test_a_compiled_gradient_has_no_convolution_and_no_scatter(name, lanes, back
 
 
 @pytest.mark.parametrize('name', BLOCKS)
+@pytest.mark.slow
 def test_what_a_gpu_computes_equals_what_a_cpu_computes(name, monkeypatch):
     model, x = models.create(model_config(name)), random((2, 32, 32, 1))
     params = model.init(jax.random.key(0), x)
@@ -262,6 +264,7 @@ def test_bfloat16_changes_logits_a_little_only(name):
 
 
 @pytest.mark.parametrize('cell', ['lstm', 'gru'])
+@pytest.mark.slow
 def test_a_recurrent_model_reads_the_rows_from_top_to_bottom(cell):
     model = models.create(model_config(f'cnn_{cell}'))
     x = random((2, 16, 16, 1))
@@ -330,6 +333,7 @@ def test_an_unknown_model_is_refused():
 
 
 @pytest.mark.parametrize('pooling', cnn.POOLINGS)
+@pytest.mark.slow
 def test_the_head_sees_the_last_block_pooled_as_asked(pooling):
     config = model_config()
     config.pooling, config.convs, config.norm = pooling, 2, 'group'

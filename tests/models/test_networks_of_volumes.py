@@ -15,6 +15,8 @@ from bhcnet_jax.plan import trial
 from bhcnet_jax.training import steps
 from lanes import small_config
 
+pytestmark = pytest.mark.slow
+
 VOLUMES = [name for name, family in models.FAMILIES.items() if family.sees_volumes]
 
 

@@ -12,6 +12,8 @@ from bhcnet_jax.models import alexnet, layers, lenet
 from bhcnet_jax.plan import trial
 from lanes import random_variables, shapes, tiny_config
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 1000
 
 

@@ -106,6 +106,7 @@ def test_every_tensor_finds_its_place_in_every_lane(file):
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
 def test_trials_start_from_the_file_with_a_head_of_their_seed(file):
     config = small_config(**{f'model__{key}': value for key, value in config_of(file).model.items()
                              if key in ('name', 'norm', 'weights', 'weights_sha256')})  # fmt: skip

@@ -9,6 +9,8 @@ from jax import lax
 
 from bhcnet_jax.models import convolution, windows
 
+pytestmark = pytest.mark.slow
+
 # Size, stride, margin: of LeNet-5, AlexNet, GoogLeNet, ResNet, EfficientNet.
 CONVOLUTIONS = [
     (5, 1, 0), (11, 4, 2), (5, 1, 2), (7, 2, 'centred'), (3, 2, 'centred'), (1, 1, 'centred'), (1, 2, 'centred'),

@@ -246,6 +246,7 @@ def head_ct(tmp_path_factory):
         return input_pipeline.load(ConfigDict({'name': 'head_ct', 'dir': '', 'image_size': 128}))
 
 
+@pytest.mark.slow
 def test_the_real_copies_are_found_and_different_patients_are_not(head_ct):
     grouping = groups.find_groups(head_ct)
     reasons = _reasons(grouping)
@@ -257,6 +258,7 @@ def test_the_real_copies_are_found_and_different_patients_are_not(head_ct):
 
 
 @pytest.mark.skipif('HEAD_CT_DIR' not in os.environ, reason='HEAD_CT_DIR is not set: no real images')
+@pytest.mark.slow
 def test_groups_do_not_depend_on_the_image_size_of_a_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
     found = []

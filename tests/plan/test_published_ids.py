@@ -73,6 +73,7 @@ def recorded_images():
 
 
 @pytest.mark.skipif('HEAD_CT_DIR' not in os.environ, reason='needs the real images: set HEAD_CT_DIR')
+@pytest.mark.slow
 def test_what_is_recorded_of_the_images_is_what_they_are():
     recorded, grouping = recorded_images()
     real = input_pipeline.load(base.get_config().dataset)

@@ -26,6 +26,7 @@ def head_ct(tmp_path_factory):
         return input_pipeline.load(ConfigDict({'name': 'head_ct', 'dir': '', 'image_size': 128}))
 
 
+@pytest.mark.slow
 def test_the_real_set_splits_exactly_for_every_seed(head_ct):
     groups = find_groups(head_ct).groups
     for seed in range(10):

@@ -3,12 +3,15 @@
 import dataclasses
 import re
 
+import pytest
+
 import studies
 from bhcnet_jax.report import evidence
 from bhcnet_jax.report.sections.answer import answer
 from studies import section
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_beat_the_shortcuts_has_learnt_nothing(real, phantom):
     assert 'It beats the best shortcut baseline' in section(real, 'Answer')
     assert 'it has learnt nothing that the shortcuts do not tell' in ' '.join(section(phantom, 'Answer').split())

@@ -178,6 +178,7 @@ def test_a_label_with_markup_is_text(tmp_path):
     assert not Page(text(tmp_path, 'html')).open
 
 
+@pytest.mark.slow
 def test_a_training_is_reported_with_the_images_that_it_misreads(labelled_folder, tmp_path):
     workdir, environment = tmp_path / 'run', runs.child_environment(tmp_path)
     with runs.fork_server(environment, tmp_path / 'output') as server:

@@ -122,6 +122,7 @@ def assert_goes_on(server, arguments, workdir, undisturbed):
     assert not [path for pattern in TRACES.values() for path in workdir.glob(pattern)]
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_five_times_ends_with_the_rows_of_an_undisturbed_one(
     server, labelled_folder, undisturbed, tmp_path
 ):
@@ -145,6 +146,7 @@ def test_a_sweep_killed_twenty_times_at_any_moment_ends_with_the_rows_of_an_undi
     'epoch',
     [EPOCHS + 2, *(pytest.param(epoch, marks=pytest.mark.slow) for epoch in (1, EPOCHS - 1, 2 * EPOCHS + 1))],
 )
+@pytest.mark.slow
 def test_with_an_older_database_restored_a_sweep_ends_with_the_rows_of_an_undisturbed_one(
     server, labelled_folder, undisturbed, tmp_path, epoch
 ):
@@ -174,6 +176,7 @@ def change_a_finished_trial(workdir):
         database.execute('UPDATE trials SET accuracy = 0.123 WHERE seed = 0')
 
 
+@pytest.mark.slow
 def test_a_finished_trial_that_was_changed_is_trained_again(server, labelled_folder, undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / 'run')
     change_a_finished_trial(workdir)
@@ -215,6 +218,7 @@ def disk(tmp_path):
     subprocess.run(['umount', path], check=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_without_inodes_stops_with_a_line_and_goes_on_once_there_are_some(
     server, labelled_folder, undisturbed, disk
 ):
@@ -263,6 +267,7 @@ def assert_stopped_in_a_line(status, output, *found):
     assert any(reason in line for reason in found), output
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_disk_is_full_stops_with_a_line_and_goes_on_once_there_is_room(
     server, labelled_folder, undisturbed, disk
 ):
@@ -289,6 +294,7 @@ def test_a_sweep_whose_disk_is_full_stops_with_a_line_and_goes_on_once_there_is_
     assert_same_rows(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_database_may_not_grow_stops_with_a_line_and_goes_on(
     server, labelled_folder, undisturbed, tmp_path
 ):

@@ -96,6 +96,7 @@ def assert_same(runs, name, expected):
         pd.testing.assert_frame_equal(runs.read(name, table), runs.read(expected, table), check_exact=True)
 
 
+@pytest.mark.slow
 def test_folds_share_a_pretraining_that_is_trained_once(runs, epochs):
     assert runs.run('shared', FOLDS)
     assert epochs == [('phantom', 1)] * 2 + [('real', 2), ('real', 1)]
@@ -105,6 +106,7 @@ def test_folds_share_a_pretraining_that_is_trained_once(runs, epochs):
     assert list(runs.pretrainings('shared').status) == ['PRETRAINED']
 
 
+@pytest.mark.slow
 def test_trials_that_differ_in_later_keys_alone_share_a_pretraining_of_an_earlier_call(runs, epochs):
     assert runs.run('later', 'split.fold=0')
     assert runs.run('later', 'split.fold=0:2 split.seed=0,1 balanced.epochs=1,2 optimizer.peak_lr=1e-3,1e-4')
@@ -112,6 +114,7 @@ def test_trials_that_differ_in_later_keys_alone_share_a_pretraining_of_an_earlie
     assert len(runs.read('later')) == 16 and len(runs.pretrainings('later')) == 1
 
 
+@pytest.mark.slow
 def test_more_phases_go_on_from_two_ancestors_to_the_same_numbers(runs, epochs):
     axes = "phases=('phantom','balanced'),('phantom','balanced','imbalanced')"
     assert runs.run('at_once', "phases=('phantom','balanced','imbalanced')")
@@ -127,6 +130,7 @@ def test_more_phases_go_on_from_two_ancestors_to_the_same_numbers(runs, epochs):
 
 
 @pytest.mark.parametrize('after', range(1, 5))
+@pytest.mark.slow
 def test_a_run_killed_after_any_epoch_goes_on_to_the_same_numbers(runs, undisturbed, after, monkeypatch):
     name, epoch, calls = f'killed_{after}', Engine.epoch, []
 
@@ -173,6 +177,7 @@ def test_a_damaged_last_checkpoint_of_a_pretraining_is_trained_again(runs, undis
     assert_same(runs, 'damaged', undisturbed)
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_same_whatever_trains_beside_it(runs):
     assert runs.run('alone', 'seed=1:2')
     assert runs.run('among', 'seed=0:3 phantom.samples=16,24')
@@ -188,6 +193,7 @@ def test_two_seeds_are_pretrained_on_other_heads(runs):
     assert curves.train_loss.nunique() == len(curves) == 4
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_number_of_heads_pretrains_on_as_many(runs):
     assert runs.run('samples', 'phantom.samples=16,20,40')
     curves = runs.read('samples', 'epochs')
@@ -221,6 +227,7 @@ def test_the_weights_of_drawn_heads_alone_predict_in_use_what_was_recorded(runs,
     np.testing.assert_allclose(model.predict(images), mine.probability, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_pretraining_that_diverges_ends_its_trials_and_no_others(runs, monkeypatch, capsys):
     epoch = Engine.epoch
 
@@ -240,6 +247,7 @@ def test_a_pretraining_that_diverges_ends_its_trials_and_no_others(runs, monkeyp
     assert set(runs.read('diverged').status) == {'DONE'}
 
 
+@pytest.mark.slow
 def test_a_pretraining_that_fails_fails_its_trials_with_its_error(runs, monkeypatch, capsys):
     epoch = Engine.epoch
 
@@ -256,12 +264,14 @@ def test_a_pretraining_that_fails_fails_its_trials_with_its_error(runs, monkeypa
     assert runs.run('failed', 'seed=0:2', rerun='failed')
 
 
+@pytest.mark.slow
 def test_rerun_of_all_trains_the_pretraining_again(runs, epochs):
     assert runs.run('again', 'split.fold=0')
     assert runs.run('again', 'split.fold=0', rerun='all')
     assert [phase for phase, _ in epochs] == ['phantom', 'phantom', 'real'] * 2
 
 
+@pytest.mark.slow
 def test_a_rung_prunes_by_real_images_only(runs):
     assert runs.run('pruned', 'seed=0:4 balanced.epochs=3', prune='rungs=1,3 keep=1/2', split__val_folds=5)
     assert sorted(runs.read('pruned').status) == ['DONE', 'DONE', 'PRUNED', 'PRUNED']

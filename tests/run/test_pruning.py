@@ -106,6 +106,7 @@ def ranked(epochs, ids, phase, epoch):
     return list(there.sort_values(['val_loss', 'trial_id']).trial_id)
 
 
+@pytest.mark.slow
 def test_the_best_on_validation_images_go_on_and_the_others_stop_at_their_rung(full, pruned):
     epochs, trained = full[1], epochs_of(pruned)
     first = ranked(epochs, set(epochs.trial_id), 'balanced', 1)
@@ -135,12 +136,14 @@ def test_pruned_trials_can_be_trained_to_their_end(sweep, full, pruned):
         pd.testing.assert_frame_equal(again, whole, check_exact=True)
 
 
+@pytest.mark.slow
 def test_pruned_trials_whose_weights_were_dropped_start_anew_with_the_same_rows(sweep, full):
     sweep('dropped', prune=RULE, keep_weights='none')
     for again, whole in zip(sweep('dropped', keep_weights='none'), full, strict=True):
         pd.testing.assert_frame_equal(again, whole, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_larger_field_is_ranked_anew(sweep, full):
     sweep('grown', prune=RULE, axes=AXES.replace('seed=0:2', 'seed=0:1'))
     grown, at_once = sweep('grown', prune=RULE), sweep('at_once', prune=RULE)

@@ -100,6 +100,7 @@ def test_a_trial_that_its_images_do_not_allow_is_failed_alone(sweep_of, monkeypa
     assert rows[rows.seed == impossible].error.item() == 'too few images'
 
 
+@pytest.mark.slow
 def test_lanes_that_do_not_fit_into_memory_are_halved_and_the_sweep_goes_on(sweep_of, monkeypatch, capsys):
     epoch = Engine.epoch
 

@@ -73,6 +73,7 @@ def interrupt(server, arguments, workdir, phase, signum):
     return child.wait()
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(labelled_folder, server, undisturbed, tmp_path):
     arguments, workdir = flags(labelled_folder, tmp_path / 'run'), tmp_path / 'run'
     status, _ = interrupt(server, arguments, workdir, 'balanced', signal.SIGKILL)
@@ -98,6 +99,7 @@ def test_a_run_killed_in_both_phases_ends_with_the_same_numbers(labelled_folder,
     assert len(json.loads((workdir / 'env.json').read_text())) == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_epoch_and_says_how_to_go_on(labelled_folder, server, tmp_path):
     workdir = tmp_path / 'run'
     longer = ('--config.engine.checkpoint_seconds=1000', '--config.balanced.epochs=20000')
@@ -209,6 +211,7 @@ def test_another_seed_in_the_same_directory_is_refused(labelled_folder, server, 
     assert output.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_a_run_on_the_phantom_says_so_in_everything_it_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     monkeypatch.delenv('HEAD_CT_DIR', raising=False)
@@ -229,6 +232,7 @@ def test_a_run_on_the_phantom_says_so_in_everything_it_writes(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(('seconds', 'saves'), [(0.0, 24), (1e6, 2)])
+@pytest.mark.slow
 def test_checkpoints_and_transactions_come_by_time_and_lose_no_epoch(
     labelled_folder, tmp_path, monkeypatch, seconds, saves
 ):
@@ -253,6 +257,7 @@ def test_checkpoints_and_transactions_come_by_time_and_lose_no_epoch(
     assert sorted(found) == ([11, 11, 12, 12] if seconds == 0 else [12, 12])
 
 
+@pytest.mark.slow
 def test_the_result_is_told_before_figures_are_drawn_and_again_by_the_next_start(
     labelled_folder, tmp_path, monkeypatch, capsys
 ):
@@ -291,6 +296,7 @@ def test_training_that_diverges_says_when(labelled_folder, tmp_path, monkeypatch
     assert row == ('DIVERGED', 'balanced', 1)
 
 
+@pytest.mark.slow
 def test_fresh_augmentation_trains_on_every_training_image(labelled_folder, tmp_path, monkeypatch):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     used, epoch = [], Engine.epoch
@@ -376,6 +382,7 @@ def test_a_sweep_over_traced_values_compiles_once(sweep_of):
     assert output.count('Compiled in') == 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(sweep_of):
     _, rows, output = sweep_of('seed=0:2 model.name=cnn,cnn_gru', dry_run=True, estimate=False)
     assert '4 trials, 4 of them still to train, with 2 programs to compile' in output
@@ -468,6 +475,7 @@ def test_weights_are_dropped_when_asked(labelled_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif('HEAD_CT_DIR' not in os.environ, reason='HEAD_CT_DIR is not set: no real images')
+@pytest.mark.slow
 def test_the_real_images_train_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
     config = small_config(balanced__epochs=1, imbalanced__epochs=1)

@@ -68,6 +68,7 @@ def undisturbed(runs):
     return 'undisturbed', seen
 
 
+@pytest.mark.slow
 def test_the_phase_records_its_loss_and_no_scores(runs, undisturbed):
     name, _ = undisturbed
     (row,) = runs.read(name, 'trials').itertuples()
@@ -122,6 +123,7 @@ def test_a_run_killed_after_any_epoch_goes_on_to_the_same_numbers(runs, undistur
         pd.testing.assert_frame_equal(runs.read(name, table), runs.read(undisturbed[0], table), check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_prunes_by_what_the_classifiers_do(runs):
     rates = 'seed=0:2 optimizer.peak_lr=1e-3,3e-3'
     assert runs.run('sweep', rates, prune='rungs=2,5 keep=1/2', split__val_folds=5)

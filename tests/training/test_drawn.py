@@ -41,6 +41,7 @@ def draw(config, lane, positions):
     return jax.jit(functools.partial(steps.draw_heads, config))(lane, batch)
 
 
+@pytest.mark.slow
 def test_a_head_depends_on_seed_phase_epoch_and_position_alone():
     config = drawn_config()
     lane = one(drawn_lanes(config))
@@ -51,6 +52,7 @@ def test_a_head_depends_on_seed_phase_epoch_and_position_alone():
     assert not np.array_equal(first.inputs[0], first.inputs[1])
 
 
+@pytest.mark.slow
 def test_a_batch_has_the_images_labels_and_masks_of_the_drawing(monkeypatch):
     monkeypatch.setattr(heads, 'draw', DRAW)
     config = drawn_config()
@@ -62,6 +64,7 @@ def test_a_batch_has_the_images_labels_and_masks_of_the_drawing(monkeypatch):
     np.testing.assert_array_equal(batch.truth.blood[0], drawn.mask)
 
 
+@pytest.mark.slow
 def test_intensity_changes_the_image_of_a_head_and_not_its_mask():
     plain, changed = (
         draw(config, one(drawn_lanes(config)), np.arange(8))
@@ -122,6 +125,7 @@ def test_the_mask_head_learns_where_blood_is_and_the_network_whether():
     assert dice > 0.6
 
 
+@pytest.mark.slow
 def test_the_mask_weighs_in_the_gradient_and_not_in_the_recorded_loss():
     states, expected = {}, train(drawn_config(), 1, 0.0)[1].loss
     for weight in (0.0, 1.0):
@@ -144,6 +148,7 @@ def test_real_images_leave_the_mask_head_as_it_is_whatever_the_weight_decay():
 
 
 @pytest.mark.parametrize('lanes', [1, 2])
+@pytest.mark.slow
 def test_the_program_has_no_grouped_convolution_and_no_select_and_scatter(lanes):
     config = drawn_config(augment__policy='intensity')
     images, labels = small_images(1)
@@ -164,6 +169,7 @@ def epoch_of(config, seeds, **settings):
 
 
 @pytest.mark.parametrize('lanes', [1, 2])
+@pytest.mark.slow
 def test_a_lane_draws_the_same_heads_whatever_its_neighbours(lanes):
     config = drawn_config(augment__policy='intensity')
     count = 2 * lanes  # on two devices
@@ -174,6 +180,7 @@ def test_a_lane_draws_the_same_heads_whatever_its_neighbours(lanes):
         assert all(equal) if is_same else not any(equal)
 
 
+@pytest.mark.slow
 def test_a_batch_over_two_devices_has_the_heads_of_one_device():
     config = drawn_config()
     (alone, sums), (spread, spread_sums) = (epoch_of(config, (0,), spread=spread) for spread in ('lanes', 'batch'))

@@ -53,6 +53,7 @@ def test_these_tests_run_on_two_devices():
 
 @pytest.mark.parametrize('norm', ['none', 'batch', 'group'])
 @pytest.mark.parametrize('lanes', [1, 2])
+@pytest.mark.slow
 def test_a_lane_does_not_depend_on_its_neighbours(lanes, norm):
     # The second batch has one trial only and is filled up with copies of it.
     # Augmentation, which compiles long, is in one of the three.
@@ -76,6 +77,7 @@ def test_a_lane_is_the_same_on_either_device(pair):
     assert_equal(results[1], result, (1, 0))
 
 
+@pytest.mark.slow
 def test_a_program_compiled_in_a_thread_trains_alike(alone):
     config = small_config()
     engine = Engine(config, *small_images())
@@ -94,6 +96,7 @@ def test_two_devices_compute_what_one_does_up_to_rounding(pair, alone):
         np.testing.assert_allclose(both[1], one[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_lanes_on_a_device_compute_what_one_does_up_to_rounding(pair):
     _, states, _ = train(small_config(), (3, 7), lanes=2)
     for together, apart in zip(jax.tree.leaves(states.params), jax.tree.leaves(pair[1].params), strict=True):
@@ -113,6 +116,7 @@ def test_one_batch_over_two_devices_equals_one_device(alone):
         np.testing.assert_array_equal(a.sums.images, b.sums.images)
 
 
+@pytest.mark.slow
 def test_running_moments_are_the_mean_of_those_of_the_devices():
     """Of each device's own part of the batch: with one step from zero moments, the mean is that of the whole batch."""
     one_step = {'model__norm': 'batch', 'augment__policy': 'none', 'augment__samples': 8, 'model__filters': (4,)}
@@ -209,6 +213,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_what_four_devices_have_begun_goes_on_with_one_and_the_other_way_round(tmp_path):
     config, seeds = small_config(augment__policy='none', model__filters=(2,)), (3, 7, 5, 9)
 

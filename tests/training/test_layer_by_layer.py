@@ -50,6 +50,7 @@ def changed(before, after):
             if not all(map(np.array_equal, jax.tree.leaves(part), jax.tree.leaves(before[name])))}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_each_layer_learns_to_reconstruct_while_all_others_are_frozen():
     training = Training(small_config())
     for number, name in enumerate(LAYERS, 1):
@@ -62,6 +63,7 @@ def test_each_layer_learns_to_reconstruct_while_all_others_are_frozen():
         assert all(map(np.any, jax.tree.leaves(jax.tree.map(np.subtract, training.state.params[name], before[name]))))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_reconstruction_of_the_augmented_images_that_count():
     # 20 images in batches of 8: the last step is filled up with 4 masked ones.
     config = small_config(augment__policy='none')

@@ -33,6 +33,7 @@ def step_once(config, lane, state, images, labels, positions=8, mask=None):
     return compiled(steps.train_step, config)(state, lane, labels, batch, jnp.float32(1e-3))
 
 
+@pytest.mark.slow
 def test_a_step_changes_every_weight():
     config = small_config()
     state, lane, images, labels = start(config)
@@ -41,6 +42,7 @@ def test_a_step_changes_every_weight():
         assert not np.array_equal(before, changed)
 
 
+@pytest.mark.slow
 def test_a_step_is_adam_on_the_weighted_cross_entropy():
     config = small_config(augment__policy='none', model__dropout=0.0)
     state, lane, images, labels = start(config)
@@ -69,6 +71,7 @@ def test_a_step_is_adam_on_the_weighted_cross_entropy():
     assert float(sums.loss / sums.images) == pytest.approx(float(loss(state.params)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_masked_images_change_nothing():
     config = small_config()
     state, lane, images, labels = start(config)
@@ -85,6 +88,7 @@ def test_masked_images_change_nothing():
         np.testing.assert_allclose(first, second, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_epoch_shows_every_augmented_image_once():
     # 20 images in batches of 8: the last step is filled up with 4 masked ones.
     config = small_config(model__dropout=0.0, optimizer__peak_lr=0.0)
@@ -193,6 +197,7 @@ def test_nothing_moves_between_host_and_device_inside_an_epoch():
 @pytest.mark.parametrize(
     ('name', 'norm'), [*((name, 'none') for name in BLOCKS), ('lenet5', 'none'), ('resnet18', 'batch')]
 )
+@pytest.mark.slow
 def test_training_learns_an_easy_task(name, norm):
     config = tiny_config(
         name, model__dropout=0.0, optimizer__peak_lr=1e-2, augment__samples=64, augment__policy='none', model__norm=norm
@@ -211,6 +216,7 @@ def batch_normed(**overrides):
     return small_config(model__norm='batch', augment__policy='none', model__dropout=0.0, **overrides)
 
 
+@pytest.mark.slow
 def test_batch_normalisation_is_that_of_the_images_that_count():
     config = batch_normed()
     state, lane, images, labels = start(config)
@@ -227,6 +233,7 @@ def test_batch_normalisation_is_that_of_the_images_that_count():
         np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_part_of_a_batch_that_is_all_padding_stays_finite():
     config = batch_normed()
     state, lane, images, labels = start(config)
@@ -243,6 +250,7 @@ def test_a_part_of_a_batch_that_is_all_padding_stays_finite():
         np.testing.assert_allclose(found, np.stack([wanted, wanted]), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_group_normalisation_does_not_depend_on_the_other_images():
     config = small_config(model__norm='group', model__filters=(8, 16), model__convs=2)
     state, _, images, _ = start(config)
