@@ -45,10 +45,12 @@ def of_recipes(
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:
-    flat = traverse_util.flatten_dict(trial.resolve(config), sep='.')
-    for section in table.in_use(config, table.RECIPE):
-        left_out = {'.'.join((*section.path, name)): neutral for name, neutral in section.neutral.items()}
-        flat = left_out | flat
+    left_out = {
+        '.'.join((*section.path, name)): neutral
+        for section in table.in_use(config, table.RECIPE)
+        for name, neutral in section.neutral.items()
+    }
+    flat = left_out | traverse_util.flatten_dict(trial.resolve(config), sep='.')
     return {key: flat[key] for key in sorted(flat, key=_place)}
 
 

@@ -45,3 +45,5 @@ def test_networks_of_three_sizes_make_a_figure(tmp_path):
     assert not any(isinstance(each, Figure) for each in costs(found))
     figure = next(each for each in costs(dataclasses.replace(found, recipes=sizes)) if isinstance(each, Figure))
     assert figure.svg.count('<use') >= 4
+    names = [each.label.partition(' (')[2].removesuffix(')') for each in sizes]
+    assert all(names) and all(f'>{name[:40]}' in figure.svg for name in names)  # without what all labels begin with
