@@ -130,6 +130,7 @@ def model() -> ConfigDict:
     # Share of features dropped before the head. "a dropout rate that controls the overfitting" (V.C) gives no
     # number; 0.5 is the value of Srivastava et al. (2014) for hidden layers.
     c.dropout = 0.5
+    c.auxiliary = False  # classifiers of middle maps, which help to train, as published; googlenet only
     c.lrn = False  # local response normalisation, as published; alexnet only
     # Initial weights, a safetensors file in timm's layout; '': random. resnet18, resnet50 and efficientnet_lite0 only.
     c.weights = ''

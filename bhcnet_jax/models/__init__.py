@@ -113,8 +113,10 @@ def operations(config: ConfigDict, image_size: int, slices: int = 1) -> int:
             count += 2 * _products(context.module, args, output)
         return output
 
+    model = create(config)
+    variables, images = _variables(model, image_size, slices), _images(image_size, slices)
     with nn.intercept_methods(record):
-        _variables(create(config), image_size, slices)
+        jax.eval_shape(model.apply, variables, images)
     return count
 
 
@@ -176,8 +178,12 @@ def normalises_batches(config: ConfigDict, image_size: int, slices: int = 1) -> 
 
 def _variables(model: nn.Module, image_size: int, slices: int) -> Any:
     """Shapes and dtypes of what a model holds."""
-    images = jax.ShapeDtypeStruct((1, *input_shape(image_size, slices)), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), _images(image_size, slices))
+
+
+def _images(image_size: int, slices: int) -> jax.ShapeDtypeStruct:
+    """Those of a batch of one."""
+    return jax.ShapeDtypeStruct((1, *input_shape(image_size, slices)), jnp.float32)
 
 
 def freeze_mask_head(updates: Any) -> Any:

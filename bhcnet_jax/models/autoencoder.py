@@ -64,7 +64,7 @@ class StackedAutoencoder(nn.Module):
         dropout_keys: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        x = lenet.shrink(x).reshape(x.shape[0], -1)
+        x = layers.shrink(x, lenet.SIDE).reshape(x.shape[0], -1)
         for units, name in zip(self.units, LAYERS, strict=True):
             x = Layer(units, self.dtype, name=name)(x)
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, dropout_keys)

@@ -80,18 +80,22 @@ class Network(nn.Module):
         dropout_keys: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        x = self.last(self.trunk(x, mask))
+        x = self.last(self.maps(x, mask, dropout_keys))
         x = x.reshape(x.shape[0], -1)
         for number, units in enumerate(self.dense, 1):
             if number > 1 and dropout_keys is not None:
-                x = layers.dropout(x, values['model.dropout'], _numbered(dropout_keys, number))
+                x = layers.dropout(x, values['model.dropout'], numbered(dropout_keys, number))
             x = nn.Dense(units, dtype=self.dtype, kernel_init=he_uniform, name=f'dense{number}')(x)
             x = self.activation(x)
-        keys = None if dropout_keys is None else _numbered(dropout_keys, 0)
+        keys = None if dropout_keys is None else numbered(dropout_keys, 0)
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, keys)
 
+    def maps(self, x: jax.Array, mask: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+        """Those after the last convolution. dropout_keys: for trunks that have a dropout."""
+        return self.trunk(x, mask)
 
-def _numbered(keys: jax.Array, number: int) -> jax.Array:
+
+def numbered(keys: jax.Array, number: int) -> jax.Array:
     """Keys for one of several dropouts, from one for each image."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 

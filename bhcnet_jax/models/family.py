@@ -11,6 +11,9 @@ from bhcnet_jax.keys import Key
 # What a call of a model whose layers learn one by one returns beside its output with mutable=[RECONSTRUCTIONS]: for
 # each layer how badly it reconstructs what it sees, float32 [B], nats.
 RECONSTRUCTIONS = 'reconstructions'
+# What a call in training of a model with classifiers of its middle maps returns beside its output with
+# mutable=[AUXILIARY]: the logits of each, float32 [B].
+AUXILIARY = 'auxiliary'
 
 
 def _nothing(config: Mapping[str, Any]) -> None:

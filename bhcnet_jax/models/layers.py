@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -97,6 +98,19 @@ def relu_max_pool2x2x2(x: jax.Array) -> jax.Array:
     x = x[:, : depth // 2 * 2].reshape(-1, *sides, channels)
     pooled = relu_max_pool2x2(x)
     return pooled.reshape(batch, depth // 2, 2, *pooled.shape[1:]).max(axis=2)
+
+
+def shrink(x: jax.Array, count: int) -> jax.Array:
+    """[B, H, W, C] -> [B, count, count, C]: each pixel is the mean of the area that it covers."""
+    rows, cols = (jnp.asarray(_areas(side, count), x.dtype) for side in x.shape[1:3])
+    return jnp.einsum('yh,bhwc,xw->byxc', rows, x, cols)
+
+
+def _areas(side: int, count: int) -> np.ndarray:
+    """The share of each of `side` pixels in each of `count`, float64 [count, side]; rows add up to 1."""
+    edges, pixels = np.linspace(0, side, count + 1)[:, None], np.arange(side)
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return np.maximum(overlap, 0) * count / side
 
 
 def dropout(x: jax.Array, rate: jax.Array, keys: jax.Array) -> jax.Array:

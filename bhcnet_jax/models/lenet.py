@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models import backbone
+from bhcnet_jax.models import backbone, layers
 from bhcnet_jax.models.family import Family
 
 SIDE = 32  # pixels of the input
@@ -22,19 +21,6 @@ SIDE = 32  # pixels of the input
 def squash(x: jax.Array) -> jax.Array:
     """The scaled hyperbolic tangent of 1998, appendix A: +-1 stay +-1."""
     return 1.7159 * jnp.tanh(x * (2 / 3))
-
-
-def shrink(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, SIDE, SIDE, C]: each pixel is the mean of the area that it covers."""
-    rows, cols = (jnp.asarray(_areas(side), x.dtype) for side in x.shape[1:3])
-    return jnp.einsum('yh,bhwc,xw->byxc', rows, x, cols)
-
-
-def _areas(side: int) -> np.ndarray:
-    """The share of each of `side` pixels in each of SIDE, float64 [SIDE, side]; rows add up to 1."""
-    edges, pixels = np.linspace(0, side, SIDE + 1)[:, None], np.arange(side)
-    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    return np.maximum(overlap, 0) * SIDE / side
 
 
 class Subsampling(nn.Module):
@@ -62,7 +48,7 @@ class LeNetTrunk(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         same = {'norm': self.norm, 'dtype': self.dtype, 'size': 5, 'margin': 0, 'activation': squash, 'use_bias': True}
         first, second = (backbone.scaled(count, self.width) for count in (6, 16))
-        x = backbone.conv(shrink(x), mask, first, ('c1', 'norm1'), **same)
+        x = backbone.conv(layers.shrink(x, SIDE), mask, first, ('c1', 'norm1'), **same)
         return backbone.conv(Subsampling(self.dtype, name='s2')(x), mask, second, ('c3', 'norm3'), **same)
 
 

@@ -20,13 +20,14 @@ from ml_collections import ConfigDict
 
 from bhcnet_jax import models
 from bhcnet_jax.datasets.phantom import heads
-from bhcnet_jax.models.family import RECONSTRUCTIONS
+from bhcnet_jax.models.family import AUXILIARY, RECONSTRUCTIONS
 from bhcnet_jax.models.layers import MASKS
 from bhcnet_jax.plan import phases
 from bhcnet_jax.training import optim
 from bhcnet_jax.training.augment import augment
 
 BLOOD_WEIGHT = 10.0  # in the loss on masks, of a pixel of the maps with blood; of one without: 1
+AUXILIARY_WEIGHT = 0.3  # in the loss, of each auxiliary classifier (Szegedy et al., 2015, section 5)
 STREAMS = ('init', 'augment', 'shuffle', 'dropout', 'phantom')  # append only: a stream's key comes from its place here
 
 
@@ -184,7 +185,7 @@ def loss(
     """The weighted binary cross-entropy, summed over the images that count. -> loss, (Sums, new batch_stats).
 
     labels: int32 [N]. The loss on masks is added to the loss, but not in Sums. If a layer learns by itself, the loss is
-    that of its reconstructions, and no label has a part in it.
+    that of its reconstructions, and no label has a part in it. Auxiliary classifiers add theirs like masks.
     """
     target = labels[lane.sources[batch.positions]] if batch.truth is None else batch.truth.labels
     dropout_key = stream(lane.seed, 'dropout', lane.phase, lane.epoch)
@@ -195,12 +196,15 @@ def loss(
         lane.values,
         dropout_keys,
         batch.mask,
-        mutable=['batch_stats', MASKS, RECONSTRUCTIONS],
+        mutable=['batch_stats', MASKS, RECONSTRUCTIONS, AUXILIARY],
     )
     smoothing = lane.values['optimizer.label_smoothing']
     smooth = target.astype(jnp.float32) * (1 - smoothing) + smoothing / 2
-    losses = optax.sigmoid_binary_cross_entropy(logits, smooth)
-    total = jnp.sum(batch.mask * lane.class_weights[target] * losses)
+
+    def cross_entropy(logits: jax.Array) -> jax.Array:
+        return jnp.sum(batch.mask * lane.class_weights[target] * optax.sigmoid_binary_cross_entropy(logits, smooth))
+
+    total = cross_entropy(logits)
     hits = jnp.sum(jnp.where((logits >= 0) == (target == 1), batch.mask, 0.0))
     if models.greedy(config.model):
         losses = jnp.stack(jax.tree.leaves(changed[RECONSTRUCTIONS]))  # [layers, B]
@@ -208,6 +212,8 @@ def loss(
         alone = jnp.sum(jnp.where(mine[:, None], batch.mask * losses, 0.0))
         total, hits = jnp.where(lane.layer > 0, alone, total), jnp.where(lane.layer > 0, 0.0, hits)
     sums = Sums(total, hits, jnp.sum(batch.mask))
+    for auxiliary in jax.tree.leaves(changed.get(AUXILIARY, {})):
+        total += AUXILIARY_WEIGHT * cross_entropy(auxiliary)
     if config.model.mask_head and batch.truth is not None:
         losses = mask_loss(jax.tree.leaves(changed[MASKS])[0], batch.truth.blood)
         total += lane.values['phantom.mask'] * jnp.sum(batch.mask * losses)

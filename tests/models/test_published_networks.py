@@ -8,7 +8,7 @@ import pytest
 from bhcnet_jax import models
 from bhcnet_jax.configs import base
 from bhcnet_jax.errors import UserError
-from bhcnet_jax.models import alexnet, layers, lenet
+from bhcnet_jax.models import alexnet, layers
 from bhcnet_jax.plan import trial
 from lanes import random_variables, shapes, tiny_config
 
@@ -80,9 +80,9 @@ def test_a_width_scales_all_channels_and_units():
 
 def test_lenet5_sees_the_mean_of_the_area_under_each_pixel():
     x = jax.random.uniform(jax.random.key(0), (2, 64, 96, 1))
-    np.testing.assert_allclose(lenet.shrink(x), x.reshape(2, 32, 2, 32, 3, 1).mean((2, 4)), atol=1e-6)
+    np.testing.assert_allclose(layers.shrink(x, 32), x.reshape(2, 32, 2, 32, 3, 1).mean((2, 4)), atol=1e-6)
     ramp = jnp.broadcast_to(jnp.arange(48.0)[:, None, None], (1, 48, 32, 1))  # each pixel covers one and a half
-    np.testing.assert_allclose(lenet.shrink(ramp)[0, :3, 0, 0], [1 / 3, 5 / 3, 10 / 3], rtol=1e-5)
+    np.testing.assert_allclose(layers.shrink(ramp, 32)[0, :3, 0, 0], [1 / 3, 5 / 3, 10 / 3], rtol=1e-5)
 
 
 def test_local_responses_are_divided_by_what_their_neighbours_say():
