@@ -88,7 +88,7 @@ def _differentiated(of_inputs: Method) -> Method:
     """
 
     def of_images(config: FrozenConfigDict, variables: Any, images: jax.Array) -> jax.Array:
-        count, batch = len(images), steps.micro_batch_of(config.batch_size)
+        count, batch = len(images), steps.micro_batch_of(config.batch_size, models.at_once(config.model))
         batches = jnp.pad(images, ((0, -count % batch), (0, 0), (0, 0))).reshape(-1, batch, *images.shape[1:])
 
         def evidence(some: jax.Array) -> jax.Array:

@@ -195,6 +195,11 @@ def freeze_mask_head(updates: Any) -> Any:
     return jax.tree_util.tree_map_with_path(freeze, updates)
 
 
+def at_once(config: ConfigDict) -> int:
+    """`Family.at_once` of `config.model`."""
+    return FAMILIES[config.name].at_once
+
+
 def greedy(config: Mapping[str, Any]) -> tuple[str, ...]:
     """`Family.greedy` of a section `model`."""
     return FAMILIES[config['name']].greedy

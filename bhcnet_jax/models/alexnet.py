@@ -62,6 +62,7 @@ def _create(config: ConfigDict) -> backbone.Network:
 
 FAMILY = Family(
     create=_create,
+    at_once=backbone.AT_ONCE,
     keys=(*backbone.KEYS, Key('model.lrn', flag, Part.PROGRAM, neutral=False)),
     check=backbone.check(smallest=63),
     first_convolution=('trunk', 'conv1'),

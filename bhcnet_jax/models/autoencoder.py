@@ -77,6 +77,7 @@ def _create(config: ConfigDict) -> StackedAutoencoder:
 
 FAMILY = Family(
     create=_create,
+    at_once=backbone.AT_ONCE,
     keys=(backbone.WIDTH, layers.HIDDEN_UNITS, layers.DROPOUT, layers.DTYPE),
     check=backbone.check(smallest=1),
     greedy=LAYERS,

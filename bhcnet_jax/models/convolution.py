@@ -5,6 +5,7 @@ kernel; h w outputs along the sides.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,51 @@ def convolve(x: jax.Array, kernel: jax.Array, seen: Window) -> jax.Array:
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, seen: Window) -> jax.Array:
-    """Convolution of each channel by itself, a sum of shifted images, float32 inside.
+    """Convolution of each channel by itself, float32 inside.
 
     x: float [B, H, W, C]. kernel: same dtype [K, K, 1, C], as in `nn.Conv` with C groups. -> [B, h, w, C].
     """
+    return (stored_depthwise if jax.default_backend() == 'cpu' else summed_depthwise)(x, kernel, seen)
+
+
+def summed_depthwise(x: jax.Array, kernel: jax.Array, seen: Window) -> jax.Array:
+    """`depthwise` as a sum of shifted images."""
     weights = kernel[:, :, 0].astype(jnp.float32)
     return sum(image * weights[i, j] for (i, j), image in shifted(x.astype(jnp.float32), seen)).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def stored_depthwise(x: jax.Array, kernel: jax.Array, seen: Window) -> jax.Array:
+    """`summed_depthwise`, stored once: a CPU would compute it again for each moment of a normalisation after it.
+
+    The gradient of the kernel sums over two images at a time, which stay in the cache; that of x with stride 1 is the
+    sum of shifted gradients instead of padded ones.
+    """
+    return lax.optimization_barrier(summed_depthwise(x, kernel, seen))
+
+
+def _stored_depthwise_gradients(
+    seen: Window, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    if seen.stride == 1:
+        back = Window(seen.size, 1, tuple((seen.size - 1 - low, seen.size - 1 - high) for low, high in seen.margin))
+        of_x = summed_depthwise(grad, kernel[::-1, ::-1], back)
+    else:
+        of_x = jax.vjp(lambda x: summed_depthwise(x, kernel, seen), x)[1](grad)[0]
+
+    def add(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x, grad = (each.astype(jnp.float32) for each in some)
+        return total + jnp.stack([(image * grad).sum((0, 1, 2)) for _, image in shifted(x, seen)]), None
+
+    pairs = (each.reshape(-1, math.gcd(len(x), 2), *each.shape[1:]) for each in (x, grad))
+    of_kernel, _ = lax.scan(add, jnp.zeros((seen.size**2, x.shape[-1])), tuple(pairs))
+    return lax.optimization_barrier((of_x, of_kernel.reshape(kernel.shape).astype(kernel.dtype)))
+
+
+stored_depthwise.defvjp(
+    lambda x, kernel, seen: (stored_depthwise(x, kernel, seen), (x, kernel)), _stored_depthwise_gradients
+)
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -105,6 +105,7 @@ def _create(config: ConfigDict) -> backbone.Network:
 
 LITE0 = Family(
     create=_create,
+    at_once=backbone.AT_ONCE,
     keys=(*backbone.KEYS, *weights.KEYS),
     check=backbone.check(smallest=1),
     composite=tuple(('trunk', f'blocks_{number}_{place}') for number, place in PLACES),

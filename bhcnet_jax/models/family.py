@@ -37,6 +37,8 @@ class Family(NamedTuple):
       sees_volumes: whether x is float [B, D, H, W, 1] instead, with D = `dataset.slices`.
       greedy: names of the modules that the phase `autoencoder` trains one after the other, from below, each on its loss
         in RECONSTRUCTIONS; names sort as they follow. () for none.
+      at_once: images of a batch that a CPU computes at a time. Of few the maps stay in its cache, but weights and their
+        gradients pass through it once for each time: 2 where maps are larger than weights, 8 where they are not.
     """
 
     create: Callable[[ConfigDict], nn.Module]
@@ -47,3 +49,4 @@ class Family(NamedTuple):
     maps: tuple[str, ...] = ()
     sees_volumes: bool = False
     greedy: tuple[str, ...] = ()
+    at_once: int = 2

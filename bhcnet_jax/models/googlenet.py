@@ -110,7 +110,7 @@ class GoogLeNetTrunk(nn.Module):
                 classifier = AuxiliaryClassifier(self.width, **same, name=f'auxiliary{name}')
                 logits = classifier(x, mask, keys)
                 if mask is not None:
-                    self.sow(AUXILIARY, name, logits)
+                    self.sow(AUXILIARY, f'logits{name}', logits)
         return x
 
 
@@ -133,6 +133,7 @@ def _create(config: ConfigDict) -> GoogLeNet:
 
 FAMILY = Family(
     create=_create,
+    at_once=backbone.AT_ONCE,
     keys=(*backbone.KEYS, Key('model.auxiliary', flag, Part.PROGRAM, neutral=False)),
     check=backbone.check(smallest=31),
     composite=tuple(('trunk', name) for name in (*INCEPTIONS, *(f'auxiliary{name}' for name in WATCHED))),

@@ -63,4 +63,10 @@ def _create(config: ConfigDict) -> backbone.Network:
 
 
 # The figure of features shows an image of the data set, and this network sees a smaller one.
-FAMILY = Family(create=_create, keys=backbone.KEYS, check=backbone.check(smallest=1), maps=('trunk',))
+FAMILY = Family(
+    create=_create,
+    at_once=backbone.AT_ONCE,
+    keys=backbone.KEYS,
+    check=backbone.check(smallest=1),
+    maps=('trunk',),
+)

@@ -98,6 +98,7 @@ def _create(name: str, config: ConfigDict) -> backbone.Network:
 def _family(name: str) -> Family:
     return Family(
         create=functools.partial(_create, name),
+        at_once=backbone.AT_ONCE,
         keys=(*backbone.KEYS, *weights.KEYS),
         check=backbone.check(smallest=1),
         composite=tuple(('trunk', f'layer{stage}_{place}') for stage, place, _ in _places(DEPTHS[name])),

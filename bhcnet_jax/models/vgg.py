@@ -45,6 +45,7 @@ def _create(name: str, config: ConfigDict) -> backbone.Network:
 def _family(name: str) -> Family:
     return Family(
         create=functools.partial(_create, name),
+        at_once=backbone.AT_ONCE,
         keys=backbone.KEYS,
         check=backbone.check(smallest=32),
         first_convolution=('trunk', 'conv1_1'),

@@ -19,6 +19,7 @@ from contender import PEAK_SIZE
 from contest import INSTALL, TOLERANCES, Contestant, ContestError, Entry, Team, prepare, race, spread
 from ml_collections import ConfigDict
 
+from bhcnet_jax import models
 from bhcnet_jax.configs import balanced
 from bhcnet_jax.datasets.input_pipeline import ImageSet
 from bhcnet_jax.models import convolution, layers
@@ -167,7 +168,7 @@ def _parts(image_set: ImageSet, dtype: str, lanes: int) -> dict[str, Part]:
     A batch is as many images as the training step computes at a time.
     """
     config = balanced.get_config()
-    batch, size = steps.micro_batch_of(config.batch_size), image_set.images.shape[1]
+    batch, size = steps.micro_batch_of(config.batch_size, models.at_once(config.model)), image_set.images.shape[1]
     strengths = {name: jnp.float32(value) for name, value in config.augment.affine.to_dict().items()}
     keys = jax.random.split(jax.random.key(0), (lanes, batch))
     images = jnp.broadcast_to(image_set.images[np.arange(batch) % len(image_set.images)], (lanes, batch, size, size))
