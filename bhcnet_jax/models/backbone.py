@@ -101,6 +101,7 @@ def numbered(keys: jax.Array, number: int) -> jax.Array:
 
 
 AT_ONCE = 8  # `Family.at_once` of networks whose weights are larger than their maps
+
 # The smallest leaves VGG four channels in its first layer.
 WIDTH = Key('model.width', between(0.01, 8.0), Part.PROGRAM, neutral=1.0)
 KEYS = (
