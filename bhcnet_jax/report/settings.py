@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -84,7 +85,7 @@ def short(key: str, keys: Sequence[str]) -> str:
 
 
 def usual(known: Sequence[Settings], keys: Sequence[str]) -> Settings:
-    """Of these keys the value that more than half of the recipes have, where there is one.
+    """Of these keys the value that more than half of the recipes with this key have, where there is one.
 
     If a single recipe has none of these settings on, as in `trial.NEUTRAL`, its values.
     """
@@ -95,7 +96,7 @@ def usual(known: Sequence[Settings], keys: Sequence[str]) -> Settings:
     for key in keys:
         values = [each[key] for each in known if key in each]
         most = max(values, key=values.count)
-        if 2 * values.count(most) > len(known):
+        if 2 * values.count(most) > len(values):
             found[key] = most
     return found
 
@@ -126,14 +127,16 @@ def _course(settings: Settings, with_epochs: Sequence[bool]) -> str:
 
 
 def _told(key: str, value: Any, keys: Sequence[str]) -> str:
-    """As in 'dropout 0.5', 'equalise' and 'no equalise'."""
-    if isinstance(value, bool):
+    """As in 'dropout 0.5', 'equalise', 'no equalise' and 'no weights_sha256'."""
+    if isinstance(value, bool) or value == '':
         return f'{"" if value else "no "}{short(key, keys)}'
     return shown(value) if key in SPEAKING else f'{short(key, keys)} {shown(value)}'
 
 
 def shown(value: Any) -> str:
-    """A setting's value in words."""
+    """A setting's value in words; of a SHA-256 its beginning."""
+    if isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value):
+        return value[:8]
     words = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
     return ' + '.join(value) if words else str(value)
 

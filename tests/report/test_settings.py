@@ -51,6 +51,15 @@ def test_a_label_has_no_key_that_its_network_has_not():
     assert labels(of_rate, 'zoo') == [f'zoo ({name}{norm})' for name, norm in zip(names, norms, strict=True)]
 
 
+def test_a_label_tells_a_file_of_weights_by_the_beginning_of_its_digest():
+    known = [{'model.name': name, 'model.weights_sha256': ''} for name in ('resnet18', 'resnet50')]
+    with_file = {'model.name': 'resnet50', 'model.weights_sha256': '0123456789abcdef' * 4}
+    assert labels([*known, with_file, {'model.name': 'cnn'}]) == [
+        'net (resnet18)', 'net (resnet50)', 'net (resnet50, weights_sha256 01234567)', 'net (cnn)',
+    ]  # fmt: skip
+    assert settings.label('net', known[0], ['model.weights_sha256'], {}) == 'net (no weights_sha256)'
+
+
 def test_a_label_does_not_repeat_the_phase_that_its_name_ends_with():
     both = {'phases': ['balanced', 'imbalanced'], 'balanced.epochs': 24, 'imbalanced.epochs': 4}
     one = {'phases': ['balanced'], 'balanced.epochs': 24}
