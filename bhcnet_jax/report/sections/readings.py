@@ -124,7 +124,7 @@ def _chosen_by_validation(recipes: list[Recipe]) -> Iterator[Block]:
     yield (
         f'In each fold the reading with the lowest loss on its {choice.n_val} validation images: accuracy '
         f'{choice.recipe.number("accuracy")}, AUC {choice.recipe.number("auc")} on the test images of '
-        f'{choice.times.total()} folds. They chose {counted(len(choice.times), "reading")}.'
+        f'{counted(choice.times.total(), "fold")}. They chose {counted(len(choice.times), "reading")}.'
     )
     labels = {each.recipe_id: each.label for each in recipes}
     rows = [[labels[each], Number(times, style='whole')] for each, times in choice.times.most_common()]
