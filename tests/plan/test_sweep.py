@@ -177,7 +177,7 @@ def changes_the_recipe(key):
     turned = {'augment.policy': 'distort', 'phases': ('imbalanced', 'balanced')}
     drawn = {'augment.policy': 'affine+intensity', 'phases': ('phantom', 'balanced')}
     unlabelled = {'model.name': 'autoencoder', 'phases': ('autoencoder', 'balanced')}
-    published = ({'model.name': name} for name in ('alexnet', 'resnet18'))
+    published = ({'model.name': name} for name in ('alexnet', 'googlenet', 'resnet18'))
     for setting in ({'model.name': 'cnn_gru'}, turned, drawn, unlabelled, *published):
         config, changed = base.get_config(), base.get_config()
         config.update_from_flattened_dict(setting)
