@@ -171,11 +171,6 @@ def mask_logits(config: ConfigDict, variables: Any, x: jax.Array) -> jax.Array:
     return jax.tree.leaves(changed)[0]
 
 
-def normalises_batches(config: ConfigDict, image_size: int, slices: int = 1) -> bool:
-    """Whether `config.model` normalises the images of a batch together, and so keeps running moments."""
-    return 'batch_stats' in _variables(create(config), image_size, slices)
-
-
 def _variables(model: nn.Module, image_size: int, slices: int) -> Any:
     """Shapes and dtypes of what a model holds."""
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), _images(image_size, slices))

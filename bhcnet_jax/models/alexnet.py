@@ -8,7 +8,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from bhcnet_jax.keys import Key, Part, flag
-from bhcnet_jax.models import backbone, windows
+from bhcnet_jax.models import backbone, layers, windows
 from bhcnet_jax.models.family import Family
 
 # Channels, pixels of the kernel, stride, margin; whether the maxima of 3x3 pixels follow. The last ones are in `_last`.
@@ -41,7 +41,7 @@ class AlexNetTrunk(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None) -> jax.Array:
         for number, (channels, size, stride, margin, is_pooled) in enumerate(CONVOLUTIONS, 1):
             names, features = (f'conv{number}', f'norm{number}'), backbone.scaled(channels, self.width)
             window = {'size': size, 'stride': stride, 'margin': margin}

@@ -62,7 +62,7 @@ class StackedAutoencoder(nn.Module):
         x: jax.Array,
         values: Mapping[str, jax.Array] | None = None,
         dropout_keys: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: layers.Mask | None = None,
     ) -> jax.Array:
         x = layers.shrink(x, lenet.SIDE).reshape(x.shape[0], -1)
         for units, name in zip(self.units, LAYERS, strict=True):

@@ -26,7 +26,7 @@ def scaled(channels: int, width: float) -> int:
 
 def conv(
     x: jax.Array,
-    mask: jax.Array | None,
+    mask: layers.Mask | None,
     features: int,
     names: tuple[str, str],
     *,
@@ -78,7 +78,7 @@ class Network(nn.Module):
         x: jax.Array,
         values: Mapping[str, jax.Array] | None = None,
         dropout_keys: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: layers.Mask | None = None,
     ) -> jax.Array:
         x = self.last(self.maps(x, mask, dropout_keys))
         x = x.reshape(x.shape[0], -1)
@@ -90,7 +90,7 @@ class Network(nn.Module):
         keys = None if dropout_keys is None else numbered(dropout_keys, 0)
         return layers.Head(self.hidden_units, self.dtype, name='head')(x, values, keys)
 
-    def maps(self, x: jax.Array, mask: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+    def maps(self, x: jax.Array, mask: layers.Mask | None, dropout_keys: jax.Array | None) -> jax.Array:
         """Those after the last convolution. dropout_keys: for trunks that have a dropout."""
         return self.trunk(x, mask)
 

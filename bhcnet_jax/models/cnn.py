@@ -35,7 +35,7 @@ class CNN(nn.Module):
         x: jax.Array,
         values: Mapping[str, jax.Array] | None = None,
         dropout_keys: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: layers.Mask | None = None,
     ) -> jax.Array:
         x = layers.ConvTrunk(self.filters, self.convs, self.norm, self.mask_head, self.dtype, name='trunk')(x, mask)
         places = tuple(range(1, x.ndim - 1))

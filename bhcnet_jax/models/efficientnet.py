@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models import backbone, weights
+from bhcnet_jax.models import backbone, layers, weights
 from bhcnet_jax.models.family import Family
 
 EPSILON = 1e-3  # of batch normalisation
@@ -57,7 +57,7 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None) -> jax.Array:
         count = iter(('bn1', 'bn2', 'bn3'))
 
         def conv(x: jax.Array, name: str, features: int, **window: Any) -> jax.Array:
@@ -79,7 +79,7 @@ class EfficientNetTrunk(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None) -> jax.Array:
         def conv(x: jax.Array, names: tuple[str, str], features: int, **window: Any) -> jax.Array:
             same = {'norm': self.norm, 'dtype': self.dtype, 'epsilon': EPSILON, 'activation': relu6, 'margin': 'same'}
             return backbone.conv(x, mask, backbone.scaled(features, self.width), names, **same, **window)

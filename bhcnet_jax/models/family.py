@@ -26,7 +26,7 @@ class Family(NamedTuple):
     Attributes:
       create: the module of `config.model`. It is called with x float [B, H, W, 1] in [0, 1] and gives logits, float32
         [B]; see `sees_volumes`. In training three more arguments come: values, the traced keys in use by name, scalars;
-        B random keys for dropout; and a mask, float32 [B], 0 for padding.
+        B random keys for dropout; and a `layers.Mask`.
       keys: its keys of the section `model`, beside model.name. Families that share a key share the `Key`.
       check: UserError if a config has values that do not fit together; each by itself is checked before.
       composite: paths of modules that are one layer in the table of layers, whatever is inside.

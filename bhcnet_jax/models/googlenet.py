@@ -45,7 +45,7 @@ class Inception(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None) -> jax.Array:
         def conv(x: jax.Array, branch: str, features: int, size: int) -> jax.Array:
             names = (f'conv{branch}', f'norm{branch}')
             return backbone.conv(x, mask, features, names, norm=self.norm, dtype=self.dtype, size=size)
@@ -73,7 +73,7 @@ class AuxiliaryClassifier(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None, dropout_keys: jax.Array | None) -> jax.Array:
         features, units = (backbone.scaled(count, self.width) for count in (128, 1024))
         same = {'norm': self.norm, 'dtype': self.dtype}
         x = backbone.conv(layers.shrink(x, AUXILIARY_SIDE), mask, features, ('conv', 'norm'), size=1, **same)
@@ -96,7 +96,7 @@ class GoogLeNetTrunk(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None, dropout_keys: jax.Array | None) -> jax.Array:
         same = {'norm': self.norm, 'dtype': self.dtype}
         narrow, wide = (backbone.scaled(channels, self.width) for channels in (64, 192))
         x = _halve(backbone.conv(x, mask, narrow, ('conv1', 'norm1'), size=7, stride=2, **same))
@@ -117,7 +117,7 @@ class GoogLeNetTrunk(nn.Module):
 class GoogLeNet(backbone.Network):
     """`backbone.Network` of a trunk with dropout."""
 
-    def maps(self, x: jax.Array, mask: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+    def maps(self, x: jax.Array, mask: layers.Mask | None, dropout_keys: jax.Array | None) -> jax.Array:
         """Those after the last inception module."""
         return self.trunk(x, mask, dropout_keys)
 

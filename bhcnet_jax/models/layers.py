@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
+from jax import lax
 from ml_collections import ConfigDict
 
 from bhcnet_jax.errors import UserError
@@ -24,6 +26,9 @@ kernel_init = nn.initializers.glorot_uniform()
 # [B, H / 2^(blocks - 1), ...], which a call of the model with mutable=[MASKS] returns beside its output.
 MASKS, MASK_HEAD = 'masks', 'mask_head'
 GROUP = 8  # channels that group normalisation takes together
+# Share of the running moments that a step of batch normalisation leaves: 0.99, which is usual in flax, remembers the
+# weights of a tenth of a whole training of the paper.
+KEPT = 0.9
 
 
 def relu_max_pool2x2(x: jax.Array) -> jax.Array:
@@ -172,13 +177,61 @@ class Conv3D(nn.Module):
         return convolution.conv3x3x3(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
+@struct.dataclass
+class Mask:
+    """Which images of a batch count.
+
+    Attributes:
+      counts: float32 [B], 1, or 0 for padding.
+      axis: that of the devices which share the batch, each with a part of it; None if one has it all.
+    """
+
+    counts: jax.Array
+    axis: str | None = struct.field(pytree_node=False, default=None)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy, 2015), float [B, ..., C] -> the same; variables as of `nn.BatchNorm`.
+
+    The moments of a batch are those of all its images that count, also if several devices share it. mask: None in
+    evaluation, which takes the running moments.
+    """
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: Mask | None) -> jax.Array:
+        channels, zeros, ones = x.shape[-1:], nn.initializers.zeros_init(), nn.initializers.ones_init()
+        scale, bias = self.param('scale', ones, channels), self.param('bias', zeros, channels)
+        starts = {'mean': jnp.zeros, 'var': jnp.ones}
+        running = [self.variable('batch_stats', name, start, channels) for name, start in starts.items()]
+        x = x.astype(jnp.float32)
+        if mask is None:
+            mean, variance = (moment.value for moment in running)
+        else:
+            mean, variance = self.moments(x, mask)
+            for moment, new in zip(running, (mean, variance), strict=True):
+                moment.value = KEPT * moment.value + (1 - KEPT) * new
+        return ((x - mean) * (lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
+
+    @staticmethod
+    def moments(x: jax.Array, mask: Mask) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of the images that count, float32 [C] each."""
+        counts, axes = mask.counts.reshape(-1, *(1,) * (x.ndim - 1)) > 0, tuple(range(x.ndim - 1))
+        sums = jnp.stack([jnp.sum(x, axes, where=counts), jnp.sum(x * x, axes, where=counts)])
+        number = jnp.sum(mask.counts) * math.prod(x.shape[1:-1])
+        if mask.axis is not None:
+            sums, number = lax.psum((sums, number), mask.axis)
+        mean, mean_of_squares = sums / number
+        return mean, jnp.maximum(mean_of_squares - mean * mean, 0.0)
+
+
 class Norm(nn.Module):
     """Normalisation of maps over pixels and images or channels, float [B, H, W, C] or [B, D, H, W, C] -> the same.
 
-    'batch': over the images of a batch, with a running mean of both moments for evaluation; mask: float32 [B], 0 for an
-    image that does not count, or None in evaluation. A device has the statistics of its own part of a batch. 'group':
-    over GROUP neighbouring channels of an image, so that it does not matter with which others it is computed. epsilon:
-    what 'batch' adds to the variance.
+    'batch': `BatchNorm`. 'group': over GROUP neighbouring channels of an image, so that it does not matter with which
+    others it is computed. epsilon: what 'batch' adds to the variance. mask: None in evaluation.
     """
 
     kind: str
@@ -186,15 +239,10 @@ class Norm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask | None) -> jax.Array:
         if self.kind == 'group':
             return nn.GroupNorm(num_groups=None, group_size=math.gcd(GROUP, x.shape[-1]), dtype=self.dtype)(x)
-        counts = None if mask is None else mask.reshape(-1, *(1,) * (x.ndim - 1)) > 0
-        if counts is not None:
-            counts |= ~counts.any()  # a device's part may be all padding: its moments weigh nothing, but must be finite
-        # The default momentum, 0.99, remembers the weights of a tenth of a whole training of the paper.
-        norm = nn.BatchNorm(use_running_average=mask is None, momentum=0.9, epsilon=self.epsilon, dtype=self.dtype)
-        return norm(x, mask=counts)
+        return BatchNorm(self.epsilon, self.dtype)(x, mask)
 
 
 class ConvTrunk(nn.Module):
@@ -212,7 +260,7 @@ class ConvTrunk(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask | None = None) -> jax.Array:
         features = [count for count in self.filters for _ in range(self.convs)]
         conv, pool = (Conv3D, relu_max_pool2x2x2) if x.ndim == 5 else (Conv, relu_max_pool2x2)
         for number, count in enumerate(features, 1):

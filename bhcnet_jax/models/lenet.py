@@ -45,7 +45,7 @@ class LeNetTrunk(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None) -> jax.Array:
         same = {'norm': self.norm, 'dtype': self.dtype, 'size': 5, 'margin': 0, 'activation': squash, 'use_bias': True}
         first, second = (backbone.scaled(count, self.width) for count in (6, 16))
         x = backbone.conv(layers.shrink(x, SIDE), mask, first, ('c1', 'norm1'), **same)

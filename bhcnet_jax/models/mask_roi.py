@@ -44,7 +44,7 @@ class MaskROI(nn.Module):
         x: jax.Array,
         values: Mapping[str, jax.Array] | None = None,
         dropout_keys: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: layers.Mask | None = None,
     ) -> jax.Array:
         batch, depth = x.shape[:2]
         maps = layers.ConvTrunk(self.filters, self.convs, self.norm, dtype=self.dtype, name='trunk')(x, mask)
@@ -52,7 +52,7 @@ class MaskROI(nn.Module):
         self.sow(layers.MASKS, 'logits', blood)  # [B, d, h, w]
         seen = regions(x, lax.stop_gradient(jnp.repeat(blood, depth // blood.shape[1], axis=1)))  # [B, D, R, R, 2]
         seen = seen.reshape(batch * depth, *seen.shape[2:])
-        mask = None if mask is None else jnp.repeat(mask, depth)
+        mask = None if mask is None else mask.replace(counts=jnp.repeat(mask.counts, depth))
         maps = layers.ConvTrunk(self.filters, self.convs, self.norm, dtype=self.dtype, name='slices')(seen, mask)
         if dropout_keys is not None:
             dropout_keys = jax.vmap(lambda key: jax.random.split(key, depth))(dropout_keys).reshape(-1)

@@ -108,7 +108,7 @@ class CNNRecurrent(nn.Module):
         x: jax.Array,
         values: Mapping[str, jax.Array] | None = None,
         dropout_keys: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: layers.Mask | None = None,
     ) -> jax.Array:
         trunk = layers.ConvTrunk(self.filters, self.convs, self.norm, self.mask_head, self.dtype, name='trunk')
         x = trunk(x, mask)  # [B, T, W/4, F]

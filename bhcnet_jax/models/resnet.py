@@ -10,7 +10,7 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from bhcnet_jax.models import backbone, weights, windows
+from bhcnet_jax.models import backbone, layers, weights, windows
 from bhcnet_jax.models.family import Family
 
 MEAN, DEVIATION = 0.449, 0.226  # of the greys of ImageNet: the means over RGB of what its networks are trained with
@@ -41,7 +41,7 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None) -> jax.Array:
         conv = functools.partial(backbone.conv, mask=mask, norm=self.norm, dtype=self.dtype)
         names = [(f'conv{number}', f'bn{number}') for number in (1, 2, 3)]
         if self.is_bottleneck:
@@ -68,7 +68,7 @@ class ResNetTrunk(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None) -> jax.Array:
         same = {'norm': self.norm, 'dtype': self.dtype}
         features = [backbone.scaled(channels, self.width) for channels in CHANNELS]
         x = (x - MEAN) / DEVIATION

@@ -23,7 +23,7 @@ class VGGTrunk(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: layers.Mask | None) -> jax.Array:
         for block, (count, channels) in enumerate(zip(self.convolutions, CHANNELS, strict=True), 1):
             x = layers.max_pool2x2(x) if block > 1 else x
             for number in range(1, count + 1):

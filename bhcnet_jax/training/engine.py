@@ -257,16 +257,13 @@ class Engine:
 def choose_spread(config: ConfigDict, alone: bool) -> str:
     """What the devices share, 'lanes' or 'batch': what engine.spread says; if that is 'auto', the fastest.
 
-    The fastest is 'lanes', but on a CPU the batch of a trial alone if it can be cut evenly. Batch normalisation never
-    spreads its batch unless asked to: each device has the moments of its own part. alone: there is no sweep; with one,
-    every shard must choose alike.
+    The fastest is 'lanes', but on a CPU the batch of a trial alone if it can be cut evenly. alone: there is no sweep;
+    with one, every shard must choose alike.
     """
     if config.engine.spread != 'auto':
         return config.engine.spread
-    if not alone or jax.default_backend() != 'cpu' or config.batch_size % jax.device_count():
-        return 'lanes'
-    seen = config.dataset.image_size, config.dataset.slices
-    return 'lanes' if models.normalises_batches(config.model, *seen) else 'batch'
+    can_share = alone and jax.default_backend() == 'cpu' and config.batch_size % jax.device_count() == 0
+    return 'batch' if can_share else 'lanes'
 
 
 def spread_of(config: ConfigDict, usual: str) -> str:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from bhcnet_jax import models
 from bhcnet_jax.datasets.phantom import heads
 from bhcnet_jax.models.family import AUXILIARY, RECONSTRUCTIONS
-from bhcnet_jax.models.layers import MASKS
+from bhcnet_jax.models.layers import MASKS, Mask
 from bhcnet_jax.plan import phases
 from bhcnet_jax.training import optim
 from bhcnet_jax.training.augment import augment
@@ -178,12 +178,19 @@ def mask_loss(logits: jax.Array, blood: jax.Array) -> jax.Array:
 
 
 def loss(
-    config: ConfigDict, params: Any, batch_stats: Any, lane: Lane, labels: jax.Array, batch: Batch
+    config: ConfigDict,
+    params: Any,
+    batch_stats: Any,
+    lane: Lane,
+    labels: jax.Array,
+    batch: Batch,
+    axis: str | None = None,
 ) -> tuple[jax.Array, tuple[Sums, Any]]:
     """The weighted binary cross-entropy, summed over the images that count. -> loss, (Sums, new batch_stats).
 
     labels: int32 [N]. The loss on masks is added to the loss, but not in Sums. If a layer learns by itself, the loss is
-    that of its reconstructions, and no label has a part in it. Auxiliary classifiers add theirs like masks.
+    that of its reconstructions, and no label has a part in it. Auxiliary classifiers add theirs like masks. axis: as of
+    `train_step`.
     """
     target = labels[lane.sources[batch.positions]] if batch.truth is None else batch.truth.labels
     dropout_key = stream(lane.seed, 'dropout', lane.phase, lane.epoch)
@@ -193,7 +200,7 @@ def loss(
         batch.inputs[..., None],
         lane.values,
         dropout_keys,
-        batch.mask,
+        Mask(batch.mask, axis),
         mutable=['batch_stats', MASKS, RECONSTRUCTIONS, AUXILIARY],
     )
     smoothing = lane.values['optimizer.label_smoothing']
@@ -219,9 +226,12 @@ def loss(
 
 
 def gradients(
-    config: ConfigDict, state: TrainState, lane: Lane, labels: jax.Array, batch: Batch
+    config: ConfigDict, state: TrainState, lane: Lane, labels: jax.Array, batch: Batch, axis: str | None
 ) -> tuple[Any, Sums, Any]:
-    """The gradient of `loss` over a batch, one micro-batch after the other. -> it, Sums, new batch_stats."""
+    """The gradient of `loss` over a batch, one micro-batch after the other. -> it, Sums, new batch_stats.
+
+    axis: as of `train_step`; gradient and sums are those of this device's part.
+    """
     needs_all = bool(state.batch_stats)  # the images of a batch are normalised together
     count = len(batch.positions)
     at_once = count if needs_all else micro_batch_of(count, models.at_once(config.model))
@@ -229,7 +239,7 @@ def gradients(
 
     def add(carry: tuple[Any, Sums, Any], micro_batch: Batch) -> tuple[Any, None]:
         *total, batch_stats = carry
-        grads, (sums, batch_stats) = grad(config, state.params, batch_stats, lane, labels, micro_batch)
+        grads, (sums, batch_stats) = grad(config, state.params, batch_stats, lane, labels, micro_batch, axis)
         return (*jax.tree.map(jnp.add, total, [grads, sums]), batch_stats), None
 
     zeros = (jax.tree.map(jnp.zeros_like, state.params), Sums(*jnp.zeros(3)), state.batch_stats)
@@ -249,13 +259,11 @@ def train_step(
     """One step of Adam on the mean `loss` of a batch.
 
     labels: int32 [N]. axis: each device of this axis brings its part of the batch, and gradients and sums are added
-    over the devices.
+    over the devices, as are the moments of batch normalisation.
     """
-    grads, sums, batch_stats = gradients(config, state, lane, labels, batch)
+    grads, sums, batch_stats = gradients(config, state, lane, labels, batch, axis)
     if axis is not None:
-        batch_stats = jax.tree.map(lambda moment: moment * sums.images, batch_stats)
-        grads, sums, batch_stats = lax.psum((grads, sums, batch_stats), axis)
-        batch_stats = jax.tree.map(lambda moment: moment / sums.images, batch_stats)
+        grads, sums = lax.psum((grads, sums), axis)
     grads = jax.tree.map(lambda grad: grad / sums.images, grads)
     adam = optim.optimizer(learning_rate, lane.values['optimizer.weight_decay'])
     with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer step count

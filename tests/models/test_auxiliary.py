@@ -41,7 +41,7 @@ def test_a_classifier_averages_the_maps_to_4x4_pixels():
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 5))
     params = classifier.init(jax.random.key(2), x, None, None)['params']
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases, too, are not 0
-    found = classifier.apply({'params': params}, x, jnp.ones(2), None)
+    found = classifier.apply({'params': params}, x, layers.Mask(jnp.ones(2)), None)
     pixels = np.asarray(x, np.float64).reshape(2, 4, 2, 4, 2, 5).mean((2, 4))
     maps = np.maximum(pixels @ params['conv']['kernel'][0, 0] + params['conv']['bias'], 0).reshape(2, -1)
     units = np.maximum(maps @ params['dense']['kernel'] + params['dense']['bias'], 0)

@@ -28,6 +28,32 @@ def random(shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.parametrize('shape', [(4, 5, 7, 3), (4, 2, 5, 7, 3)])
+def test_batch_normalisation_equals_nn_batchnorm_in_output_gradients_and_moments(shape):
+    x, counts = 2 + 3 * random(shape), jnp.array([1.0, 0.0, 1.0, 1.0])
+    ours, reference = layers.BatchNorm(1e-3, jnp.float32), nn.BatchNorm(momentum=0.9, epsilon=1e-3)
+    scale, bias, mean, var = 1 + jnp.abs(random((4, 3), 1))
+    variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': {'mean': mean, 'var': var}}
+
+    def loss(apply, variables, x):
+        y, changed = apply(variables, x)
+        return jnp.sum(jnp.sin(y) * counts.reshape(-1, *(1,) * (x.ndim - 1))), (y, changed)
+
+    def train(variables, x):
+        return ours.apply(variables, x, layers.Mask(counts), mutable=['batch_stats'])
+
+    def train_reference(variables, x):
+        mask = counts.reshape(-1, *(1,) * (x.ndim - 1)) > 0
+        return reference.apply(variables, x, use_running_average=False, mask=mask, mutable=['batch_stats'])
+
+    found, wanted = (jax.grad(loss, (1, 2), has_aux=True)(each, variables, x) for each in (train, train_reference))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ours.apply(variables, x, None), reference.apply(variables, x, use_running_average=True), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize('shape', [(2, 8, 8, 1), (1, 5, 7, 3), (3, 1, 1, 2), (1, 17, 18, 2)])
 def test_convolution_equals_nn_conv_in_output_and_gradients(shape):
     x = random(shape)

@@ -147,7 +147,7 @@ def test_reaching_the_maps_changes_no_logit_and_their_gradient_is_not_zero(name)
 @pytest.mark.parametrize(('name', 'norm'), list(zip(ONE_OF_EACH, ('none', 'batch', 'group') * 2, strict=True)))
 def test_every_norm_and_bfloat16_keep_float32_weights_and_logits(name, norm):
     config = tiny_config(name, model__norm=norm, model__dtype='bfloat16', model__hidden_units=3)
-    with jax.numpy_dtype_promotion('standard'):  # flax computes moments in float32
+    with jax.numpy_dtype_promotion('standard'):  # flax computes moments of groups in float32
         variables, x = shapes(config, config.dataset.image_size), images_of(config)
         logits, maps = jax.eval_shape(lambda v, x: models.apply_with_maps(config.model, v, x), variables, x)
     assert (logits.shape, logits.dtype, maps.dtype) == ((2,), jnp.float32, jnp.bfloat16)
@@ -166,7 +166,8 @@ def test_lanes_need_no_grouped_convolution_and_no_scatter(name, backend, monkeyp
 
     def loss(params, rest):
         values, keys = {'model.dropout': jnp.float32(0.5)}, jax.random.split(jax.random.key(0), 2)
-        logits, _ = model.apply({**rest, 'params': params}, x, values, keys, jnp.ones(2), mutable=['batch_stats'])
+        mask = layers.Mask(jnp.ones(2))
+        logits, _ = model.apply({**rest, 'params': params}, x, values, keys, mask, mutable=['batch_stats'])
         return logits.sum()
 
     params = together.pop('params')
@@ -183,7 +184,8 @@ def test_each_dropout_of_a_network_draws_by_itself(monkeypatch):
 
     @jax.jit
     def keys_of(keys):
-        models.create(config.model).apply(variables, x, {'model.dropout': jnp.float32(0.5)}, keys, jnp.ones(2))
+        values, mask = {'model.dropout': jnp.float32(0.5)}, layers.Mask(jnp.ones(2))
+        models.create(config.model).apply(variables, x, values, keys, mask)
         return [jax.random.key_data(each) for each in used]
 
     found = np.concatenate(keys_of(jax.random.split(jax.random.key(1), 2)))

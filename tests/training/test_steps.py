@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from bhcnet_jax import models
+from bhcnet_jax.models.layers import Mask
 from bhcnet_jax.training import steps
 from bhcnet_jax.training.augment import augment
 from lanes import BLOCKS, one, small_config, small_images, small_lanes, tiny_config
@@ -226,28 +227,35 @@ def test_batch_normalisation_is_that_of_the_images_that_count():
     inputs, values = steps.to_unit(images[:5, ..., None]), {'model.dropout': jnp.float32(0)}
     keys = jax.random.split(jax.random.key(0), 5)
     apply = jax.jit(functools.partial(models.create(config.model).apply, mutable=['batch_stats']))
-    logits, changed = apply(variables, inputs, values, keys, jnp.ones(5))
+    logits, changed = apply(variables, inputs, values, keys, Mask(jnp.ones(5)))
     losses = optax.sigmoid_binary_cross_entropy(logits, labels[:5].astype(float))
     np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-5)
     for ours, wanted in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(changed), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize('counting', [8, 6, 4])  # of eight; the second part has four, two or none of them
 @pytest.mark.slow
-def test_a_part_of_a_batch_that_is_all_padding_stays_finite():
+def test_a_spread_batch_is_normalised_as_a_whole(counting):
     config = batch_normed()
-    state, lane, images, labels = start(config)
-    positions = jnp.arange(4)
-    inputs = steps.draw(config, lane, images, positions)
+    # In 2 of 12 seeds a pixel is so near the kink of ReLU that rounding decides its gradient; not in this one.
+    state, lane, images, labels = start(config, seed=2)
+    positions, mask = jnp.arange(8), (jnp.arange(8) < counting).astype(jnp.float32)
+    whole = steps.Batch(steps.draw(config, lane, images, positions), positions, mask)
+    rate = jnp.float32(1e-3)
 
-    def part(mask):
-        batch = steps.Batch(inputs, positions, mask)
-        return steps.train_step(config, state, lane, labels, batch, jnp.float32(1e-3), axis='parts')
+    @jax.jit
+    def spread(batch):
+        step = functools.partial(steps.train_step, config, axis='parts')
+        return jax.vmap(lambda part: step(state, lane, labels, part, rate), axis_name='parts')(batch)
 
-    after, _ = jax.vmap(part, axis_name='parts')(jnp.array([[1.0] * 4, [0.0] * 4]))
-    whole, _ = step_once(config, lane, state, images, labels, mask=jnp.ones(4))
-    for found, wanted in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(whole.batch_stats), strict=True):
-        np.testing.assert_allclose(found, np.stack([wanted, wanted]), rtol=1e-5, atol=1e-7)
+    after, sums = spread(jax.tree.map(lambda each: each.reshape(2, 4, *each.shape[1:]), whole))
+    wanted, wanted_sums = step_once(config, lane, state, images, labels, mask=mask)
+    # Not the weights: Adam makes steps of rounding errors where a gradient is zero, as that of a bias before a norm.
+    found = after.opt_state[0].mu, after.batch_stats, sums
+    expected = wanted.opt_state[0].mu, wanted.batch_stats, wanted_sums
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, np.stack([theirs, theirs]), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.slow
