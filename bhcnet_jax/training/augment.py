@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from bhcnet_jax.datasets.phantom.shapes import settle
+
 GRID_CELLS = 5  # along each axis, as albumentations.GridDistortion; the paper gives no number
 
 Scalar = jax.Array | float
@@ -44,7 +46,8 @@ def augment(key: jax.Array, image: jax.Array, strengths: Mapping[str, Scalar], p
         return image
     if '+' in policy:
         for part_key, part in zip(jax.random.split(key, 2), policy.split('+'), strict=True):
-            image = augment(part_key, image, strengths[part], part)
+            # Or a CPU makes the first part again for each of the four pixels that the second samples.
+            image = settle(augment(part_key, image, strengths[part], part))
         return image
     if policy == 'intensity':
         parameters_key, noise_key = jax.random.split(key)

@@ -71,7 +71,8 @@ def _spline_weights(size: int, cells: int) -> np.ndarray:
 def settle(arrays: Any) -> Any:
     """The same arrays, but kept in memory between what makes them and what uses them.
 
-    On a CPU, XLA fuses the whole drawing into a few loops, too long to be vectorised; an empty loop parts them.
+    On a CPU, XLA fuses the two into loops that are too long to be vectorised, or that make an array again for each of
+    its uses; an empty loop parts them. A barrier alone does not.
     """
     if isinstance(jax.tree.leaves(arrays)[0], np.ndarray):
         return arrays
