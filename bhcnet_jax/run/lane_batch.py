@@ -129,7 +129,7 @@ class LaneBatch:
         if self._epochs_done(known.get(ids[0])) < min(until, self._trials[0].identity.epochs):
             # Of the last phase: a first one on drawn heads, trained elsewhere, has other shapes.
             self._start_compiling(stack(self._trials, self._phases[-1].index))
-        _import_the_rest(with_figures=with_tensorboard)
+        _import_the_rest(alone=with_tensorboard)
         tree = {'state': self.engine.init(lanes), 'class_weights': lanes.class_weights}
         self.directory = places.enter(self.path, ids, names, known, like=tree)
         self._progress, self._requests = progress, requests
@@ -346,11 +346,16 @@ class LaneBatch:
 
 
 @functools.cache
-def _import_the_rest(with_figures: bool) -> None:
-    """Imports in a thread what trials need from their first checkpoint to their end, once a process."""
+def _import_the_rest(alone: bool) -> None:
+    """Imports in a thread what trials need from their first checkpoint to their end, once a process.
+
+    alone: there is one trial, which is shown in TensorBoard and figures.
+    """
+    # TensorBoard first: its writer imports PyTorch, if there is one, and half a PyTorch is more than SciPy can bear.
+    names = ('bhcnet_jax.display.tensorboard', *LATER, 'bhcnet_jax.display.figures') if alone else LATER
 
     def import_all() -> None:
-        for name in (*LATER, 'bhcnet_jax.display.figures') if with_figures else LATER:
+        for name in names:
             importlib.import_module(name)
 
     threading.Thread(target=import_all).start()

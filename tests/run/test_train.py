@@ -7,6 +7,8 @@ import pathlib
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -133,6 +135,16 @@ def test_an_ignored_ctrl_c_stays_ignored():
         assert requests == []
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+def test_a_pytorch_that_imports_slowly_disturbs_nothing(labelled_folder, environment, tmp_path):
+    # The writer of TensorBoard imports it, and SciPy fails where it is half imported.
+    (tmp_path / 'torch.py').write_text('import time\ntime.sleep(5)\nclass Tensor: pass\n')
+    command = [sys.executable, '-m', 'bhcnet_jax.main', *flags(labelled_folder, tmp_path / 'run')]
+    ended = subprocess.run(command, env={**environment, 'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert 'Traceback' not in ended.stderr
 
 
 def test_a_run_leaves_everything_behind(undisturbed):
